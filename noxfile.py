@@ -1,0 +1,126 @@
+"""The one entry to every check. Plain ``nox`` runs all of them; ``nox -s demo`` shows the library at work."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "typecheck", "tests", "docs", "build"]
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+GROUPS = nox.project.load_toml(ROOT / "pyproject.toml")
+
+CORE, CUDA, LLAVA, VIDEO = (
+    f"packages/{name}" for name in ("vitcop-core", "vitcop-cuda", "vitcop-llava", "vitcop-video")
+)
+PACKAGES = (CORE, CUDA, LLAVA, VIDEO)
+
+# What `nox -s demo` runs. {picture} is a held-out scene that the session draws; {folder} is where pictures go.
+DEMO_SCENE_SEED = 33
+DEMO_QUESTION = "What color is the circle?"
+DEMO_COMMANDS = (
+    ("vitcop", "ask", "{picture}", DEMO_QUESTION, "--retain", "11.1%", "--compare"),
+    ("vitcop", "show", "{picture}", "--retain", "11.1%", "--output", "{folder}/survivors.png"),
+)
+DRAW_DEMO_SCENE = "import sys; from vitcop_llava.demo.scenes import render, sample_scene; " + (
+    "render(sample_scene(int(sys.argv[1]))).save(sys.argv[2])"
+)
+
+if sys.version_info < (3, 11):  # noqa: UP036  (nox itself runs on older versions)
+    raise SystemExit(f"vitcop needs Python 3.11 or newer; nox runs on {sys.version.split()[0]}")
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Installs at the pinned versions only: without them pip would take the newest torch, with gigabytes of CUDA."""
+    session.install("--constraint", str(CONSTRAINTS), *requirements)
+
+
+def install_group(session: nox.Session, group: str) -> None:
+    install(session, *nox.project.dependency_groups(GROUPS, group))
+
+
+def install_packages(session: nox.Session, *packages: str) -> None:
+    """Installs packages of this repository as editable, built with the session's own setuptools."""
+    install(session, "setuptools", "wheel")
+    install(session, "--no-build-isolation", *(part for package in packages for part in ("--editable", package)))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and formatting."""
+    install_group(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """mypy --strict: sources, tests, noxfile and docs/conf.py."""
+    install_group(session, "typecheck")
+    install_packages(session, *PACKAGES)
+    session.run("mypy", "noxfile.py", "docs/conf.py", *(f"{package}/src" for package in PACKAGES))
+    # One run a folder: test modules are no packages, and their names repeat.
+    for folder in ("tests", *(f"{package}/tests" for package in PACKAGES)):
+        if any((ROOT / folder).rglob("*.py")):
+            session.run("mypy", folder)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite; arguments after -- go to pytest."""
+    install_group(session, "test")
+    install_packages(session, *PACKAGES)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Asks the demo model about a picture, unpruned and pruned, and draws what survives."""
+    install_packages(session, CORE, LLAVA)
+    folder = ROOT / "demo-output"
+    folder.mkdir(exist_ok=True)
+    picture = folder / "scene.png"
+    session.run("python", "-c", DRAW_DEMO_SCENE, str(DEMO_SCENE_SEED), str(picture))
+    for command in DEMO_COMMANDS:
+        session.run(*(argument.format(picture=picture, folder=folder) for argument in command))
+    session.log(f"pictures: {folder}")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Sphinx, warnings as errors: the doctests, then the pages."""
+    install_group(session, "docs")
+    install_packages(session, CORE, LLAVA)
+    for builder in ("doctest", "html"):
+        session.run("sphinx-build", "-W", "-n", "--keep-going", "-b", builder, "docs", f"docs/_build/{builder}")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and source distributions in dist/, then the wheels in an environment of their own."""
+    install_group(session, "build")
+    install(session, "setuptools", "wheel")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in PACKAGES:  # the wheel is built from the source distribution, so that this one is known to be whole
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package)
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+
+    fresh = Path(session.create_tmp()) / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    python = str(fresh / "bin" / "python")
+    wheels = sorted(map(str, dist.glob("*.whl")))
+    session.run(python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS), *wheels, external=True)
+    names = sorted(Path(package).name.replace("-", "_") for package in PACKAGES)
+    report = "import {0}; print('{0}', {0}.__version__)"
+    for name in names:
+        session.run(python, "-I", "-W", "error", "-c", report.format(name), external=True)
+    session.run(str(fresh / "bin" / "vitcop"), "--help", silent=True, external=True)

@@ -1,0 +1,31 @@
+"""Visual token pruning for LLaVA-family models: plans, operators and methods, in plain PyTorch."""
+
+from vitcop_core import ops
+from vitcop_core._version import __version__
+from vitcop_core.cost import LanguageModelShape
+from vitcop_core.methods import Method, ViTCoP
+from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
+from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
+from vitcop_core.tokens import Clusters, DecoderView, Selection, VisionSelection, VisionView
+
+__all__ = [
+    "Clusters",
+    "DecoderCut",
+    "DecoderView",
+    "LanguageModelShape",
+    "Method",
+    "Plan",
+    "Ratios",
+    "Selection",
+    "ViTCoP",
+    "VisionCut",
+    "VisionSelection",
+    "VisionView",
+    "__version__",
+    "default_center_ratio",
+    "default_layers",
+    "feasible_range",
+    "identity_plan",
+    "ops",
+    "solve_ratios",
+]

@@ -1,0 +1,35 @@
+"""Whether the clustering's cutoff distance fits a model. Not for the prefill: reading the answer awaits the device."""
+
+import torch
+from torch import Tensor
+
+from vitcop_core.checks import check_floating, check_positive
+from vitcop_core.ops.vic import pairwise_distances
+
+#: Outside this range of :func:`cutoff_scale` nearly all densities are equal, to all tokens or to none.
+CUTOFF_SCALE_RANGE = (0.3, 4.0)
+
+
+def cutoff_scale(features: Tensor, cutoff_distance: float = 8.0) -> Tensor:
+    """Median distance between two tokens of a row, in units of the cutoff distance.
+
+    The paper's cutoff of 8 presumes features on the scale of LLaVA-1.5's vision keys.
+
+    Args:
+        features: ``[B, n, d]`` floating, n at least 2, as given to :func:`vitcop_core.ops.vic`.
+        cutoff_distance: d_c.
+
+    Returns:
+        ``[B]`` float32.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: The shape or the distance does not fit.
+    """
+    check_floating("features", features, ("B", "n", "d"))
+    check_positive("cutoff_distance", cutoff_distance)
+    tokens = features.shape[1]
+    valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    rows, columns = torch.triu_indices(tokens, tokens, offset=1, device=features.device)
+    distances = pairwise_distances(features.detach(), valid)[:, rows, columns]
+    return (distances.median(dim=1).values / cutoff_distance).float()

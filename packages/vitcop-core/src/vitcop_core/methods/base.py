@@ -1,0 +1,73 @@
+"""What every pruning method offers to a model adapter."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitcop_core.checks import check_int, require
+from vitcop_core.plan import DecoderCut, Plan
+from vitcop_core.tokens import DecoderView, Selection, VisionSelection, VisionView
+
+
+class Method(ABC):
+    """A pruning method: a plan of cuts, and what each cut decides.
+
+    Subclasses are frozen dataclasses that hold settings only, checked on construction. A method moves nothing: the
+    adapter asks for the plan, shows each cut what it needs, and applies the selection. Samples without visual tokens
+    never reach it. A method that plans no cut of one kind leaves that kind's function alone.
+    """
+
+    @abstractmethod
+    def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
+        """The cuts of one sample.
+
+        Args:
+            num_layers: Layers of the language model.
+            visual_tokens: Visual tokens of each unit (image, tile or frame) before any cut; an int is one unit.
+            images: How many images the units make up. A budget in tokens is meant for each image, on average: were it
+                one for the sample, a prompt with more images would see less of each, down to nothing.
+
+        Returns:
+            The plan, the identity if the budget is for all tokens.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: The budget or the layers do not fit the model or the tokens.
+        """
+
+    def cut_vision(self, seen: VisionView, keep: int, clusters: int) -> VisionSelection:
+        """Choose the tokens of each unit that enter the language model.
+
+        Args:
+            seen: Units with equally many tokens.
+            keep: Tokens to keep in each, from :attr:`VisionCut.keep`.
+            clusters: Cluster labels that each may use, from :attr:`VisionCut.clusters`; 0 for no clustering.
+        """
+        raise NotImplementedError(f"{type(self).__name__} plans no cut before the language model")
+
+    def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
+        """Choose the visual tokens that one layer of the language model goes on with.
+
+        Args:
+            cut: The cut; ``cut.keep`` is the largest over the rows.
+            seen: The visual tokens of every row.
+            keeps: ``[B]`` int64, tokens to keep in each row; None where all keep ``cut.keep``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} plans no cut inside the language model")
+
+
+def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[int, ...]:
+    """The checked tokens of each unit, for :meth:`Method.plan`.
+
+    Raises:
+        TypeError: A count is no integer.
+        ValueError: There are no units, a count is not positive, or there are more images than units.
+    """
+    if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str):
+        units = tuple(check_int("visual_tokens", unit, 1) for unit in visual_tokens)
+    else:
+        units = (check_int("visual_tokens", visual_tokens, 1),)
+    require(len(units) > 0, "visual_tokens", "a count, or one for each unit", visual_tokens)
+    check_int("images", images, 1, len(units))
+    return units

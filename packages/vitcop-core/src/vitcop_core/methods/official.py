@@ -1,0 +1,103 @@
+"""The released code's behaviour where it differs from the paper's text.
+
+Plain torch functions, without operators of their own: they are here to compare with, not to be fast. Like the
+operators they wait for no device, and compute in float32 or better; the released code clusters in the model's
+half precision, where equal densities are common and results differ between devices.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitcop_core.ops._groups import assign
+from vitcop_core.ops._library import accumulator
+from vitcop_core.ops._quotas import QuotaRule
+from vitcop_core.ops.co_prune import group_means
+from vitcop_core.ops.vic import center_labels, follow, nearby, pairwise_distances
+from vitcop_core.tokens import Clusters, Selection
+
+_DISTANCE_OFFSET = 1e-8
+
+
+def official_vic(
+    features: Tensor, positions: Tensor, num_centers: int, cutoff_distance: float, spatial_threshold: float
+) -> Clusters:
+    """Cluster as the released code does.
+
+    Densities count the token itself; a token of equal density counts as denser, so that two may be each other's parent;
+    distances are ``sqrt(d^2 + 1e-8)``. Labels spread in descending order of density: a token takes the label that its
+    parent has *by then*, token 0 standing in for a missing parent. What has no label keeps -1.
+
+    Args:
+        features: ``[B, n, d]`` floating.
+        positions: ``[B, n, 2]`` floating.
+        num_centers: Centers of each row.
+        cutoff_distance: d_c.
+        spatial_threshold: tau.
+    """
+    batch, tokens, _ = features.shape
+    place = torch.arange(tokens, device=features.device).expand(batch, tokens)
+    with torch.autocast(features.device.type, enabled=False):
+        distances = pairwise_distances(features.detach(), torch.ones_like(place, dtype=torch.bool))
+    distances = (distances.square() + _DISTANCE_OFFSET).sqrt()
+    density = (-(distances / cutoff_distance).square()).exp().sum(2).float()
+    distances = distances.float()
+
+    candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold)
+    candidates = candidates & ~torch.eye(tokens, dtype=torch.bool, device=features.device)
+    # Where no distance is finite, the minimum's index is 0: token 0 is the parent of the parentless.
+    distance, parent = distances.masked_fill(~candidates, math.inf).min(2)
+    importance = density * distance
+    centers = importance.argsort(dim=1, descending=True, stable=True)[:, :num_centers]
+
+    labels = center_labels(centers, tokens)
+    order = density.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(1, order, place)
+    # A parent that comes later in the order has no label yet, unless it is a center: the chain ends there.
+    parent_is_labelled = (rank.gather(1, parent) < rank) | (labels.gather(1, parent) >= 0)
+    roots = follow(torch.where((labels < 0) & parent_is_labelled, parent, place))
+    return Clusters(labels.gather(1, roots), centers, density, distance, importance)
+
+
+def head_mean_norm(keys: Tensor) -> Tensor:
+    """Norm of the keys' mean over heads: ``[B, G, n, e]`` to ``[B, n]`` float32.
+
+    It ranks tokens differently from Equation 4, which takes the norm over all heads.
+    """
+    norms: Tensor = torch.linalg.vector_norm(keys.detach().to(accumulator(keys)).mean(1), dim=-1)
+    return norms.float()
+
+
+def co_prune_variant(
+    hidden: Tensor,
+    labels: Tensor,
+    key_norm: Tensor,
+    budget: int,
+    num_clusters: int,
+    *,
+    lengths: Tensor | None,
+    counts: Tensor | None,
+    quota_rule: QuotaRule,
+    add_anchor: bool,
+) -> Selection:
+    """Co-prune as :func:`vitcop_core.ops.co_prune`, with other quotas or another merged token.
+
+    Args:
+        hidden: As there, and so the arguments up to ``counts``.
+        labels: ``[B, n]`` int64.
+        key_norm: ``[B, n]`` floating.
+        budget: Width of the result.
+        num_clusters: Upper bound on the clusters of a row.
+        lengths: ``[B]`` int64 or None.
+        counts: ``[B]`` int64 or None.
+        quota_rule: Shares out the elites.
+        add_anchor: Whether a merged token is the group's mean *plus* the hidden state at its place, twice the token for
+            a group of one, as released.
+    """
+    place, is_merged, slot = assign(labels, key_norm.detach(), budget, num_clusters, lengths, counts, quota_rule)
+    merged = group_means(hidden, slot, budget)
+    if add_anchor:
+        anchors = place.clamp(max=hidden.shape[1] - 1).unsqueeze(2).expand(-1, -1, hidden.shape[2])
+        merged = torch.where(is_merged.unsqueeze(2), merged + hidden.gather(1, anchors), merged)
+    return Selection(place, merged, is_merged, slot)

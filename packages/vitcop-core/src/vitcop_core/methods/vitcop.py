@@ -1,0 +1,293 @@
+"""ViTCoP: coarse pruning by CLS attention, co-pruning by vision clusters and key norms, fine pruning by key norms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from torch import Tensor
+
+from vitcop_core import ops
+from vitcop_core.checks import check_choice, check_flag, check_int, check_positive, require
+from vitcop_core.methods._stages import StageCounts, clusters_per_unit, count_tokens
+from vitcop_core.methods.base import Method, unit_counts
+from vitcop_core.methods.official import co_prune_variant, head_mean_norm, official_vic
+from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
+from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
+from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers, solve_ratios
+from vitcop_core.tokens import Clusters, DecoderView, Selection, VisionSelection, VisionView
+
+Number = int | float | Fraction
+
+# Each switch: its value under compat="paper", its value under compat="official"; these are also the choices.
+_SWITCHES = {
+    "centers_round": ("ceil", "floor"),
+    "knorm": ("joint", "head_mean"),
+    "quota": ("top_up", "rounded"),
+    "merge": ("mean", "anchor_plus_mean"),
+    "counts": ("floor", "chained"),
+    "deep_positions": ("kept", "reindexed"),
+}
+
+# The released code's schedule is written for this depth, whatever the model's.
+_OFFICIAL_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class ViTCoP(Method):
+    """Settings of ViTCoP. Give exactly one of ``retained_tokens``, ``retention_ratio`` and ``ratios``.
+
+    The first two are budgets: the visual tokens at a layer's input, averaged over the layers of the language model. The
+    solver turns them into the ratios of the three stages (:func:`vitcop_core.schedule.solve_ratios`).
+
+    Attributes:
+        retained_tokens: The budget in tokens, for each image.
+        retention_ratio: The budget as a share of all visual tokens, in (0, 1]; 1 keeps everything. ``1 / 3`` as a
+            float is read as one third.
+        ratios: The shares (pi1, pi2, pi3) of the visual tokens that the stages leave, instead of a budget.
+        pi1: The share that Stage I leaves, with a budget; None for 0.2 + 0.9 r (Table 8).
+        layers: The layers before which Stages II and III cut, by index; None for 2 and 22 of 32, scaled to the depth.
+        cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys.
+        spatial_threshold: tau of the clustering, on a grid of side 1.
+        center_ratio: alpha, cluster centers per token that Stage I kept; None for 0.3 pi1 + 0.03.
+        compat: ``"paper"``, or ``"official"`` for the released code's behaviour: the switches below that are None, the
+            clustering's density, ties and missing parents, no cap on the number of centers, and a schedule and layers
+            made for 32 layers.
+        vic_features: What is clustered: the vision layer's keys, or the features it hands to the projector.
+        centers_round: How alpha times the kept tokens becomes a whole number: ``"ceil"`` or ``"floor"``.
+        knorm: Norm over all key-value heads (``"joint"``, Equation 4) or of their mean (``"head_mean"``).
+        quota: Elites of a cluster: Equation 5 with its left-over handed out (``"top_up"``), or the released code's
+            rounded shares (``"rounded"``). Both fill the budget. Equation 5 alone would not, and by how much it falls
+            short depends on the image: lengths would have to be read back from the device in every prefill.
+        merge: A merged token is its group's mean (``"mean"``, Equation 6) or that plus the hidden state at its place.
+        counts: Tokens of a stage: the ratio times all, floored (``"floor"``), or each from the stage before, rounded
+            (``"chained"``).
+        deep_positions: From the deep cut on, tokens carry their position ids (``"kept"``) or get new ones
+            (``"reindexed"``).
+        stage_one: False for no Stage I (Table 4): all tokens enter, and Stages II and III make up for it.
+        stage_three: False for no Stage III (Table 4): Stage II keeps fewer, to the end.
+        saliency: What ranks tokens inside the language model: ``"key_norm"``, or ``"attention"`` of the last prompt
+            token in the layer before the cut ("w/o K-norm guidance" in Table 4).
+        clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
+
+    Raises:
+        TypeError: A setting is of the wrong type.
+        ValueError: A setting is out of range, or two contradict each other.
+    """
+
+    retained_tokens: int | float | None = None
+    retention_ratio: Number | None = None
+    ratios: tuple[Number, Number, Number] | None = None
+    pi1: Number | None = None
+    layers: tuple[int, int] | None = None
+    cutoff_distance: float = 8.0
+    spatial_threshold: float = 0.6
+    center_ratio: float | Fraction | None = None
+    compat: Literal["paper", "official"] = "paper"
+    vic_features: Literal["vit_keys", "vision_hidden"] | None = None
+    centers_round: Literal["ceil", "floor"] | None = None
+    knorm: Literal["joint", "head_mean"] | None = None
+    quota: Literal["top_up", "rounded"] | None = None
+    merge: Literal["mean", "anchor_plus_mean"] | None = None
+    counts: Literal["floor", "chained"] | None = None
+    deep_positions: Literal["kept", "reindexed"] | None = None
+    stage_one: bool = True
+    stage_three: bool = True
+    saliency: Literal["key_norm", "attention"] = "key_norm"
+    clustering: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("stage_one", "stage_three", "clustering"):
+            check_flag(name, getattr(self, name))
+        self._check_budget()
+        if self.layers is not None:
+            self._check_layers(self.layers)
+        check_positive("cutoff_distance", self.cutoff_distance)
+        check_positive("spatial_threshold", self.spatial_threshold)
+        if self.center_ratio is not None:
+            check_positive("center_ratio", self.center_ratio, at_most=1)
+        check_choice("compat", self.compat, ("paper", "official"))
+        check_choice("saliency", self.saliency, ("key_norm", "attention"))
+        if self.vic_features is not None:
+            check_choice("vic_features", self.vic_features, ("vit_keys", "vision_hidden"))
+        for name, choices in _SWITCHES.items():
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
+
+    def _check_layers(self, layers: object) -> None:
+        if not isinstance(layers, tuple) or len(layers) != 2:
+            raise TypeError(f"layers must be a tuple of two integers; got {layers!r}")
+        # Stage II reads the keys of the layer before its cut.
+        first, deep = (check_int("layers", layer, 1) for layer in layers)
+        require(first < deep, "layers", "two layers in ascending order", layers)
+
+    def _check_ratios(self, ratios: object) -> None:
+        if not isinstance(ratios, tuple) or len(ratios) != 3:
+            raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {ratios!r}")
+        first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
+        require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
+        whole = self.stage_one and self.stage_three
+        require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
+
+    def _check_budget(self) -> None:
+        names = ("retained_tokens", "retention_ratio", "ratios")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            came = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of retained_tokens, retention_ratio and ratios; got {came}")
+        if self.retained_tokens is not None:
+            check_positive("retained_tokens", self.retained_tokens)
+        if self.retention_ratio is not None:
+            check_positive("retention_ratio", self.retention_ratio, at_most=1)
+        if self.pi1 is not None:
+            check_positive("pi1", self.pi1, at_most=1)
+            require(self.ratios is None and self.stage_one, "pi1", "None with ratios or without Stage I", self.pi1)
+        if self.ratios is not None:
+            self._check_ratios(self.ratios)
+
+    def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
+        """The cuts of one sample; see :meth:`Method.plan`.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: The budget is for more tokens than there are, cannot be met with these layers (the message has
+                the range), or would leave a stage without tokens; or a cut layer is beyond the model.
+        """
+        check_int("num_layers", num_layers, 1)
+        units = unit_counts(visual_tokens, images)
+        if self.layers is not None:
+            require(self.layers[1] < num_layers, "layers", f"below the model's {num_layers} layers", self.layers)
+        retention = self._retention(sum(units), images)
+        if retention == 1:
+            return identity_plan(num_layers, units)
+        depth = self._scheduled_depth(num_layers)
+        first, deep = default_layers(depth) if self.layers is None else self.layers
+        ratios = self._solve(retention, depth, first, deep)
+        counts = count_tokens(ratios, units, chained=self.switch("counts") == "chained")
+
+        entry = sum(counts.units)
+        cuts: list[DecoderCut] = []
+        if counts.shallow < entry:
+            cuts.append(DecoderCut(first, counts.shallow, "co_prune" if self.clustering else "top_tokens"))
+        if counts.deep < counts.shallow:
+            reindex = self.switch("deep_positions") == "reindexed"
+            cuts.append(DecoderCut(deep, counts.deep, "top_tokens", reindex_positions=reindex))
+
+        clusters = (0,) * len(units)
+        if any(cut.stage == "co_prune" for cut in cuts):
+            clusters = self._clusters(ratios, counts)
+        vision = VisionCut(counts.units, clusters) if counts.units != units or any(clusters) else None
+        return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
+
+    def cut_vision(self, seen: VisionView, keep: int, clusters: int) -> VisionSelection:
+        """Stage I: the tokens with most CLS attention, and their clusters for Stage II; see :meth:`Method.cut_vision`.
+
+        With ``compat="official"`` the last of the clusters is the one for tokens that the released code leaves without
+        a label; it may be empty, and has no center.
+        """
+        saliency = ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:]
+        index = ops.top_tokens(saliency, keep)
+        found = self._cluster(seen, index, clusters) if clusters else None
+        return VisionSelection(index=index, clusters=found, saliency=saliency)
+
+    def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
+        """Stage II (``co_prune``), or III and a Stage II without clusters (``top_tokens``).
+
+        See :meth:`Method.cut_decoder`.
+
+        Raises:
+            ValueError: The cut is a co-pruning and there are no labels.
+        """
+        norms = self._norms(seen)
+        if cut.stage == "top_tokens":
+            return Selection(ops.top_tokens(norms, cut.keep, smallest=True, lengths=seen.lengths, counts=keeps))
+        if seen.labels is None:
+            raise ValueError("labels must be given for a co_prune cut; got None")
+        what = (seen.hidden, seen.labels, norms, cut.keep, seen.num_clusters)
+        rule = top_up_quotas if self.switch("quota") == "top_up" else rounded_quotas
+        add_anchor = self.switch("merge") == "anchor_plus_mean"
+        if rule is top_up_quotas and not add_anchor:
+            return ops.co_prune(*what, lengths=seen.lengths, counts=keeps)
+        return co_prune_variant(*what, lengths=seen.lengths, counts=keeps, quota_rule=rule, add_anchor=add_anchor)
+
+    def switch(self, name: str) -> str:
+        """The value of a switch, taken from ``compat`` where it is None.
+
+        Args:
+            name: ``centers_round``, ``knorm``, ``quota``, ``merge``, ``counts`` or ``deep_positions``.
+        """
+        value: str | None = getattr(self, name)
+        return value if value is not None else _SWITCHES[name][self.compat == "official"]
+
+    def _retention(self, tokens: int, images: int) -> Fraction:
+        """The budget as a share of all tokens; of explicit ratios the last, which is 1 only where all are."""
+        if self.ratios is not None:
+            return check_positive("ratios", self.ratios[2])
+        if self.retained_tokens is None:
+            return check_positive("retention_ratio", self.retention_ratio)
+        retention = check_positive("retained_tokens", self.retained_tokens) * images / tokens
+        most = f"at most the {float(Fraction(tokens, images)):g} visual tokens of an image"
+        require(retention <= 1, "retained_tokens", most, self.retained_tokens)
+        return retention
+
+    def _scheduled_depth(self, num_layers: int) -> int:
+        """The depth that the schedule is made for.
+
+        The released code's is made for 32 layers, with cuts before 2 and 22, on any model. Where its layers do not
+        exist it cannot run at all, and the model's own depth is the only sensible one.
+        """
+        deep = default_layers(_OFFICIAL_DEPTH)[1] if self.layers is None else self.layers[1]
+        is_official = self.compat == "official" and deep < min(num_layers, _OFFICIAL_DEPTH)
+        return _OFFICIAL_DEPTH if is_official else num_layers
+
+    def _solve(self, retention: Fraction, depth: int, first: int, deep: int) -> Ratios:
+        if self.ratios is not None:
+            vision, shallow, last = (check_positive("ratios", ratio) for ratio in self.ratios)
+            return Ratios(vision, shallow, last)
+        vision_ratio = None if self.pi1 is None else check_positive("pi1", self.pi1)
+        return solve_ratios(
+            retention,
+            depth,
+            first,
+            deep,
+            vision_ratio=vision_ratio if self.stage_one else Fraction(1),
+            decay=DECAY if self.stage_three else Fraction(1),
+        )
+
+    def _clusters(self, ratios: Ratios, counts: StageCounts) -> tuple[int, ...]:
+        alpha = self.center_ratio
+        center_ratio = default_center_ratio(ratios.vision) if alpha is None else check_positive("center_ratio", alpha)
+        round_up = self.switch("centers_round") == "ceil"
+        if self.compat == "paper":
+            return clusters_per_unit(center_ratio, counts, round_up=round_up, capped=True)
+        found = clusters_per_unit(center_ratio, counts, round_up=round_up, capped=False)
+        return tuple(count + 1 for count in found)
+
+    def _cluster(self, seen: VisionView, index: Tensor, clusters: int) -> Clusters:
+        features = seen.hidden
+        if self.vic_features != "vision_hidden":
+            features = seen.keys[:, :, 1:].transpose(1, 2).flatten(2)
+        features = _take(features, index)
+        positions = _take(seen.positions, index)
+        if self.compat == "paper":
+            return ops.vic(
+                features,
+                positions,
+                clusters,
+                cutoff_distance=self.cutoff_distance,
+                spatial_threshold=self.spatial_threshold,
+            )
+        found = official_vic(features, positions, clusters - 1, self.cutoff_distance, self.spatial_threshold)
+        return found._replace(labels=found.labels.masked_fill(found.labels < 0, clusters - 1))
+
+    def _norms(self, seen: DecoderView) -> Tensor:
+        """``[B, n]``, the smaller the more important."""
+        if self.saliency == "attention":
+            return -seen.attention().detach().float()
+        return ops.key_norm(seen.keys) if self.switch("knorm") == "joint" else head_mean_norm(seen.keys)
+
+
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``."""
+    return tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))

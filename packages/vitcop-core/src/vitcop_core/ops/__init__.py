@@ -1,0 +1,15 @@
+"""The operators: typed functions over ``torch.ops.vitcop``.
+
+All take a batch, and ``lengths`` makes it ragged; a row's result never depends on its neighbours. Scores and distances
+are computed in float32 or better whatever the input dtype. Sizes come from the arguments and never from tensor values,
+so no operator waits for the device. ``REFERENCES`` has the pure-torch implementation of each by name.
+"""
+
+from vitcop_core.ops._library import REFERENCES
+from vitcop_core.ops.cls_saliency import cls_saliency
+from vitcop_core.ops.co_prune import co_prune
+from vitcop_core.ops.key_norm import key_norm
+from vitcop_core.ops.top_tokens import top_tokens
+from vitcop_core.ops.vic import vic
+
+__all__ = ["REFERENCES", "cls_saliency", "co_prune", "key_norm", "top_tokens", "vic"]

@@ -1,0 +1,205 @@
+"""Visual Information Clustering (Algorithm 2): density peaks among tokens that are near in the image.
+
+Where the algorithm as printed is undefined, this is what happens. Equal densities: the token with the lower index
+counts as denser, so that "denser" is a total order and duplicates cannot point at each other. Infinite importance:
+centers are ordered by importance, then density, then index. A token that is no center and has no denser token nearby
+gets the label of the center nearest in feature space.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitcop_core.checks import check_floating, check_int, check_integral, check_positive
+from vitcop_core.ops._library import accumulator, register, row_counts, valid_tokens
+from vitcop_core.tokens import Clusters
+
+# Slack on the squared spatial threshold: positions such as 3/10 are not exact, and a pair at the threshold is near.
+_SPATIAL_SLACK = 1e-6
+
+# Squared distances below this share of the squared norms are rounding noise of the Gram matrix, and count as zero.
+_GRAM_NOISE = 1e-13
+
+
+def vic(
+    features: Tensor,
+    positions: Tensor,
+    num_centers: int,
+    *,
+    cutoff_distance: float = 8.0,
+    spatial_threshold: float = 0.6,
+    lengths: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Clusters:
+    """Cluster the tokens of each row by density peaks.
+
+    Density ``rho_i = sum_{j != i} exp(-(d_ij / d_c)^2)`` (Equation 2); distance ``delta_i = min d_ij`` over denser j
+    within the spatial threshold (Equation 3); importance ``gamma_i = rho_i * delta_i``. The tokens of largest
+    importance are centers; every other token takes the label of its nearest denser neighbour.
+
+    Args:
+        features: ``[B, n, d]`` floating.
+        positions: ``[B, n, 2]`` floating, (row / rows, column / columns).
+        num_centers: Centers of each row, from 1 to n.
+        cutoff_distance: d_c, on the scale of the features.
+        spatial_threshold: tau, inclusive, on the scale of the positions.
+        lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
+        counts: ``[B]`` int64, centers of each row, at most ``num_centers``; None for ``num_centers``. A row never has
+            more centers than tokens.
+
+    Returns:
+        Labels, centers, density, distance and importance. The center with label k is ``centers[:, k]``. No gradient
+        flows through them.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
+    """
+    check_floating("features", features, ("B", "n", "d"))
+    batch, tokens, _ = features.shape
+    check_floating("positions", positions, (batch, tokens, 2), like=features)
+    check_int("num_centers", num_centers, 1, tokens)
+    check_positive("cutoff_distance", cutoff_distance)
+    check_positive("spatial_threshold", spatial_threshold)
+    for name, rows in (("lengths", lengths), ("counts", counts)):
+        if rows is not None:
+            check_integral(name, rows, (batch,), like=features)
+    return Clusters(
+        *torch.ops.vitcop.vic(
+            features.detach(),
+            positions.detach(),
+            num_centers,
+            cutoff_distance=float(cutoff_distance),
+            spatial_threshold=float(spatial_threshold),
+            lengths=lengths,
+            counts=counts,
+        )
+    )
+
+
+def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
+    """Euclidean distances between the tokens of each row.
+
+    Args:
+        features: ``[B, n, d]``.
+        valid: ``[B, n]`` bool; other tokens are read as zeros.
+
+    Returns:
+        ``[B, n, n]`` in the accumulating dtype: symmetric, zero on the diagonal and between duplicates.
+    """
+    wide = features.to(accumulator(features)).masked_fill(~valid.unsqueeze(2), 0)
+    if wide.dtype is torch.float32:
+        # Without float64 the Gram matrix would lose small distances between large vectors.
+        return torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    # Distances do not change when the mean is taken off, and the Gram matrix cancels less.
+    wide = wide - wide.sum(1, keepdim=True) / valid.sum(1).clamp(min=1).view(-1, 1, 1)
+    gram = wide @ wide.mT
+    squares = gram.diagonal(dim1=1, dim2=2)
+    norms = squares.unsqueeze(2) + squares.unsqueeze(1)
+    squared = norms - (gram + gram.mT)
+    return squared.masked_fill(squared <= _GRAM_NOISE * norms, 0).sqrt()
+
+
+def nearby(positions: Tensor, spatial_threshold: float) -> Tensor:
+    """``[B, n, n]`` bool: which pairs of ``[B, n, 2]`` positions are at most the threshold apart."""
+    offsets = positions.float().unsqueeze(2) - positions.float().unsqueeze(1)
+    return offsets.square().sum(-1) <= spatial_threshold**2 + _SPATIAL_SLACK
+
+
+def nearest_center(distances: Tensor, centers: Tensor) -> Tensor:
+    """Label of the center nearest to each token in feature space, the lower label on ties.
+
+    Args:
+        distances: ``[B, n, n]``.
+        centers: ``[B, c]`` int64, padded with n.
+
+    Returns:
+        ``[B, n]`` int64.
+    """
+    tokens = distances.shape[1]
+    columns = centers.clamp(max=tokens - 1).unsqueeze(1).expand(-1, tokens, -1)
+    to_centers = distances.gather(2, columns).masked_fill((centers == tokens).unsqueeze(1), math.inf)
+    return to_centers.argmin(2)
+
+
+def follow(parents: Tensor) -> Tensor:
+    """The root that each token reaches by going from parent to parent; a root is its own parent.
+
+    Doubling the step in each round reaches the end of the longest possible chain in log2(n) rounds.
+    """
+    for _ in range(max(parents.shape[1] - 1, 1).bit_length()):
+        parents = parents.gather(1, parents)
+    return parents
+
+
+def center_labels(centers: Tensor, tokens: int) -> Tensor:
+    """``[B, n]`` int64: the label of each token that is one of the ``[B, c]`` centers, -1 for the others."""
+    labels = centers.new_full((centers.shape[0], tokens + 1), -1)
+    names = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
+    return labels.scatter(1, centers, names)[:, :tokens]
+
+
+def _reference(
+    features: Tensor,
+    positions: Tensor,
+    num_centers: int,
+    cutoff_distance: float = 8.0,
+    spatial_threshold: float = 0.6,
+    lengths: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens = features.shape[1]
+    valid = valid_tokens(features, lengths)
+    place = torch.arange(tokens, device=features.device).expand_as(valid)
+    with torch.autocast(features.device.type, enabled=False):
+        distances = pairwise_distances(features, valid)
+    others = (valid.unsqueeze(2) & valid.unsqueeze(1)).tril(-1)
+    others = others | others.mT
+    density = (-(distances / cutoff_distance).square()).exp().masked_fill(~others, 0).sum(2).float()
+    distances = distances.float()
+
+    order = density.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(1, order, place)
+    candidates = (rank.unsqueeze(1) < rank.unsqueeze(2)) & others & nearby(positions, spatial_threshold)
+    distance, parent = distances.masked_fill(~candidates, math.inf).min(2)
+    parentless = distance.isinf()
+    # Not density times distance there: a token infinitely far from all others has density 0, and 0 * inf is NaN.
+    importance = (density * distance).masked_fill(parentless, math.inf)
+
+    by_importance = importance.masked_fill(~valid, -math.inf).gather(1, order)
+    best = by_importance.argsort(dim=1, descending=True, stable=True)[:, :num_centers]
+    unused = torch.arange(num_centers, device=best.device) >= row_counts(best, num_centers, counts, lengths)
+    centers = order.gather(1, best).masked_fill(unused, tokens)
+
+    labels = center_labels(centers, tokens)
+    labels = torch.where((labels < 0) & parentless, nearest_center(distances, centers), labels)
+    roots = follow(torch.where(labels < 0, parent, place))
+    labels = labels.gather(1, roots).masked_fill(~valid, -1)
+    padding = ~valid
+    return labels, centers, density, distance.masked_fill(padding, 0), importance.masked_fill(padding, 0)
+
+
+def _fake(
+    features: Tensor,
+    positions: Tensor,
+    num_centers: int,
+    cutoff_distance: float = 8.0,
+    spatial_threshold: float = 0.6,
+    lengths: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, tokens, _ = features.shape
+    labels = features.new_empty((batch, tokens), dtype=torch.int64)
+    centers = features.new_empty((batch, num_centers), dtype=torch.int64)
+    density, distance, importance = (features.new_empty((batch, tokens), dtype=torch.float32) for _ in range(3))
+    return labels, centers, density, distance, importance
+
+
+register(
+    "vic(Tensor features, Tensor positions, int num_centers, float cutoff_distance=8.0, "
+    "float spatial_threshold=0.6, Tensor? lengths=None, Tensor? counts=None) "
+    "-> (Tensor labels, Tensor centers, Tensor density, Tensor distance, Tensor importance)",
+    _reference,
+    _fake,
+)

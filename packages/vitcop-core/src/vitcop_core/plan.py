@@ -1,0 +1,176 @@
+"""Plans: which cuts happen where, and how many visual tokens each leaves.
+
+Integers and fractions only: no tensors, no model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from vitcop_core.checks import check_int, require
+from vitcop_core.cost import LanguageModelShape, layer_kv_bytes, layer_macs
+
+DecoderStage = Literal["co_prune", "top_tokens"]
+
+
+@dataclass(frozen=True)
+class VisionCut:
+    """What happens to the tokens of each unit before they enter the language model.
+
+    A unit is one forward of the vision tower: an image, a tile of a high-resolution image, or a frame.
+
+    Attributes:
+        keep: Tokens kept in each unit.
+        clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``; 0 where nothing is clustered.
+    """
+
+    keep: tuple[int, ...]
+    clusters: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        require(len(self.keep) == len(self.clusters), "clusters", f"{len(self.keep)} counts, as keep", self.clusters)
+        for keep, clusters in zip(self.keep, self.clusters, strict=True):
+            check_int("keep", keep, 1)
+            check_int("clusters", clusters, 0)
+
+
+@dataclass(frozen=True)
+class DecoderCut:
+    """A reduction of the visual tokens just before one layer of the language model.
+
+    Attributes:
+        layer: Index, from 0, of the first layer that runs on the smaller set.
+        keep: Visual tokens left in the sample. The cut of a padded batch carries the largest of its rows.
+        stage: What decides: ``"co_prune"`` (elites and merged clusters) or ``"top_tokens"`` (saliency alone).
+        reindex_positions: Whether the kept tokens, from this layer on, get new position ids 0, 1, ... in sequence
+            order, as the released code does in its last stage; otherwise they carry their own.
+    """
+
+    layer: int
+    keep: int
+    stage: DecoderStage
+    reindex_positions: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the layer and the count."""
+        # The keys that a cut reads come from the layer before it.
+        check_int("layer", self.layer, 1)
+        check_int("keep", self.keep, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cuts of one sample.
+
+    Attributes:
+        num_layers: Layers of the language model.
+        units: Visual tokens of each unit before any cut.
+        vision: The cut before the language model; None where it would neither drop nor cluster anything.
+        decoder: The cuts inside the language model, in ascending order of layer. A cut that would keep everything is
+            left out.
+
+    Raises:
+        ValueError: The cuts do not fit the units, the model or one another.
+    """
+
+    num_layers: int
+    units: tuple[int, ...]
+    vision: VisionCut | None
+    decoder: tuple[DecoderCut, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the cuts fit."""
+        check_int("num_layers", self.num_layers, 1)
+        require(len(self.units) > 0, "units", "at least one count", self.units)
+        for unit in self.units:
+            check_int("units", unit, 1)
+        if self.vision is not None:
+            fits = len(self.vision.keep) == len(self.units)
+            fits = fits and all(keep <= unit for keep, unit in zip(self.vision.keep, self.units, strict=True))
+            require(fits, "vision.keep", f"at most the units {self.units}", self.vision.keep)
+        layer, tokens = 0, self.entry_tokens
+        for cut in self.decoder:
+            require(layer < cut.layer < self.num_layers, "layer", f"in ({layer}, {self.num_layers})", cut.layer)
+            require(cut.keep < tokens, "keep", f"less than the {tokens} tokens before the cut", cut.keep)
+            layer, tokens = cut.layer, cut.keep
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens before any cut."""
+        return sum(self.units)
+
+    @property
+    def entry_tokens(self) -> int:
+        """Visual tokens that enter the language model."""
+        return sum(self.units if self.vision is None else self.vision.keep)
+
+    @property
+    def num_clusters(self) -> int:
+        """Cluster labels over all units; 0 where nothing is clustered."""
+        return 0 if self.vision is None else sum(self.vision.clusters)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the plan leaves every token where it was."""
+        return self.vision is None and not self.decoder
+
+    @property
+    def tokens_per_layer(self) -> tuple[int, ...]:
+        """Visual tokens at the input of each layer, the layer's own cut applied."""
+        return tuple(self._tokens())
+
+    @property
+    def average_tokens(self) -> Fraction:
+        """Visual tokens at a layer's input, averaged over the layers: what a budget bounds."""
+        return Fraction(sum(self._tokens()), self.num_layers)
+
+    def macs(self, shape: LanguageModelShape, text_tokens: int) -> int:
+        """Multiply-accumulates of the language model's layers in the prefill.
+
+        Args:
+            shape: The language model.
+            text_tokens: Tokens of the prompt that are not visual.
+
+        Raises:
+            ValueError: ``shape`` has another number of layers.
+        """
+        return sum(layer_macs(shape, tokens) for tokens in self._lengths(shape, text_tokens))
+
+    def kv_bytes_per_layer(
+        self, shape: LanguageModelShape, text_tokens: int, bytes_per_element: int = 2
+    ) -> tuple[int, ...]:
+        """Bytes of each layer's key-value cache after the prefill.
+
+        Args:
+            shape: The language model.
+            text_tokens: Tokens of the prompt that are not visual.
+            bytes_per_element: 2 for half precision, 4 for single.
+
+        Raises:
+            ValueError: ``shape`` has another number of layers.
+        """
+        check_int("bytes_per_element", bytes_per_element, 1)
+        return tuple(layer_kv_bytes(shape, n, bytes_per_element) for n in self._lengths(shape, text_tokens))
+
+    def kv_bytes(self, shape: LanguageModelShape, text_tokens: int, bytes_per_element: int = 2) -> int:
+        """Bytes of the whole key-value cache after the prefill: the sum of :meth:`kv_bytes_per_layer`."""
+        return sum(self.kv_bytes_per_layer(shape, text_tokens, bytes_per_element))
+
+    def _tokens(self) -> Iterator[int]:
+        keep = {cut.layer: cut.keep for cut in self.decoder}
+        tokens = self.entry_tokens
+        for layer in range(self.num_layers):
+            tokens = keep.get(layer, tokens)
+            yield tokens
+
+    def _lengths(self, shape: LanguageModelShape, text_tokens: int) -> list[int]:
+        require(shape.num_layers == self.num_layers, "shape", f"a model of {self.num_layers} layers", shape.num_layers)
+        check_int("text_tokens", text_tokens, 0)
+        return [tokens + text_tokens for tokens in self._tokens()]
+
+
+def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
+    """The plan that keeps everything."""
+    return Plan(num_layers=num_layers, units=units, vision=None, decoder=())

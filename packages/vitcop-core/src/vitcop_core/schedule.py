@@ -1,0 +1,117 @@
+"""The solver: from a budget to the ratio of tokens that each stage keeps, in exact fractions.
+
+A language model of n layers runs its first l_s on the tokens that Stage I kept (ratio pi1), the next l_d - l_s on
+those of Stage II (pi2), and the last n - l_d on those of Stage III (pi3). The mean over layers is the budget r, and
+Stage III keeps one of every kappa tokens of Stage II:
+
+    pi2 = (n r - l_s pi1) / ((l_d - l_s) + (n - l_d) / kappa),    pi3 = pi2 / kappa.
+
+With kappa = 5 and cuts before the layers of index 2 and 22 of 32 this gives every ratio of the paper's Table 8 to all
+digits. Equation 10 as printed counts one layer less before the first cut, and does not.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+from vitcop_core.checks import require
+
+#: pi2 / pi3 in every row of Table 8.
+DECAY = Fraction(5)
+
+
+class Ratios(NamedTuple):
+    """Share of the original visual tokens that each stage leaves.
+
+    Attributes:
+        vision: pi1, into the language model.
+        shallow: pi2, from the first cut layer on.
+        deep: pi3, from the second on.
+    """
+
+    vision: Fraction
+    shallow: Fraction
+    deep: Fraction
+
+
+def default_layers(num_layers: int) -> tuple[int, int]:
+    """The cut layers: 2 and 22 of 32, the deep one in proportion for other depths (28 of 40).
+
+    Args:
+        num_layers: Layers of the language model, at least 3.
+
+    Raises:
+        ValueError: There are too few layers for two cuts.
+    """
+    require(num_layers >= 3, "num_layers", "at least 3, to cut before two of them", num_layers)
+    deep = (22 * num_layers + 16) // 32
+    return min(2, deep - 1), deep
+
+
+def default_center_ratio(vision_ratio: Fraction) -> Fraction:
+    """Cluster centers per kept token: the line through the released scripts' .18, .15 and .12."""
+    return Fraction(3, 10) * vision_ratio + Fraction(3, 100)
+
+
+def feasible_range(
+    num_layers: int,
+    first_layer: int,
+    deep_layer: int,
+    *,
+    vision_ratio: Fraction | None = None,
+    decay: Fraction = DECAY,
+) -> tuple[Fraction, Fraction]:
+    """The retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
+
+    Args: as :func:`solve_ratios`.
+    """
+    weight = _weight(num_layers, deep_layer, decay)
+    if vision_ratio is not None:
+        return vision_ratio * first_layer / num_layers, vision_ratio * weight / num_layers
+    low = Fraction(first_layer, num_layers)
+    line = Fraction(2, 10) * first_layer / (num_layers - Fraction(9, 10) * first_layer)
+    return min(low, line), weight / num_layers
+
+
+def solve_ratios(
+    retention: Fraction,
+    num_layers: int,
+    first_layer: int,
+    deep_layer: int,
+    *,
+    vision_ratio: Fraction | None = None,
+    decay: Fraction = DECAY,
+) -> Ratios:
+    """The ratios of the three stages whose mean over the layers is ``retention``.
+
+    Args:
+        retention: r, the visual tokens at a layer's input, averaged over the layers, as a share of all.
+        num_layers: n, layers of the language model.
+        first_layer: l_s, index of the first layer after Stage II: as many layers run before it.
+        deep_layer: l_d, index of the first layer after Stage III.
+        vision_ratio: pi1. None for 0.2 + 0.9 r, which is Table 8, raised where Stage II would otherwise have to keep
+            more than Stage I.
+        decay: kappa; 1 for no Stage III.
+
+    Raises:
+        ValueError: No ratios with 0 < pi3 <= pi2 <= pi1 <= 1 meet the budget.
+    """
+    low, high = feasible_range(num_layers, first_layer, deep_layer, vision_ratio=vision_ratio, decay=decay)
+    if not low < retention <= high:
+        given = "" if vision_ratio is None else f" when Stage I keeps {float(vision_ratio):.4g}"
+        raise ValueError(
+            f"the retention ratio must lie in ({float(low):.4f}, {float(high):.4f}], or be 1, for {num_layers} layers "
+            f"cut before layers {first_layer} and {deep_layer}{given}; got {float(retention):.4g}. "
+            "Other layers, or another pi1, move this range."
+        )
+    weight = _weight(num_layers, deep_layer, decay)
+    total = num_layers * retention
+    if vision_ratio is None:
+        line = Fraction(2, 10) + Fraction(9, 10) * retention
+        vision_ratio = min(Fraction(1), max(line, total / weight))
+    shallow = (total - first_layer * vision_ratio) / (weight - first_layer)
+    return Ratios(vision_ratio, shallow, shallow / decay)
+
+
+def _weight(num_layers: int, deep_layer: int, decay: Fraction) -> Fraction:
+    """Layers, counting those after the deep cut by what they keep of the shallow one."""
+    return deep_layer + (num_layers - deep_layer) / decay

@@ -1,0 +1,79 @@
+"""What a family adapter tells the hooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig
+from vitcop_core import LanguageModelShape
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules that hooks go on, and the numbers that plans need.
+
+    Attributes:
+        base: the module whose forward takes ``input_ids`` and images and calls the language model.
+        vision_tower: the image encoder; called once with all images.
+        vision_attention: self-attention of the vision layer whose output is the selected feature; it has ``q_proj``,
+            ``k_proj``, ``num_heads`` and ``scale``.
+        feature_layer: index of the selected feature among the tower's hidden states, counted from 0 (the embeddings).
+        projector: takes ``[C, m, d_v]`` features to the language model's width.
+        language_model: the decoder stack without its head.
+        rotary: turns hidden states and position ids into cosines and sines.
+        decoder_layers: its layers, each with ``self_attn.q_proj`` and ``self_attn.k_proj``.
+        config: the language model's configuration.
+        image_token_id: the placeholder's id in ``input_ids``.
+        grid: rows and columns of patches of one image; their product is the visual tokens of an image.
+        shape: what costs are computed from.
+    """
+
+    base: nn.Module
+    vision_tower: nn.Module
+    vision_attention: nn.Module
+    feature_layer: int
+    projector: nn.Module
+    language_model: nn.Module
+    rotary: nn.Module
+    decoder_layers: nn.ModuleList
+    config: PreTrainedConfig
+    image_token_id: int
+    grid: tuple[int, int]
+    shape: LanguageModelShape
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of one image before any cut."""
+        return self.grid[0] * self.grid[1]
+
+
+def decoder_shape(config: PreTrainedConfig) -> LanguageModelShape:
+    """The sizes of a Llama-like language model."""
+    heads = config.num_attention_heads
+    return LanguageModelShape(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def check_decoder(language_model: nn.Module, supported: tuple[str, ...]) -> None:
+    """Raises unless the language model is one of ``supported`` and every layer attends to the whole sequence.
+
+    Raises:
+        ValueError: with the language model or the setting that is not supported, and what is.
+    """
+    name, config = type(language_model).__name__, language_model.config
+    if name not in supported:
+        raise ValueError(f"model: its language model is a {name}; supported: {', '.join(supported)}")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if kinds != {"full_attention"} or (name == "MistralModel" and window is not None):
+        raise ValueError(
+            f"model: its language model attends through a sliding window (sliding_window={window}); pruning needs "
+            "full attention in every layer, for example sliding_window=None in the text configuration"
+        )

@@ -1,0 +1,74 @@
+"""Attention masks of pruned segments, in whatever form the attention backend wants them.
+
+transformers makes one mask for all layers, sized by the cache's logical length. After a cut that mask fits no layer, so
+each segment gets its own from the same factory, which is told the physical sizes instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+
+@dataclass(frozen=True)
+class PhysicalSizes:
+    """Stands in for a cache where masks are made: answers with physical lengths."""
+
+    past: int
+    is_compileable: bool = False
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Slots before the queries."""
+        return self.past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots before the queries."""
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys in all, and the first key's offset."""
+        return self.past + query_length, 0
+
+
+def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int, padding: Tensor | None) -> Any:
+    """The causal mask of ``queries`` new slots after ``past`` ones.
+
+    Args:
+        config: the language model's; its attention backend decides the form of the result.
+        like: ``[B, ...]``, for batch size, dtype and device.
+        queries: new slots.
+        past: slots in the cache.
+        padding: ``[B, past + queries]`` bool, False where nothing may be attended to; None for no padding.
+
+    Returns:
+        What the backend takes: a 4-D bool or float tensor, a 2-D one for FlashAttention, a block mask, or None.
+    """
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
+        attention_mask=padding,
+        past_key_values=PhysicalSizes(past),
+        layer_idx=0,
+        # With a 2-D mask the factory would read its values back from the device to see whether it can be left out.
+        allow_is_causal_skip=padding is None,
+    )
+
+
+def slot_padding(columns: Tensor, attention_mask: Tensor | None, *, has_padding: bool) -> Tensor | None:
+    """Which slots may be attended to: ``[B, P]`` bool, or None for all of them.
+
+    Args:
+        columns: ``[B, P]`` int64, logical column of each slot; -1 for padding.
+        attention_mask: the caller's ``[B, logical]`` mask, or None.
+        has_padding: whether ``columns`` may hold -1.
+    """
+    if attention_mask is None:
+        return columns >= 0 if has_padding else None
+    attended = attention_mask.to(device=columns.device, dtype=torch.bool)
+    attended = attended.gather(1, columns.clamp(min=0))
+    return attended & (columns >= 0) if has_padding else attended

@@ -1,0 +1,141 @@
+"""Index arithmetic of a pruned sequence: which column each slot stands for, on the device and without waiting for it.
+
+A *column* is a place in the prompt as the caller sees it (logical); a *slot* is a place in what the layers run on
+(physical). Rows that keep fewer tokens than others are padded on the left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """What a stretch of decoder layers runs on.
+
+    Attributes:
+        columns: ``[B, P]`` int64, the column (of this call's tokens) that each slot stands for; arbitrary in padding.
+        valid: ``[B, P]`` bool, False in the padding of shorter rows; None where no row is padded.
+        visual: ``[B, N]`` int64, slots of the visual tokens, ascending; arbitrary past a row's own number.
+        lengths: ``[B]`` int64, visual tokens of each row; None where all rows have N.
+        position_ids: ``[B, P]`` int64.
+        is_merged: ``[B, N]`` bool, which visual tokens stand for several; None before any merging.
+    """
+
+    columns: Tensor
+    valid: Tensor | None
+    visual: Tensor
+    lengths: Tensor | None
+    position_ids: Tensor
+    is_merged: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Physical length P."""
+        return self.columns.shape[1]
+
+
+def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor | None]:
+    """Where each row's kept places are, right-aligned.
+
+    Args:
+        keep: ``[B, n]`` bool, at most ``length`` True in a row.
+        length: slots of the result.
+        ragged: whether rows may keep fewer than ``length``.
+
+    Returns:
+        ``[B, length]`` int64 indices, ascending over the kept; and which of them are kept (None unless ragged).
+    """
+    order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - length :]
+    return order, keep.gather(1, order) if ragged else None
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Indices of the first ``count`` True of each row, ascending: ``[B, n]`` bool to ``[B, count]`` int64."""
+    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :count]
+
+
+def take(hidden: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``hidden`` [B, n, ...] at ``index`` [B, k]."""
+    shape = (*index.shape, *hidden.shape[2:])
+    return hidden.gather(1, index.reshape(*index.shape, *[1] * (hidden.ndim - 2)).expand(shape))
+
+
+def visual_mask(segment: Segment) -> Tensor:
+    """Which slots hold visual tokens, ``[B, P]`` bool."""
+    slots = _own(segment.visual, segment.lengths, segment.slots)
+    mask = torch.zeros(
+        (segment.columns.shape[0], segment.slots + 1), dtype=torch.bool, device=segment.columns.device
+    )
+    return mask.scatter(1, slots, True)[:, :-1]
+
+
+def _own(places: Tensor, lengths: Tensor | None, nowhere: int) -> Tensor:
+    """``places`` [B, N] with those past a row's own number replaced by ``nowhere``."""
+    if lengths is None:
+        return places
+    beyond = torch.arange(places.shape[1], device=places.device) >= lengths[:, None]
+    return places.masked_fill(beyond, nowhere)
+
+
+def cut_segment(
+    segment: Segment, index: Tensor, lengths: Tensor | None, slots: int, is_merged: Tensor | None
+) -> tuple[Segment, Tensor, Tensor]:
+    """The segment after a cut.
+
+    Args:
+        segment: the segment before.
+        index: ``[B, k]`` int64, which of the N visual tokens each surviving one stands at; N or more past a row's own.
+        lengths: ``[B]`` int64, survivors of each row; None where all rows keep k.
+        slots: physical length after the cut.
+        is_merged: ``[B, k]`` bool or None.
+
+    Returns:
+        The new segment; ``[B, slots]`` the old slot of each new one; ``[B, k]`` the old slots of the survivors, P (one
+        past the end) where there is none.
+    """
+    chosen = _own(segment.visual.gather(1, index.clamp(max=segment.visual.shape[1] - 1)), lengths, segment.slots)
+    visual = visual_mask(segment)
+    survives = functional.pad(torch.zeros_like(visual), (0, 1)).scatter(1, chosen, True)[:, :-1]
+    keep = survives | ~visual
+    if segment.valid is not None:
+        keep = keep & segment.valid
+    origin, valid = compact(keep, slots, ragged=lengths is not None)
+    after = replace(
+        segment,
+        columns=segment.columns.gather(1, origin),
+        valid=valid,
+        visual=places_of(survives.gather(1, origin) if valid is None else survives.gather(1, origin) & valid, index.shape[1]),
+        lengths=lengths,
+        position_ids=segment.position_ids.expand(origin.shape[0], -1).gather(1, origin),
+        is_merged=is_merged,
+    )
+    return after, origin, chosen
+
+
+def put(hidden: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    """``hidden`` [B, P, d] with ``values`` [B, k, d] at ``places`` [B, k]; P means nowhere. A new tensor."""
+    room = functional.pad(hidden, (0, 0, 0, 1))
+    return room.scatter(1, places[..., None].expand_as(values), values.to(hidden.dtype))[:, :-1]
+
+
+def restore(hidden: Tensor, segment: Segment, placeholders: Tensor) -> Tensor:
+    """Puts the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``.
+
+    Dropped columns are zero, but for the last placeholder of each image: in the pruned sequence the token that predicts
+    the text after an image is the last one that survived before it, so its state stands there (a row of zeros would
+    give that text a uniform likelihood, and a prompt that ends in its image nothing to go on).
+    """
+    rows, length = placeholders.shape
+    columns = segment.columns if segment.valid is None else segment.columns.masked_fill(~segment.valid, length)
+    numbers = torch.arange(segment.slots, device=columns.device).expand(rows, -1)
+    slots = torch.full((rows, length + 1), -1, dtype=torch.int64, device=columns.device)
+    slots = slots.scatter(1, columns, numbers)[:, :-1]
+    last = placeholders & ~functional.pad(placeholders, (0, 1))[:, 1:]
+    slots = torch.where(last & (slots < 0), slots.cummax(dim=1).values, slots)
+    found = take(hidden, slots.clamp(min=0))
+    return found.masked_fill((slots < 0)[..., None], 0)
