@@ -34,6 +34,10 @@ DRAW_DEMO_SCENE = "import sys; from vitcop_llava.demo.scenes import render, samp
     "render(sample_scene(int(sys.argv[1]))).save(sys.argv[2])"
 )
 
+FIND_DEMO_WEIGHTS = "import pathlib, vitcop_llava as package; " + (
+    "assert list(pathlib.Path(package.__file__).parent.glob('demo/weights/*.safetensors')), 'the wheel has no weights'"
+)
+
 if sys.version_info < (3, 11):  # noqa: UP036  (nox itself runs on older versions)
     raise SystemExit(f"vitcop needs Python 3.11 or newer; nox runs on {sys.version.split()[0]}")
 
@@ -123,4 +127,5 @@ def build(session: nox.Session) -> None:
     report = "import {0}; print('{0}', {0}.__version__)"
     for name in names:
         session.run(python, "-I", "-W", "error", "-c", report.format(name), external=True)
+    session.run(python, "-I", "-c", FIND_DEMO_WEIGHTS, external=True)
     session.run(str(fresh / "bin" / "vitcop"), "--help", silent=True, external=True)

@@ -57,7 +57,15 @@ def prune(case: Case, norms: Tensor, labels: Array) -> Selection:
     dense = torch.from_numpy(labels)[None]
     if str(case["mode"]) == "official":
         return co_prune_variant(
-            hidden, dense, norms, budget, clusters, lengths=None, counts=None, quota_rule=rounded_quotas, add_anchor=True
+            hidden,
+            dense,
+            norms,
+            budget,
+            clusters,
+            lengths=None,
+            counts=None,
+            quota_rule=rounded_quotas,
+            add_anchor=True,
         )
     return ops.co_prune(hidden, dense, norms, budget, clusters)
 
@@ -86,10 +94,12 @@ def test_golden_norms_match(golden: Callable[[str], Case], name: str) -> None:
 def test_golden_outputs_match(golden: Callable[[str], Case], name: str) -> None:
     case = golden(name)
     keys = torch.from_numpy(case["k_states"])[None]
-    clusters, labels = cluster(case)
+    _, labels = cluster(case)
     norms = head_mean_norm(keys) if name in OFFICIAL else ops.key_norm(keys)
     found = prune(case, norms, labels)
-    assert found.hidden is not None and found.is_merged is not None and found.slot is not None
+    assert found.hidden is not None
+    assert found.is_merged is not None
+    assert found.slot is not None
     index, is_merged, slot = (part[0].numpy() for part in (found.index, found.is_merged, found.slot))
     np.testing.assert_array_equal(index, case["order"])
     np.testing.assert_array_equal(is_merged, case["is_merged"])
@@ -100,7 +110,9 @@ def test_golden_outputs_match(golden: Callable[[str], Case], name: str) -> None:
     expected = np.where(case["group_of"] < 0, -1, case["anchors"][case["group_of"]])
     np.testing.assert_array_equal(went_to, expected)
     if len(case["quotas"]):
-        np.testing.assert_array_equal(np.bincount(labels[case["elites"]], minlength=len(case["quotas"])), case["quotas"])
+        np.testing.assert_array_equal(
+            np.bincount(labels[case["elites"]], minlength=len(case["quotas"])), case["quotas"]
+        )
 
 
 def test_golden_stage_one_matches(golden: Callable[[str], Case]) -> None:

@@ -6,8 +6,8 @@ Nothing here looks at the values of a tensor: that would make the host wait for 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -94,9 +94,11 @@ def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Ten
     fits = value.dim() == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
     )
-    require(fits, name, f"of shape [{', '.join(map(str, shape))}]", list(value.shape))
-    if like is not None:
-        require(value.device == like.device, name, f"on {like.device}", str(value.device))
+    # Messages are made only when needed: making them is what torch.compile could not trace.
+    if not fits:
+        raise ValueError(f"{name} must be of shape [{', '.join(map(str, shape))}]; got {list(value.shape)}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}; got {value.device}")
     return value
 
 
@@ -108,9 +110,25 @@ def check_floating(name: str, value: object, shape: Sequence[int | str], like: T
     return tensor
 
 
-def check_integral(name: str, value: Any, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
+def check_integral(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
     """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is ``torch.int64``."""
     tensor = check_tensor(name, value, shape, like)
-    if str(tensor.dtype) != "torch.int64":
+    if tensor.dtype != torch.int64:
         raise TypeError(f"{name} must have dtype torch.int64; got {tensor.dtype}")
     return tensor
+
+
+def check_rows(batch: Tensor, **rows: Tensor | None) -> None:
+    """Check one integer for each row of ``batch``, or None.
+
+    Args:
+        batch: A tensor with the rows in its first dimension.
+        **rows: By name, ``[B]`` int64 or None.
+
+    Raises:
+        TypeError: One is no int64 tensor.
+        ValueError: One has another shape or device.
+    """
+    for name, values in rows.items():
+        if values is not None:
+            check_integral(name, values, (batch.shape[0],), like=batch)

@@ -62,7 +62,12 @@ def feasible_range(
 ) -> tuple[Fraction, Fraction]:
     """The retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
 
-    Args: as :func:`solve_ratios`.
+    Args:
+        num_layers: As there, like all arguments.
+        first_layer: l_s.
+        deep_layer: l_d.
+        vision_ratio: pi1, or None.
+        decay: kappa.
     """
     weight = _weight(num_layers, deep_layer, decay)
     if vision_ratio is not None:

@@ -20,11 +20,11 @@ class PrunedLayer(DynamicLayer):
     Attributes:
         columns: ``[B, P]`` int64, the logical column of each of the first P slots; -1 for padding. Slots after those
             hold the columns that follow ``covered``, one each. None while nothing was dropped.
-        covered: logical columns that the first P slots stand for.
+        covered: Logical columns that the first P slots stand for.
         entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
             a position id is smaller than the logical position.
-        has_padding: whether ``columns`` holds any padding.
-        group: layers of one group hold the same columns, and share their attention mask.
+        has_padding: Whether ``columns`` holds any padding.
+        group: Layers of one group hold the same columns, and share their attention mask.
     """
 
     def __init__(self) -> None:
@@ -55,12 +55,25 @@ class PrunedLayer(DynamicLayer):
         self.columns, self.covered = columns, covered
         self.entry_dropped, self.has_padding, self.group = entry_dropped, has_padding, group
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        """Appends keys and values; refuses where no pruner keeps lengths and masks in step."""
-        if self.columns is not None and active_call() is None:
+    def slot_columns(self, rows: int, device: torch.device) -> Tensor:
+        """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
+        tail = torch.arange(self.physical_length - self.described, device=device) + self.covered
+        tail = tail.expand(rows, -1)
+        return tail if self.columns is None else torch.cat([self.columns, tail], dim=1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Appends keys and values.
+
+        Raises:
+            RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
+        """
+        call = active_call()
+        if self.columns is not None and (call is None or call.run is None):
             raise RuntimeError(
-                "this cache was pruned by vitcop, and the model that continues it is not: "
-                "call it inside `with vitcop_llava.prune(model, method)`, or start from a new cache"
+                "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
+                "`with vitcop_llava.prune(model, method)`, or start from a new cache"
             )
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys, values
@@ -75,11 +88,16 @@ class PrunedLayer(DynamicLayer):
         return self.physical_length + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the newest tokens (a negative number of them), as far back as the last pruned prompt."""
-        if -tokens_to_remove > self.physical_length - self.described:
+        """Removes the newest tokens (a negative number of them), as far back as the last pruned prompt.
+
+        Raises:
+            ValueError: The number is positive, or reaches into the pruned prompt.
+        """
+        newer = self.physical_length - self.described
+        if self.columns is not None and not -newer <= tokens_to_remove <= 0:
             raise ValueError(
-                f"tokens_to_remove: at most {self.physical_length - self.described} tokens follow the pruned prompt, "
-                f"got {tokens_to_remove}; a pruned prompt cannot be cut in part"
+                f"tokens_to_remove: must be from {-newer} to 0, minus the tokens that follow the pruned prompt, got "
+                f"{tokens_to_remove}; the prompt itself cannot be cut in part"
             )
         super().crop(tokens_to_remove)
 
@@ -114,21 +132,46 @@ class PrunedLayer(DynamicLayer):
 
 
 def check_cache(cache: object) -> None:
-    """Raises unless ``cache`` can hold rows of different lengths in different layers.
+    """Raises unless ``cache`` can hold rows of different lengths in different layers, on the device.
 
     Raises:
-        ValueError: for static, quantised, sliding-window and any other cache than a dynamic one.
+        ValueError: It is static, quantised, offloaded, of sliding windows, or anything else but a dynamic cache.
     """
     if cache is None:
         return
-    supported = "transformers.DynamicCache with full-attention layers"
+    supported = "a transformers.DynamicCache with full-attention layers, not offloaded, can"
     if not isinstance(cache, DynamicCache):
-        raise ValueError(f"past_key_values: {type(cache).__name__} cannot be pruned, {supported} can")
+        raise ValueError(f"past_key_values: {type(cache).__name__} cannot be pruned; {supported}")
+    if cache.offloading:
+        raise ValueError(f"past_key_values: an offloaded {type(cache).__name__} cannot be pruned; {supported}")
     for index, layer in enumerate(cache.layers):
         if type(layer) not in (DynamicLayer, PrunedLayer):
             raise ValueError(
-                f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported} can"
+                f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported}"
             )
+
+
+def is_pruned(cache: object) -> bool:
+    """Whether some layer of ``cache`` dropped tokens."""
+    layers = cache.layers if isinstance(cache, Cache) else []
+    return any(isinstance(layer, PrunedLayer) and layer.columns is not None for layer in layers)
+
+
+def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
+    """Raises unless what ``cache`` dropped was dropped before the same layers.
+
+    Layers between two cuts share one mask, so they have to hold the same columns.
+
+    Raises:
+        ValueError: It was pruned before other layers.
+    """
+    groups = [layer.group if isinstance(layer, PrunedLayer) else 0 for layer in cache.layers]
+    if is_pruned(cache) and groups != [sum(index >= cut for cut in cut_layers) for index in range(len(groups))]:
+        earlier = tuple(index for index in range(1, len(groups)) if groups[index] != groups[index - 1])
+        raise ValueError(
+            f"past_key_values: was pruned before layers {earlier}, and an image that joins it now would be pruned "
+            f"before layers {cut_layers}; use the same cut layers throughout a conversation, or start from a new cache"
+        )
 
 
 def install_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
@@ -146,10 +189,3 @@ def _converted(layer: DynamicLayer) -> PrunedLayer:
         pruned.lazy_initialization(layer.keys, layer.values)
         pruned.keys, pruned.values = layer.keys, layer.values
     return pruned
-
-
-def slot_columns(layer: PrunedLayer, rows: int, device: torch.device) -> Tensor:
-    """The logical column of every slot of a layer, ``[B, physical]``, those after the described ones included."""
-    tail = torch.arange(layer.physical_length - layer.described, device=device) + layer.covered
-    tail = tail.expand(rows, -1)
-    return tail if layer.columns is None else torch.cat([layer.columns, tail], dim=1)

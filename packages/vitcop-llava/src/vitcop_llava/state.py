@@ -18,21 +18,24 @@ class EncodedImages:
     """What Stage I kept of every image of a call; travels with the tower's output object.
 
     Attributes:
-        owner: the pruner under which the images were encoded.
-        tokens: visual tokens m of an image before any cut.
+        owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
+            outputs deeply for an assistant, and a reference to the pruner would take the model along.
+        tokens: Visual tokens m of an image before any cut.
+        count: Images C.
         index: ``[C, n1]`` int64, the kept patches of each image in raster order; None where all were kept.
         labels: ``[C, n1]`` int64, their clusters, counted from 0 in each image; None where nothing was clustered.
-        clusters: clusters of each image.
-        features: ``[n1, d_v]``, what the first image was clustered by (for the check of the cutoff distance).
+        clusters: Clusters of each image.
+        keys: ``[n1, d_v]``, the keys of the first image's kept patches, to check the cutoff distance by; None where
+            nothing was clustered.
     """
 
-    owner: object
+    owner: int
     tokens: int = 0
     count: int = 0
     index: Tensor | None = None
     labels: Tensor | None = None
     clusters: int = 0
-    features: Tensor | None = None
+    keys: Tensor | None = None
 
     @property
     def kept(self) -> int:
@@ -55,17 +58,83 @@ class Rows:
     """How many images and tokens each row holds, on the host.
 
     Attributes:
-        images: images of each row.
-        tokens: attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
+        images: Images of each row.
+        tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
     """
 
     images: tuple[int, ...]
     tokens: tuple[int, ...] | None = None
 
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What the queries of a segment attend to: the slots that its layers hold, and the segment's own.
+
+    Attributes:
+        columns: ``[B, S]`` int64, the logical column of each slot, -1 for padding.
+        has_padding: Whether ``columns`` may hold -1.
+        padding: ``[B, S]`` bool, False where nothing may be attended to; None where everything may.
+        mask: The same with causality, in the attention backend's form.
+    """
+
+    columns: Tensor
+    has_padding: bool
+    padding: Tensor | None
+    mask: Any
+
+
+@dataclass(eq=False)
+class Run:
+    """The language model's part of a call.
+
+    Attributes:
+        cache: The cache with `PrunedLayer`s, or None with ``use_cache=False``.
+        attention_mask: The caller's ``[B, past + L]`` mask, or None.
+        past: Columns before this call.
+        entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included.
+        length: Columns of this call.
+        cut_layers: The layers before which tokens are cut: where each segment but the first begins.
+        segments: What the layers run on, the current one last; empty while continuing from a pruned cache.
+        keys: What the current segment attends to.
+        rotary: Cosines and sines of the current segment.
+        clusters: The most clusters of any row.
+        labels: ``[B, N]`` int64, clusters of the current segment's visual tokens (over the row), or None.
+        visual: Visual tokens of each row in the current segment.
+        slots: Physical tokens of each row in the current segment.
+        masks: The mask of each group of layers, while continuing from a pruned cache.
+        projections: Outputs of q_proj and k_proj of the layer before a cut.
+    """
+
+    cache: Cache | None
+    attention_mask: Tensor | None
+    past: int
+    entry_dropped: Tensor | int = 0
+    length: int = 0
+    cut_layers: tuple[int, ...] = ()
+    segments: list[Segment] = field(default_factory=list)
+    keys: Keys | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    clusters: int = 0
+    labels: Tensor | None = None
+    visual: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    masks: dict[int, Any] = field(default_factory=dict)
+    projections: dict[str, Tensor] = field(default_factory=dict)
+
     @property
-    def uniform(self) -> bool:
-        """Whether all rows hold the same number of images, so that one length fits all."""
-        return self.tokens is None
+    def segment(self) -> Segment:
+        """What the layers run on now."""
+        return self.segments[-1]
+
+    def segment_of(self, layer: int) -> Segment:
+        """What ``layer`` ran on."""
+        return self.segments[sum(layer >= cut for cut in self.cut_layers)]
+
+    def release(self) -> None:
+        """Lets go of everything that only the forward needed, the cache above all."""
+        self.cache = self.attention_mask = self.keys = self.rotary = None
+        self.masks.clear()
+        self.projections.clear()
 
 
 @dataclass(eq=False)
@@ -73,16 +142,20 @@ class Call:
     """One forward of the base module, with everything its hooks hand to each other.
 
     Attributes:
-        owner: the hooks that run.
-        outer: the call that was active before, put back at the end.
+        owner: The number of the pruner whose hooks run.
+        outer: The call that was active before, put back at the end.
+        is_fresh: Whether the prompt starts here: there is no cache, or an empty one.
         placeholders: ``[B, L]`` bool, where this call's image placeholders stand; None for a call without images.
-        encoded: Stage I's result; of the images in batch order.
-        origin: which encoded image each image of the batch is, where `generate` repeated them; None: one to one.
-        rows, plans: the layout, and the plan of each row (None for a row without images).
+        encoded: Stage I's result, of the images in batch order.
+        origin: Which encoded image each image of the batch is, where `generate` repeated them; None: one to one.
+        rows: The layout.
+        plans: The plan of each row; None for a row without images.
+        run: The language model's part.
     """
 
-    owner: object
+    owner: int
     outer: Call | None = None
+    is_fresh: bool = True
     placeholders: Tensor | None = None
     encoded: EncodedImages | None = None
     origin: list[int] | None = None
@@ -91,71 +164,46 @@ class Call:
     run: Run | None = None
 
 
-@dataclass(eq=False)
-class Run:
-    """The language model's part of a call.
-
-    Attributes:
-        cache: the cache with `PrunedLayer`s, or None with ``use_cache=False``.
-        attention_mask: the caller's ``[B, past + L]`` mask, or None.
-        past: columns before this call; length: columns of this call.
-        segments: what the layers run on, the current one last; empty while continuing from a pruned cache.
-        clusters: the most clusters of any row.
-        labels: ``[B, N]`` int64, clusters of the current segment's visual tokens (over the row), or None.
-        visual: visual tokens of each row in the current segment; slots: physical tokens of each row.
-        cut_layers: the layer that each segment but the first begins at.
-        masks: attention mask of each group of layers.
-        rotary: cosines and sines of the current segment.
-        entry_dropped: visual tokens that each row has lost before the language model, earlier calls included.
-        projections: outputs of q_proj and k_proj of the layer before a cut.
-    """
-
-    cache: Cache | None
-    attention_mask: Tensor | None
-    past: int
-    entry_dropped: Tensor | int = 0
-    length: int = 0
-    clusters: int = 0
-    segments: list[Segment] = field(default_factory=list)
-    labels: Tensor | None = None
-    visual: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    cut_layers: list[int] = field(default_factory=list)
-    masks: dict[int, Any] = field(default_factory=dict)
-    rotary: tuple[Tensor, Tensor] | None = None
-    projections: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def segment(self) -> Segment:
-        """What the layers run on now."""
-        return self.segments[-1]
-
-    def release(self) -> None:
-        """Lets go of everything that only the forward needed, the cache above all."""
-        self.cache = self.attention_mask = self.rotary = None
-        self.masks.clear()
-        self.projections.clear()
-
-
 _call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)
 _tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
 
 
-def active_call() -> Call | None:
-    """The forward pass that hooks are running in, in this thread or task."""
-    return _call.get()
+def active_call(owner: int | None = None) -> Call | None:
+    """The forward pass that hooks are running in, in this thread or task; None if it is not ``owner``'s."""
+    call = _call.get()
+    return call if call is None or owner is None or call.owner == owner else None
 
 
-def set_call(call: Call | None) -> None:
-    """Makes ``call`` the active one."""
+def open_call(owner: int) -> Call:
+    """Makes a new call of ``owner`` the active one."""
+    abandon(owner)
+    call = Call(owner, outer=_call.get())
     _call.set(call)
+    return call
 
 
-def active_tower() -> TowerPass | None:
-    """The image encoding that hooks are running in."""
-    return _tower.get()
+def close_call(call: Call) -> None:
+    """Puts back the call that was active before, and lets go of what only the forward needed."""
+    _call.set(call.outer)
+    call.outer = None
+    if call.run is not None:
+        call.run.release()
+
+
+def active_tower(owner: int) -> TowerPass | None:
+    """The image encoding that hooks of ``owner`` are running in."""
+    tower = _tower.get()
+    return tower if tower is not None and tower.encoded.owner == owner else None
 
 
 def set_tower(tower: TowerPass | None) -> None:
     """Makes ``tower`` the active one."""
     _tower.set(tower)
+
+
+def abandon(owner: int) -> None:
+    """Drops what ``owner`` left active: an interrupt (no ``Exception``) unwinds a model past the hooks that clean up."""
+    while (call := active_call(owner)) is not None:
+        close_call(call)
+    if active_tower(owner) is not None:
+        set_tower(None)

@@ -38,8 +38,7 @@ def official_vic(
     """
     batch, tokens, _ = features.shape
     place = torch.arange(tokens, device=features.device).expand(batch, tokens)
-    with torch.autocast(features.device.type, enabled=False):
-        distances = pairwise_distances(features.detach(), torch.ones_like(place, dtype=torch.bool))
+    distances = pairwise_distances(features.detach(), torch.ones_like(place, dtype=torch.bool))
     distances = (distances.square() + _DISTANCE_OFFSET).sqrt()
     density = (-(distances / cutoff_distance).square()).exp().sum(2).float()
     distances = distances.float()

@@ -19,8 +19,10 @@ from vitcop_core.tokens import Clusters, DecoderView, Selection, VisionSelection
 
 Number = int | float | Fraction
 
-# Each switch: its value under compat="paper", its value under compat="official"; these are also the choices.
+# The choices of each switch. compat="paper" takes the first, compat="official" the second, except that the released
+# code clusters the vision tower's keys as well.
 _SWITCHES = {
+    "vic_features": ("vit_keys", "vision_hidden"),
     "centers_round": ("ceil", "floor"),
     "knorm": ("joint", "head_mean"),
     "quota": ("top_up", "rounded"),
@@ -109,8 +111,6 @@ class ViTCoP(Method):
             check_positive("center_ratio", self.center_ratio, at_most=1)
         check_choice("compat", self.compat, ("paper", "official"))
         check_choice("saliency", self.saliency, ("key_norm", "attention"))
-        if self.vic_features is not None:
-            check_choice("vic_features", self.vic_features, ("vit_keys", "vision_hidden"))
         for name, choices in _SWITCHES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
@@ -215,10 +215,11 @@ class ViTCoP(Method):
         """The value of a switch, taken from ``compat`` where it is None.
 
         Args:
-            name: ``centers_round``, ``knorm``, ``quota``, ``merge``, ``counts`` or ``deep_positions``.
+            name: ``vic_features``, ``centers_round``, ``knorm``, ``quota``, ``merge``, ``counts`` or
+                ``deep_positions``.
         """
         value: str | None = getattr(self, name)
-        return value if value is not None else _SWITCHES[name][self.compat == "official"]
+        return value if value is not None else _SWITCHES[name][self.compat == "official" and name != "vic_features"]
 
     def _retention(self, tokens: int, images: int) -> Fraction:
         """The budget as a share of all tokens; of explicit ratios the last, which is 1 only where all are."""
@@ -266,7 +267,7 @@ class ViTCoP(Method):
 
     def _cluster(self, seen: VisionView, index: Tensor, clusters: int) -> Clusters:
         features = seen.hidden
-        if self.vic_features != "vision_hidden":
+        if self.switch("vic_features") == "vit_keys":
             features = seen.keys[:, :, 1:].transpose(1, 2).flatten(2)
         features = _take(features, index)
         positions = _take(seen.positions, index)

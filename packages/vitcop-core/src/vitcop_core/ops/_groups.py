@@ -38,9 +38,10 @@ def assign(
     Three cases, by row. Budget for every token: all are elites. More clusters than budget: no elites, and the budget's
     clusters of smallest norm, less one, stay groups while all others become one more. Otherwise: elites by quota.
     """
-    valid = valid_tokens(labels, lengths)
-    tokens = valid.sum(1, keepdim=True)
     budgets = row_counts(labels, budget, counts, None)
+    # A row that may keep nothing is a row without tokens.
+    valid = valid_tokens(labels, lengths) & (budgets > 0)
+    tokens = valid.sum(1, keepdim=True)
     # Padding goes into a bucket of its own behind the last cluster.
     labels = labels.clamp(0, num_clusters - 1).masked_fill(~valid, num_clusters)
     norms = key_norm.float()
@@ -73,10 +74,10 @@ def _starts(sizes: Tensor) -> Tensor:
 
 
 def _cluster_sums(norms: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """``[B, c]`` float32: sum of the norms of each cluster."""
+    """``[B, c]`` float32: sum of the norms of each cluster, finite so that an unused label can rank after all."""
     wide = norms.to(accumulator(norms))
     sums = wide.new_zeros((norms.shape[0], num_clusters + 1))
-    return sums.scatter_add(1, labels, wide)[:, :num_clusters].float()
+    return sums.scatter_add(1, labels, wide)[:, :num_clusters].float().clamp(max=torch.finfo(torch.float32).max)
 
 
 def _smallest_of_each(norms: Tensor, labels: Tensor, sizes: Tensor, quotas: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def _full_passes(room: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     is_full = filled[:, :-1] + ascending * growing <= left
     full = is_full.sum(1, keepdim=True)
     passes = (left - filled.gather(1, full)).div((clusters - full).clamp(min=1), rounding_mode="floor")
-    # Clusters that are full after the last complete pass take no part in it, so the number below is exact.
+    passes = torch.where(full == clusters, ascending[:, -1:], passes)
     return passes, left - torch.minimum(room, passes).sum(1, keepdim=True)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating, check_int, check_integral
+from vitcop_core.checks import check_floating, check_int, check_integral, check_rows
 from vitcop_core.ops._groups import assign
 from vitcop_core.ops._library import LIBRARY, accumulator, register
 from vitcop_core.ops._quotas import top_up_quotas
@@ -37,7 +37,8 @@ def co_prune(
         budget: Width of the result, at least 1; one greater than n leaves unused outputs in every row.
         num_clusters: An upper bound on the clusters of any row. A row's own number is that of its distinct labels.
         lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
-        counts: ``[B]`` int64, each row's own budget, at most ``budget``; None for ``budget``.
+        counts: ``[B]`` int64, each row's own budget, at most ``budget``; None for ``budget``. A row with a budget of 0
+            keeps nothing.
 
     Returns:
         All four fields; ``hidden`` has the input's dtype, its means were accumulated in float32 or better. Unused
@@ -53,9 +54,7 @@ def co_prune(
     check_floating("key_norm", key_norm, (batch, tokens), like=hidden)
     check_int("budget", budget, 1)
     check_int("num_clusters", num_clusters, 1)
-    for name, rows in (("lengths", lengths), ("counts", counts)):
-        if rows is not None:
-            check_integral(name, rows, (batch,), like=hidden)
+    check_rows(hidden, lengths=lengths, counts=counts)
     merged, index, is_merged, slot = torch.ops.vitcop.co_prune(
         hidden, labels, key_norm.detach(), budget, num_clusters, lengths, counts
     )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating, check_int, check_integral
+from vitcop_core.checks import check_floating, check_int, check_rows
 from vitcop_core.ops._library import register, row_counts, valid_tokens
 
 
@@ -35,14 +35,9 @@ def top_tokens(
         ValueError: A shape, a device or k does not fit.
     """
     check_floating("saliency", saliency, ("B", "n"))
-    batch, tokens = saliency.shape
-    check_int("k", k, 1, tokens)
-    for name, rows in (("lengths", lengths), ("counts", counts)):
-        if rows is not None:
-            check_integral(name, rows, (batch,), like=saliency)
-    result: Tensor = torch.ops.vitcop.top_tokens(
-        saliency.detach(), k, smallest=smallest, lengths=lengths, counts=counts
-    )
+    check_int("k", k, 1, saliency.shape[1])
+    check_rows(saliency, lengths=lengths, counts=counts)
+    result: Tensor = torch.ops.vitcop.top_tokens(saliency.detach(), k, smallest, lengths, counts)
     return result
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating, check_int, check_integral, check_positive
+from vitcop_core.checks import check_floating, check_int, check_positive, check_rows
 from vitcop_core.ops._library import accumulator, register, row_counts, valid_tokens
 from vitcop_core.tokens import Clusters
 
@@ -62,20 +62,10 @@ def vic(
     check_int("num_centers", num_centers, 1, tokens)
     check_positive("cutoff_distance", cutoff_distance)
     check_positive("spatial_threshold", spatial_threshold)
-    for name, rows in (("lengths", lengths), ("counts", counts)):
-        if rows is not None:
-            check_integral(name, rows, (batch,), like=features)
-    return Clusters(
-        *torch.ops.vitcop.vic(
-            features.detach(),
-            positions.detach(),
-            num_centers,
-            cutoff_distance=float(cutoff_distance),
-            spatial_threshold=float(spatial_threshold),
-            lengths=lengths,
-            counts=counts,
-        )
-    )
+    check_rows(features, lengths=lengths, counts=counts)
+    thresholds = float(cutoff_distance), float(spatial_threshold)
+    found = torch.ops.vitcop.vic(features.detach(), positions.detach(), num_centers, *thresholds, lengths, counts)
+    return Clusters(*found)
 
 
 def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
@@ -152,8 +142,7 @@ def _reference(
     tokens = features.shape[1]
     valid = valid_tokens(features, lengths)
     place = torch.arange(tokens, device=features.device).expand_as(valid)
-    with torch.autocast(features.device.type, enabled=False):
-        distances = pairwise_distances(features, valid)
+    distances = pairwise_distances(features, valid)
     others = (valid.unsqueeze(2) & valid.unsqueeze(1)).tril(-1)
     others = others | others.mT
     density = (-(distances / cutoff_distance).square()).exp().masked_fill(~others, 0).sum(2).float()

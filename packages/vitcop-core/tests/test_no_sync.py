@@ -1,0 +1,133 @@
+"""Nothing in the prefill's path may make the host wait for the device: sizes come from shapes, never from values."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vitcop_core import DecoderCut, DecoderView, VisionView, ViTCoP, ops
+
+_FORBIDDEN = (
+    "_local_scalar_dense",
+    "nonzero",
+    "nonzero_numpy",
+    "argwhere",
+    "masked_select",
+    "masked_scatter",
+    "is_nonzero",
+    "equal",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "repeat_interleave",
+    "bincount",
+)
+_MASKABLE = ("index", "index_put", "index_put_")
+_READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
+
+
+class _DeviceRules(TorchDispatchMode):
+    """Raises on operations whose result's size, or whose caller, needs the values of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace == "vitcop":
+            # Look inside: a mode does not see what an operator's implementation calls.
+            with self:
+                return ops.REFERENCES[name](*args, **(kwargs or {}))
+        if name in _FORBIDDEN:
+            raise AssertionError(f"aten::{name} waits for the device")
+        masks = args[1] if name in _MASKABLE else []
+        if any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
+            raise AssertionError(f"aten::{name} with a mask waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+class _HostRules(TorchFunctionMode):
+    """Raises where Python reads a tensor; reading one on the CPU does not always reach the dispatcher."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _READS:
+            raise AssertionError(f"Tensor.{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_host_sync() -> Iterator[None]:
+    with _HostRules(), _DeviceRules():
+        yield
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: int(x[0]),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.nonzero(x),
+        lambda x: torch.unique(x),
+        lambda x: [1, 2, 3][x[0].long()],
+        lambda x: x.repeat_interleave(torch.tensor([1, 2])),
+        lambda x: x.numpy(),
+        lambda x: x.cpu(),
+    ],
+    ids=["item", "tolist", "bool", "int", "mask", "select", "nonzero", "unique", "index", "repeat", "numpy", "cpu"],
+)
+def test_the_rules_catch_a_wait(action: Callable[[Tensor], Any]) -> None:
+    values = torch.ones(2)
+    with pytest.raises(AssertionError, match="waits for the device"), no_host_sync():
+        action(values)
+
+
+def test_the_rules_look_inside_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ops.REFERENCES, "key_norm", lambda keys: keys[keys > 0])
+    with pytest.raises(AssertionError, match="with a mask"), no_host_sync():
+        ops.key_norm(torch.ones(1, 1, 1, 1))
+
+
+METHODS = {
+    "paper": ViTCoP(retained_tokens=64),
+    "official": ViTCoP(retained_tokens=64, compat="official"),
+    "attention": ViTCoP(retained_tokens=64, saliency="attention"),
+    "vision_hidden": ViTCoP(retained_tokens=64, vic_features="vision_hidden", merge="anchor_plus_mean"),
+}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+@methods
+@pytest.mark.parametrize("clusters", [0, 4])
+def test_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: ViTCoP, clusters: int) -> None:
+    view = vision_view()
+    with no_host_sync():
+        method.cut_vision(view, 12, clusters)
+
+
+@methods
+@pytest.mark.parametrize("stage", ["co_prune", "top_tokens"])
+@pytest.mark.parametrize("lengths", [[20, 20], [20, 9, 1]], ids=["even", "ragged"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_decoder_cut_never_waits(
+    decoder_view: Callable[..., DecoderView], method: ViTCoP, stage: Any, lengths: list[int], grad: bool
+) -> None:
+    view = decoder_view(lengths, 4)
+    view.hidden.requires_grad_(grad)
+    keeps = torch.tensor([min(length, 7) for length in lengths])
+    with no_host_sync():
+        method.cut_decoder(DecoderCut(2, 7, stage), view, keeps)

@@ -1,0 +1,101 @@
+"""One question about one or more images: the prompt, the generation, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from vitcop_llava.loading import Loaded
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: the answer, without special tokens.
+        tokens: how many tokens it took, the closing one included.
+        prefill_seconds: from the call to the first token, the vision tower included.
+        decode_seconds: from the first token to the last.
+    """
+
+    text: str
+    tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def build_prompt(processor: Any, images: int, question: str) -> str:
+    """The prompt for a question about ``images`` images: by the processor's chat template, or else as LLaVA-1.5 has it."""
+    if getattr(processor, "chat_template", None):
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
+        prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return prompt
+    return f"USER: {(processor.image_token + chr(10)) * images}{question} ASSISTANT:"
+
+
+def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any:
+    """The model's inputs, on its device and in its dtype.
+
+    Raises:
+        ValueError: for a question that holds the image placeholder, or a prompt that is longer than the model's context.
+    """
+    processor = loaded.processor
+    if processor.image_token in question:
+        raise ValueError(f"question: must not hold the image placeholder {processor.image_token!r}; images come first")
+    prompt = build_prompt(processor, len(images), question)
+    # A template that writes the opening token itself would otherwise get it twice.
+    opening = processor.tokenizer.bos_token
+    special = not (opening and prompt.startswith(opening))
+    inputs = processor(images=list(images), text=prompt, add_special_tokens=special, return_tensors="pt")
+    length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
+    if most is not None and length >= most:
+        raise ValueError(f"question: images and question take {length} tokens, the model's context has {most}")
+    return inputs.to(loaded.device, loaded.dtype)
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """The words of ``text`` that the tokenizer has no token for, each once."""
+    if tokenizer.unk_token_id is None or not tokenizer.is_fast:
+        return []
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return list(dict.fromkeys(text[start:stop] for token, (start, stop) in spans if token == tokenizer.unk_token_id))
+
+
+def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:
+    """Answers greedily, under whatever pruning is on the model, and takes the time."""
+    clock = _Clock()
+    with torch.inference_mode():
+        output = loaded.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=clock
+        )
+    tokens = output[0, inputs["input_ids"].shape[1] :]
+    text = loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    first, last = clock.times[0], clock.times[-1]
+    return Answer(text, len(tokens), first - clock.start, last - first)
+
+
+class _Clock(BaseStreamer):
+    """Notes when each token comes. `generate` hands tokens over on the host, so the device is done with them."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.times: list[float] = []
+        self._prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_seen:
+            self.times.append(time.perf_counter())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        return

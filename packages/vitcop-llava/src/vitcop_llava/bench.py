@@ -1,0 +1,214 @@
+"""Prefill time, unpruned and pruned, beside what the plan allows: ``python -m vitcop_llava.bench``.
+
+The model has a real checkpoint's shape and random weights: time depends on shapes, not on what the weights say. Each
+pruned prefill is compared, in the same run, with its *oracle*: tower, projector and head as they are, and the bare decoder
+layers run at the plan's lengths, with no decision to make and nothing to move. The variants take turns, so that a noisy
+machine hits them alike; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+from vitcop_core import Plan, ViTCoP, identity_plan
+
+from vitcop_llava.environment import environment
+from vitcop_llava.families.base import decoder_shape
+from vitcop_llava.prune import prune
+
+TEXT_BEFORE, TEXT_AFTER = 35, 25
+"""Tokens of a LLaVA-1.5 prompt before the image (system prompt) and after it (question): 60 in all."""
+
+_CLIP_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+_CLIP_SMALL = {**_CLIP_LARGE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "llava-1.5-7b": (
+        _CLIP_LARGE,
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "llava-1.5-13b": (
+        _CLIP_LARGE,
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    ),
+    "small": (
+        _CLIP_SMALL,
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8, "num_attention_heads": 4},
+    ),
+}
+
+
+def random_model(name: str, dtype: torch.dtype, device: str) -> LlavaForConditionalGeneration:
+    """A model of a named shape with random weights, built without ever holding it twice."""
+    vision, text = SHAPES[name]
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision),
+        text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096, **text),
+        image_token_id=32000,
+    )
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model = model.to(dtype).to_empty(device=device).eval()
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(dtype).to(device)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            _fill(module.weight.data, noise, module.weight[0].numel() ** -0.5)
+    for label, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            parameter.data.fill_(0.0 if label.endswith("bias") else 1.0)
+    _restore_buffers(model)
+    return model
+
+
+def _fill(weight: Tensor, noise: Tensor, scale: float) -> None:
+    """Repeats the noise over a weight: drawing seven billion numbers would take longer than the measurement."""
+    flat, scaled = weight.view(-1), noise * scale
+    for start in range(0, flat.numel(), len(scaled)):
+        part = flat[start : start + len(scaled)]
+        part.copy_(scaled[: len(part)])
+
+
+def _restore_buffers(model: LlavaForConditionalGeneration) -> None:
+    """Recomputes what a model made on the meta device lacks: rotary frequencies and position indices."""
+    language = model.model.language_model
+    language.rotary_emb = type(language.rotary_emb)(config=language.config).to(model.device)
+    embeddings = model.model.vision_tower.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=model.device)[None]
+
+
+def prompt(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """One image and 60 text tokens."""
+    generator = torch.Generator().manual_seed(1)
+    vision = model.config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    text = torch.randint(3, 31000, (TEXT_BEFORE + TEXT_AFTER,), generator=generator)
+    image = torch.full((tokens,), model.config.image_token_id)
+    ids = torch.cat([text[:TEXT_BEFORE], image, text[TEXT_BEFORE:]])[None].to(model.device)
+    pixels = torch.randn((1, 3, vision.image_size, vision.image_size), generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels.to(model.device, model.dtype),
+    }
+
+
+def oracle(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor], plan: Plan) -> Tensor:
+    """Tower, projector and head as they are, and the bare layers at the plan's lengths."""
+    language = model.model.language_model
+    model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+    hidden = language.embed_tokens(inputs["input_ids"])
+    cache = DynamicCache(config=language.config)
+    text = hidden.shape[1] - plan.visual_tokens
+    for layer, tokens in zip(language.layers, plan.tokens_per_layer, strict=True):
+        if layer is language.layers[0] or hidden.shape[1] != tokens + text:
+            hidden = hidden[:, : tokens + text].contiguous()
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+            rotary = language.rotary_emb(hidden, position_ids=positions)
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+    return model.lm_head(language.norm(hidden)[:, -1:])
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """Times every variant in turn, ``repeats`` times after one warm-up."""
+    dtype = getattr(torch, args.dtype)
+    model = random_model(args.shape, dtype, args.device)
+    inputs, shape = prompt(model), decoder_shape(model.config.text_config)
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    unpruned = identity_plan(shape.num_layers, (visual,))
+    methods = {tokens: ViTCoP(retained_tokens=tokens) for tokens in args.retain}
+    plans = {tokens: method.plan(shape.num_layers, visual) for tokens, method in methods.items()}
+
+    def pruned(tokens: int) -> Tensor:
+        with prune(model, methods[tokens]):
+            return model(**inputs, logits_to_keep=1).logits
+
+    runs: dict[str, Callable[[], Tensor]] = {"unpruned": lambda: model(**inputs, logits_to_keep=1).logits}
+    for tokens in args.retain:
+        runs[f"oracle {tokens}"] = lambda tokens=tokens: oracle(model, inputs, plans[tokens])
+        runs[f"vitcop {tokens}"] = lambda tokens=tokens: pruned(tokens)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for repeat in tqdm(range(args.repeats + 1), desc="rounds", file=sys.stderr):
+            for name, run in runs.items():
+                seconds = _timed(run, args.device)
+                if repeat:  # the first round warms up
+                    times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    text = inputs["input_ids"].shape[1] - visual
+    full_macs = unpruned.macs(shape, text)
+    return {
+        "command": f"python -m vitcop_llava.bench --shape {args.shape} --dtype {args.dtype} --repeats {args.repeats}",
+        "environment": environment(),
+        "shape": args.shape,
+        "dtype": args.dtype,
+        "visual_tokens": visual,
+        "text_tokens": text,
+        "seconds": times,
+        "median_seconds": median,
+        "budgets": [
+            {
+                "retained_tokens": tokens,
+                "average_tokens": float(plans[tokens].average_tokens),
+                "over_oracle": median[f"vitcop {tokens}"] / median[f"oracle {tokens}"],
+                "share_of_unpruned": median[f"vitcop {tokens}"] / median["unpruned"],
+                "share_of_macs": plans[tokens].macs(shape, text) / full_macs,
+            }
+            for tokens in args.retain
+        ],
+    }
+
+
+def _timed(run: Callable[[], Tensor], device: str) -> float:
+    started = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints a table, and stores the result."""
+    options = argparse.ArgumentParser(prog="python -m vitcop_llava.bench", description=__doc__)
+    options.add_argument("--shape", choices=list(SHAPES), default="llava-1.5-7b")
+    options.add_argument("--retain", type=int, nargs="+", default=[192, 128, 64])
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--out", type=Path, help="JSON file for the result")
+    args = options.parse_args(arguments)
+    result = measure(args)
+    if args.out is not None:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    shown = Table("tokens", "prefill", "over its oracle", "of unpruned", "MACs of unpruned", title=f"prefill, {args.shape}")
+    median = result["median_seconds"]
+    shown.add_row(str(result["visual_tokens"]), f"{median['unpruned']:.3g} s", "", "100 %", "100 %")  # type: ignore[index]
+    for row in result["budgets"]:  # type: ignore[attr-defined]
+        seconds = f"{median['vitcop %d' % row['retained_tokens']]:.3g} s"  # type: ignore[index]
+        shares = (f"{row['over_oracle']:.3f}", f"{row['share_of_unpruned']:.1%}", f"{row['share_of_macs']:.1%}")
+        shown.add_row(str(row["retained_tokens"]), seconds, *shares)
+    Console(width=100).print(shown)
+
+
+if __name__ == "__main__":
+    main()

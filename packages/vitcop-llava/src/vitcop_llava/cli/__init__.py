@@ -1,0 +1,45 @@
+"""The ``vitcop`` command: one module a command, each importing torch and transformers only when it runs."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from vitcop_llava.cli.ask import ask
+from vitcop_llava.cli.doctor import doctor
+from vitcop_llava.cli.errors import CommandGroup
+from vitcop_llava.cli.scene import scene
+from vitcop_llava.cli.show import show
+
+app = typer.Typer(
+    name="vitcop",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model that the package carries.",
+)
+for command in (ask, show, scene, doctor):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitcop {version('vitcop-llava')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def main() -> None:
+    """Runs the command line of this process."""
+    app()

@@ -1,0 +1,177 @@
+"""``vitcop ask``: answers a question about images, pruned, and beside it unpruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, MethodName, Model, Retain, find_method, parse_budget
+from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
+from vitcop_llava.cli.running import (
+    Notes,
+    check_question,
+    describe,
+    model_summary,
+    open_images,
+    open_model,
+    prepare_inputs,
+    quiet,
+    start_pruning,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from vitcop_core import Method
+
+    from vitcop_llava.answer import Answer
+    from vitcop_llava.cli.options import Budget
+    from vitcop_llava.loading import Loaded
+    from vitcop_llava.report import Report
+
+TIMES = "Times are wall time of a single run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model said, and what pruning did; ``unpruned`` is None where that was not asked for."""
+
+    pruned: Answer
+    unpruned: Answer | None
+    report: Report
+
+
+def ask(
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", show_default=False)] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
+    model: Model = None,
+    retain: Retain = None,
+    method: MethodName = "vitcop",
+    compare: Annotated[bool, typer.Option("--compare", help="Run the unpruned model as well.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a question about one or more images, with visual tokens pruned.
+
+    Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images go into
+    one prompt, in order, before the question.
+    """
+    budget, make_method = parse_budget(retain), find_method(method)
+    paths, notes = images or [], Notes()
+    check_question(question, paths)
+    pictures = open_images(paths)
+    loaded = open_model(model, device, dtype, notes)
+    with quiet(notes):
+        inputs = prepare_inputs(loaded, pictures, question, notes)
+        outcome = _run(loaded, inputs, make_method(budget), budget, compare, max_new_tokens)
+    if as_json:
+        asked = {"question": question, "images": [str(path) for path in paths]}
+        print_json(asked | {"method": method, "retain": str(budget)} | _as_json(loaded, outcome, notes))
+        return
+    print_result(f"{question}\n{describe(loaded)}; --retain {budget}")
+    print_result(_as_table(outcome))
+    notes.print()
+
+
+def _run(
+    loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int
+) -> Outcome:
+    from vitcop_llava.answer import generate
+
+    unpruned = None
+    with start_pruning(loaded, method, budget) as pruner:  # first, so that a budget that does not fit costs no time
+        if compare:
+            # Whatever runs first pays for loading kernels and pages; side by side, neither may.
+            with progress("warming up, pruned"):
+                generate(loaded, inputs, 1)
+        with progress("answering, pruned"):
+            pruned = generate(loaded, inputs, max_new_tokens)
+        report = pruner.report
+    if compare:
+        with progress("warming up, unpruned"):
+            generate(loaded, inputs, 1)
+        with progress("answering, unpruned"):
+            unpruned = generate(loaded, inputs, max_new_tokens)
+    return Outcome(pruned, unpruned, report)
+
+
+def _as_table(outcome: Outcome) -> Table:
+    pruned, unpruned, report = outcome.pruned, outcome.unpruned, outcome.report
+    caption = f"{TIMES}, after a warm-up of each." if unpruned else f"{TIMES}; --compare runs the unpruned model too."
+    table = make_table(("", "pruned", "unpruned", "share"), caption=caption)
+    add_row(table, "answer", pruned.text, "not run" if unpruned is None else unpruned.text, style="bold")
+    for name, tokens, every in _token_counts(report):
+        add_row(table, name, f"{tokens:.4g}", f"{every}", f"{tokens / every:.1%}")
+    (macs, full_macs), (cache, full_cache) = report.macs(), report.kv_bytes()
+    add_row(table, "prefill", _macs(macs), _macs(full_macs), f"{macs / full_macs:.1%}")
+    add_row(table, "cache", _bytes(cache), _bytes(full_cache), f"{cache / full_cache:.1%}")
+    for name, kind in (("time to first token", "prefill_seconds"), ("time after that", "decode_seconds")):
+        cells = ["" if run is None else f"{getattr(run, kind) * 1e3:.1f} ms" for run in (pruned, unpruned)]
+        if unpruned is not None and kind == "prefill_seconds":
+            cells.append(f"{pruned.prefill_seconds / unpruned.prefill_seconds:.1%}")
+        add_row(table, name, *cells)
+    add_row(table, "tokens generated", *("" if run is None else str(run.tokens) for run in (pruned, unpruned)))
+    return table
+
+
+def _token_counts(report: Report) -> list[tuple[str, float, int]]:
+    """Visual tokens after each stage and on average: name, pruned, unpruned."""
+    row = report.rows[0]
+    assert row.plan is not None  # `ask` always has an image
+    every = row.plan.visual_tokens
+    found: list[tuple[str, float, int]] = []
+    for stage in row.stages:
+        where = "into layer 0" if stage.layer is None else f"from layer {stage.layer}"
+        found.append((f"visual tokens {where} ({stage.name})", stage.tokens, every))
+    return [*found, ("visual tokens, mean of layers", float(row.plan.average_tokens), every)]
+
+
+def _macs(macs: int) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9)):
+        if macs >= size:
+            return f"{macs / size:.3g} {unit}MACs"
+    return f"{macs / 1e9:.3f} GMACs"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
+def _as_json(loaded: Loaded, outcome: Outcome, notes: Notes) -> dict[str, Any]:
+    report = outcome.report
+    row = report.rows[0]
+    assert row.plan is not None  # `ask` always has an image
+    (macs, full_macs), (cache, full_cache) = report.macs(), report.kv_bytes()
+    every = row.plan.visual_tokens
+    pruned = {
+        "stages": [{"name": stage.name, "layer": stage.layer, "tokens": stage.tokens} for stage in row.stages],
+        "tokens_per_layer": list(row.plan.tokens_per_layer),
+        "average_tokens": float(row.plan.average_tokens),
+        "prefill_macs": macs,
+        "cache_bytes": cache,
+    }
+    unpruned = {"average_tokens": float(every), "prefill_macs": full_macs, "cache_bytes": full_cache}
+    return {
+        "model": model_summary(loaded),
+        "visual_tokens": every,
+        "text_tokens": row.text_tokens,
+        "pruned": _answer(outcome.pruned) | pruned,
+        "unpruned": _answer(outcome.unpruned) | unpruned,
+        "warmed_up": outcome.unpruned is not None,
+        "notes": notes.found,
+    }
+
+
+def _answer(answer: Answer | None) -> dict[str, Any]:
+    """The fields of a run; None each where it was not run."""
+    return {
+        "answer": answer and answer.text,
+        "generated_tokens": answer and answer.tokens,
+        "prefill_seconds": answer and answer.prefill_seconds,
+        "decode_seconds": answer and answer.decode_seconds,
+    }

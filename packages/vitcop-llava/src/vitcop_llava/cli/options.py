@@ -1,0 +1,136 @@
+"""The options that commands share, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitcop_llava.cli.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from vitcop_core import Method
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|ID", help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model."
+    ),
+]
+Retain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|N%|all",
+        help="Visual tokens an image to keep on average (64), or their share (11.1%), or all; default: 1/9 of them.",
+        show_default=False,
+    ),
+]
+MethodName = Annotated[str, typer.Option("--method", metavar="NAME", help="The pruning method.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What ``--retain`` says: tokens an image, or a share of them; exactly one is set."""
+
+    tokens: Fraction | None = None
+    share: Fraction | None = None
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return "all" if self.share == 1 else f"{float(self.share):.1%}"
+        return f"{float(self.tokens or 0):g}"
+
+
+DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
+
+
+def parse_budget(text: str | None) -> Budget:
+    """The budget that ``--retain`` says; one ninth where it is not given.
+
+    Raises:
+        UserError: for anything but a positive number, a percentage up to 100, or ``all``.
+    """
+    if text is None:
+        return DEFAULT_BUDGET
+    word = text.strip().lower()
+    if word == "all":
+        return Budget(share=Fraction(1))
+    digits = word.removesuffix("%").strip()
+    if not digits.replace(".", "", 1).isdecimal() or not digits.isascii():
+        raise UserError(f"--retain: must be a number of tokens (64), a percentage (11.1%) or all; got {text!r}")
+    value = Fraction(digits)
+    if word.endswith("%"):
+        if not 0 < value <= 100:
+            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r}")
+        return Budget(share=value / 100)
+    if value < 1:
+        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r}")
+    return Budget(tokens=value)
+
+
+def _vitcop(budget: Budget) -> Method:
+    from vitcop_core import ViTCoP
+
+    if budget.share is not None:
+        return ViTCoP(retention_ratio=budget.share)
+    tokens = budget.tokens or Fraction(1)
+    return ViTCoP(retained_tokens=int(tokens) if tokens.denominator == 1 else float(tokens))
+
+
+METHODS: dict[str, Callable[[Budget], Method]] = {"vitcop": _vitcop}
+"""Every method by the name that ``--method`` takes, made for a budget."""
+
+
+def find_method(name: str) -> Callable[[Budget], Method]:
+    """The method of that name.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
+    return METHODS[name]
+
+
+def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = ()) -> None:
+    """Raises unless a PNG can be written to ``path``: asked before the work, so that it is not in vain.
+
+    Raises:
+        UserError: where it is no PNG's name, its folder is missing, it is there already, or it is one of the inputs.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--out: must be the name of a PNG file (.png); got {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: its folder must exist; there is no {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--out: must be a file; {path} is a folder")
+    if path.exists() and not force:
+        raise UserError(f"--out: {path} is there already; --force overwrites it")
+    if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
+        raise UserError(f"--out: must not be the input {path}")
+
+
+def write_picture(picture: Image, path: Path, force: bool) -> None:
+    """Writes a picture as PNG; without ``force`` never over a file, not even one that came since it was checked.
+
+    Raises:
+        UserError: where the file is there, or cannot be written.
+    """
+    data = BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    try:
+        with path.open("wb" if force else "xb") as stream:
+            stream.write(data.getvalue())
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,193 @@
+"""What the commands that run a model have in common: loading and pruning it, quietly, and what there is to note."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitcop_llava.cli.errors import UserError, mistakes
+from vitcop_llava.cli.options import Budget
+from vitcop_llava.cli.output import print_note, progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from vitcop_core import Method
+
+    from vitcop_llava.loading import Loaded
+    from vitcop_llava.prune import Pruner
+
+DEMO_NOTE = (
+    "this is the demo model: it knows scenes of coloured shapes such as `vitcop scene` draws, and no photographs; "
+    "--model runs a real one"
+)
+
+
+@dataclass
+class Notes:
+    """Remarks of one command, in order."""
+
+    found: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Adds a remark, once."""
+        if text not in self.found:
+            self.found.append(text)
+
+    def print(self) -> None:
+        """Prints them to stderr."""
+        for text in self.found:
+            print_note(text)
+
+
+@contextmanager
+def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
+    """Silences transformers and Python's warnings for a while; what vitcop itself warns of goes into the notes.
+
+    Args:
+        notes: gets the warnings.
+        keep_downloads: leave the hub's progress bars.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    from vitcop_llava.report import FeatureScaleWarning
+
+    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()  # the hub's too
+    if hub_bars and keep_downloads:
+        enable_progress_bars()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", FeatureScaleWarning)
+            yield
+        for warning in caught:
+            notes.add(str(warning.message))
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        (enable_progress_bars if hub_bars else disable_progress_bars)()
+
+
+def open_images(paths: Sequence[Path]) -> list[Image.Image]:
+    """Reads images.
+
+    Raises:
+        UserError: for one that cannot be used.
+    """
+    from vitcop_llava.images import read_image
+
+    with mistakes():
+        return [read_image(path) for path in paths]
+
+
+def open_model(source: str | None, device: str, dtype: str, notes: Notes) -> Loaded:
+    """Loads a model.
+
+    Raises:
+        UserError: for one that cannot be used.
+    """
+    # Importing torch and transformers takes a second or two by itself.
+    with progress("loading the libraries"):
+        from vitcop_llava.loading import find_source, load
+    with mistakes():
+        is_local = Path(find_source(source)).is_dir()
+    bars = not is_local and sys.stderr.isatty()
+    # Downloads show their own bars, which a spinner would garble.
+    with quiet(notes, keep_downloads=bars), mistakes():
+        if bars:
+            loaded = load(source, device=device, dtype=dtype)
+        else:
+            with progress("loading the model"):
+                loaded = load(source, device=device, dtype=dtype)
+    if loaded.is_demo:
+        notes.add(DEMO_NOTE)
+    return loaded
+
+
+def prepare_inputs(loaded: Loaded, images: Sequence[Image.Image], question: str, notes: Notes) -> Any:
+    """The model's inputs; words that the model has no token for are noted.
+
+    Raises:
+        UserError: for a question that cannot be asked.
+    """
+    from vitcop_llava.answer import prepare, unknown_words
+
+    with mistakes():
+        inputs = prepare(loaded, images, question)
+    if unknown := unknown_words(loaded.processor.tokenizer, question):
+        notes.add(f"words outside the model's vocabulary, which it cannot read: {', '.join(unknown)}")
+    return inputs
+
+
+def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
+    """Prunes a model.
+
+    Raises:
+        UserError: for a budget that does not fit the model.
+    """
+    from vitcop_llava.prune import prune
+
+    # The model's parts were checked when it was loaded, so what is wrong now is the budget.
+    with mistakes(f"--retain {budget}"):
+        return prune(loaded.model, method)
+
+
+def check_question(question: str, images: Sequence[Path]) -> None:
+    """Raises for the ways in which images and question get mixed up.
+
+    Raises:
+        UserError: where the question is missing or is a file, or there is no image.
+    """
+    is_file = _names_file(question)
+    if not images:
+        what = f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
+        raise UserError(f"IMAGE... QUESTION: at least one image, then the question; got {what}")
+    if is_file:
+        raise UserError(f"QUESTION: must be a text, and come after the images; got the file {question}")
+    if not question.strip():
+        raise UserError("QUESTION: must not be empty")
+
+
+def _names_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path, as questions may be
+        return False
+
+
+def model_summary(loaded: Loaded) -> dict[str, Any]:
+    """What ran, for --json."""
+    return {
+        "source": "demo" if _is_packaged(loaded) else loaded.source,
+        "is_demo": loaded.is_demo,
+        "class": type(loaded.model).__name__,
+        "layers": loaded.parts.shape.num_layers,
+        "visual_tokens_per_image": loaded.parts.visual_tokens,
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": loaded.model.config._attn_implementation,
+    }
+
+
+def describe(loaded: Loaded) -> str:
+    """What ran, for people."""
+    summary = model_summary(loaded)
+    name = "demo model" if summary["source"] == "demo" else summary["source"]
+    return (
+        f"{name}: {summary['layers']} layers, {summary['visual_tokens_per_image']} visual tokens an image, "
+        f"{summary['dtype']} on {summary['device']}"
+    )
+
+
+def _is_packaged(loaded: Loaded) -> bool:
+    from vitcop_llava.loading import DEMO_FOLDER
+
+    return loaded.source == str(DEMO_FOLDER)

@@ -1,0 +1,106 @@
+"""``vitcop show``: a picture of the image and of what survives each cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    MethodName,
+    Model,
+    Retain,
+    check_output,
+    find_method,
+    parse_budget,
+    write_picture,
+)
+from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
+from vitcop_llava.cli.running import (
+    Notes,
+    describe,
+    model_summary,
+    open_images,
+    open_model,
+    prepare_inputs,
+    quiet,
+    start_pruning,
+)
+
+if TYPE_CHECKING:
+    from vitcop_llava.report import Survivors
+
+MAX_NEW_TOKENS = 32
+
+
+def show(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="[QUESTION]", show_default=False)] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "--output", "-o", metavar="FILE.png", help="Default: IMAGE-vitcop.png in this folder."),
+    ] = None,
+    force: Force = False,
+    model: Model = None,
+    retain: Retain = None,
+    method: MethodName = "vitcop",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Draw which visual tokens of an image survive each stage; with a QUESTION also the answer."""
+    budget, make_method = parse_budget(retain), find_method(method)
+    path = out or Path(f"{image.stem}-vitcop.png")
+    check_output(path, force, apart_from=(image,))
+    pictures, notes = open_images([image]), Notes()
+    loaded = open_model(model, device, dtype, notes)
+    with quiet(notes):
+        from vitcop_llava.answer import generate
+        from vitcop_llava.drawing import as_seen, survival_picture
+
+        inputs = prepare_inputs(loaded, pictures, question, notes)
+        with start_pruning(loaded, make_method(budget), budget) as pruner, progress("running the model"):
+            answer = generate(loaded, inputs, MAX_NEW_TOKENS if question else 1)
+            if not pruner.report.pruned:
+                raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
+            survivors = pruner.survivors()
+        caption = f"{question}  {answer.text}" if question else ""
+        view = as_seen(loaded.processor.image_processor, pictures[0])
+        write_picture(survival_picture(view, survivors, loaded.parts.grid, caption), path, force)
+    said = {"question": question or None, "answer": answer.text if question else None}
+    if as_json:
+        settings = {"method": method, "retain": str(budget), "model": model_summary(loaded)}
+        print_json({"picture": str(path), **said, **settings, **_as_json(survivors), "notes": notes.found})
+        return
+    print_result(f"{path}: {describe(loaded)}; --retain {budget}")
+    if question:
+        print_result(f"{question}  {answer.text}")
+    table = make_table(("", "visual tokens", "of them merged"))
+    add_row(table, "the image", str(survivors.patches), "")
+    for stage in survivors.stages:
+        where = "before the language model" if stage.layer is None else f"before layer {stage.layer}"
+        add_row(table, f"after {stage.name}, {where}", str(len(stage.patches)), str(int(stage.merged.sum())))
+    print_result(table)
+    notes.print()
+
+
+def _as_json(survivors: Survivors) -> dict[str, Any]:
+    stages = [
+        {
+            "name": stage.name,
+            "layer": stage.layer,
+            "tokens": len(stage.patches),
+            "patches": stage.patches.tolist(),
+            "merged": stage.patches[stage.merged].tolist(),
+        }
+        for stage in survivors.stages
+    ]
+    return {"visual_tokens": survivors.patches, "clusters": survivors.clusters.tolist(), "stages": stages}

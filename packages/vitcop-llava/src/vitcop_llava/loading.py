@@ -1,0 +1,268 @@
+"""Model and processor from a local folder, from the hub, or the demo that the package carries.
+
+Nothing of a checkpoint is run: weights come from safetensors alone, and its own code is never trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+
+from vitcop_llava.demo.questions import vocabulary
+from vitcop_llava.families import Parts, locate
+
+DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class ModelError(ValueError):
+    """A model that cannot be used, or a place that holds none: the message says why."""
+
+
+class HubError(RuntimeError):
+    """The hub cannot be reached, or did not answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model that can be pruned, with its processor.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        processor: makes the model's inputs from images and text.
+        parts: what the family adapter found.
+        source: where it came from: a folder, or a hub id.
+        is_demo: whether it knows the demo's scenes and words alone.
+    """
+
+    model: Any
+    processor: Any
+    parts: Parts
+    source: str
+    is_demo: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parts.base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(self.parts.base.parameters()).dtype
+
+
+def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Loaded:
+    """Loads a model that can be pruned.
+
+    Args:
+        source: a local folder or a hub id; None for the demo model.
+        device: ``auto`` (CUDA, then MPS, then the CPU), or a torch device such as ``cuda:1``.
+        dtype: ``auto``, or one of `DTYPES`. ``auto`` is the checkpoint's own, but bfloat16 for a float16 checkpoint on
+            a CPU, where float16 is slow.
+
+    Raises:
+        ModelError: where there is no such model, a part of it is missing or damaged, or its parts do not fit together.
+        TypeError: for a model family that is not supported.
+        ValueError: for a supported family with a part that is not, or a device or dtype that there is not.
+        HubError: where the hub cannot be reached.
+    """
+    where = find_device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype: must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+    name = find_source(source)
+    config = _read_config(name)
+    locate(_skeleton(config))  # an unsupported family is refused before gigabytes are read
+    model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
+    parts, processor = locate(model), _read_processor(name)
+    _check_processor(processor, parts)
+    words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
+    return Loaded(model, processor, parts, name, is_demo=words == set(vocabulary()))
+
+
+def find_device(device: str) -> torch.device:
+    """The device of that name, ``auto`` among them.
+
+    Raises:
+        ValueError: for a name that is none, or a device that is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: must be auto, cpu, cuda, cuda:N or mps; got {device!r}") from error
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    missing = found.type == "mps" and not torch.backends.mps.is_available()
+    if missing or (found.index or 0) >= count or found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device: {device!r} is not there; CUDA devices: {torch.cuda.device_count()}")
+    return found
+
+
+def find_source(source: str | None) -> str:
+    """The folder or hub id that ``source`` means; a folder is looked through for what is missing.
+
+    Raises:
+        ModelError: where it is neither, or something is missing.
+    """
+    if source is None:
+        if not (DEMO_FOLDER / WEIGHTS).is_file():
+            raise ModelError(
+                f"model: this installation holds no demo weights (expected {DEMO_FOLDER / WEIGHTS}); name a model, for "
+                "example llava-hf/llava-1.5-7b-hf or a local folder"
+            )
+        return str(DEMO_FOLDER)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.exists():
+        raise ModelError(f"model: must be a folder or a hub id, got the file {source}")
+    if not _HUB_ID.fullmatch(source):
+        raise ModelError(f"model: no such folder: {source!r}, and it is no hub id such as llava-hf/llava-1.5-7b-hf")
+    return source
+
+
+def _check_folder(folder: Path) -> None:
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS_INDEX).is_file():
+            missing += [name for name in _shards(folder) if not (folder / name).is_file()]
+        elif pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+            raise ModelError(
+                f"model: {folder} must hold safetensors weights ({WEIGHTS}); {pickles[0]} is a pickle, which can run "
+                "code and is not read"
+            )
+        else:
+            missing.append(f"weights ({WEIGHTS})")
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        missing.append("an image processor (processor_config.json or preprocessor_config.json)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if missing:
+        raise ModelError(f"model: {folder} lacks {', '.join(missing)}")
+
+
+def _shards(folder: Path) -> list[str]:
+    try:
+        names = set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values())
+        if all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
+            return sorted(names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ModelError(f"model: {folder / WEIGHTS_INDEX} must map weights to safetensors files of that folder")
+
+
+def _read_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever is in the file, it is the checkpoint's
+        raise _of_hub(name, error) or ModelError(f"model: the configuration of {name} cannot be used: {error}") from error
+
+
+def _of_hub(name: str, error: BaseException) -> Exception | None:
+    """What an error of the hub means; None for an error that is not the hub's."""
+    if Path(name).is_dir():
+        return None
+    chain: list[BaseException] = []
+    while error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__ or error
+    if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError) for cause in chain):
+        return ModelError(f"model: there is no local folder {name!r}, and no model of that name on the hub for you")
+    if any(isinstance(cause, OSError) for cause in chain):
+        first = str(chain[0]).strip().splitlines()[:1] or [type(chain[0]).__name__]
+        return HubError(
+            f"model: there is no local folder {name!r}, and it could not be had from the hub (offline?): {first[0]}"
+        )
+    return None
+
+
+def _skeleton(config: PreTrainedConfig) -> nn.Module:
+    """The model's modules without their weights; of a model without images, for the adapter to refuse by name."""
+    with torch.device("meta"):
+        try:
+            model: nn.Module = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        except ValueError:
+            try:
+                model = AutoModel.from_config(config, trust_remote_code=False)
+            except ValueError as error:
+                raise ModelError(f"model: a {config.model_type} model is not supported: {error}") from error
+    return model
+
+
+def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    return torch.bfloat16 if device.type == "cpu" and config.dtype == torch.float16 else "auto"
+
+
+def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise _of_hub(name, error) or ModelError(f"model: the weights of {name} cannot be used: {error}") from error
+    # transformers fills in what is missing with random numbers, and the model then answers nonsense.
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"model: the weights of {name} lack {len(missing)} tensors, {missing[0]} among them")
+    return model.eval()
+
+
+def _read_processor(name: str) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # as for the configuration
+        raise _of_hub(name, error) or ModelError(f"model: the processor of {name} cannot be used: {error}") from error
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
+    return processor
+
+
+def _check_processor(processor: Any, parts: Parts) -> None:
+    """Raises unless processor and model agree; fills in the settings that older checkpoints leave to the model."""
+    vision = parts.vision_tower.config
+    for setting, value in (("patch_size", vision.patch_size), ("vision_feature_select_strategy", "default")):
+        if getattr(processor, setting, value) is None:
+            setattr(processor, setting, value)
+    side, words = vision.image_size, parts.language_model.get_input_embeddings().weight.shape[0]
+    trial = Image.new("RGB", (side, side))
+    try:
+        inputs = processor(images=trial, text=processor.image_token, return_tensors="pt")
+    except Exception as error:
+        raise ModelError(f"model: its processor fails on a plain image: {type(error).__name__}: {error}") from error
+    if len(processor.tokenizer) > words:
+        raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
+    if tuple(inputs["pixel_values"].shape) != (1, 3, side, side):
+        raise ModelError(
+            f"model: its image processor must give images of 3 x {side} x {side} for this vision tower, "
+            f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
+        )
+    count = int((inputs["input_ids"] == parts.image_token_id).sum())
+    if count != parts.visual_tokens:
+        raise ModelError(
+            f"model: its processor must give {parts.visual_tokens} placeholders (token {parts.image_token_id}) an image, "
+            f"as many as the model has visual tokens, got {count}"
+        )
