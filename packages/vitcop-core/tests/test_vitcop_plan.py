@@ -115,6 +115,12 @@ def test_explicit_ratios_may_skip_a_cut() -> None:
     assert [cut.layer for cut in only_deep.decoder] == [22]
 
 
+def test_floors_of_small_units_never_ask_for_more_than_there_is() -> None:
+    plan = ViTCoP(ratios=(0.5, 0.5, 0.45)).plan(32, [3] * 5)
+    assert plan.entry_tokens == 5
+    assert plan.decoder == ()
+
+
 def test_pi1_moves_the_other_ratios() -> None:
     plan = ViTCoP(retained_tokens=64, pi1=0.5).plan(32, 576)
     assert plan.entry_tokens == 288

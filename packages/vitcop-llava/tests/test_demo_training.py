@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vitcop_llava.demo.build import demo_processor
+from vitcop_llava.demo.labels import patch_labels, presence
+from vitcop_llava.demo.packing import IGNORED, Packer
 from vitcop_llava.demo.questions import listing, questions_about
 from vitcop_llava.demo.scenes import CELLS, COLORS, sample_scene
-from vitcop_llava.demo.train import IGNORED, Packer, main, normalised, patch_labels, presence
+from vitcop_llava.demo.train import main, normalised
 
 
 def test_patch_labels_name_the_shape_over_each_patch() -> None:

@@ -33,7 +33,7 @@ class Answer:
 
 
 def build_prompt(processor: Any, images: int, question: str) -> str:
-    """The prompt for a question about ``images`` images: by the processor's chat template, or else as LLaVA-1.5 has it."""
+    """The prompt for a question about some images: by the processor's chat template, or else in LLaVA-1.5's format."""
     if getattr(processor, "chat_template", None):
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
@@ -46,7 +46,7 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any
     """The model's inputs, on its device and in its dtype.
 
     Raises:
-        ValueError: for a question that holds the image placeholder, or a prompt that is longer than the model's context.
+        ValueError: for a question that holds the image placeholder, or a prompt longer than the model's context.
     """
     processor = loaded.processor
     if processor.image_token in question:
@@ -63,12 +63,13 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words of ``text`` that the tokenizer has no token for, each once."""
+    """The words of ``text`` that the tokenizer has no token for, each once; punctuation is no word."""
     if tokenizer.unk_token_id is None or not tokenizer.is_fast:
         return []
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return list(dict.fromkeys(text[start:stop] for token, (start, stop) in spans if token == tokenizer.unk_token_id))
+    words = (text[start:stop] for token, (start, stop) in spans if token == tokenizer.unk_token_id)
+    return list(dict.fromkeys(word for word in words if any(letter.isalnum() for letter in word)))
 
 
 def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:

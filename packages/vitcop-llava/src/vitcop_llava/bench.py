@@ -1,9 +1,9 @@
 """Prefill time, unpruned and pruned, beside what the plan allows: ``python -m vitcop_llava.bench``.
 
 The model has a real checkpoint's shape and random weights: time depends on shapes, not on what the weights say. Each
-pruned prefill is compared, in the same run, with its *oracle*: tower, projector and head as they are, and the bare decoder
-layers run at the plan's lengths, with no decision to make and nothing to move. The variants take turns, so that a noisy
-machine hits them alike; ratios are of medians.
+pruned prefill is compared, in the same run, with its *oracle*: tower, projector and head as they are, and the bare
+decoder layers run at the plan's lengths, with no decision to make and nothing to move. The variants take turns, so that
+a noisy machine hits them alike; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,8 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.cache_utils import DynamicCache
-from vitcop_core import Plan, ViTCoP, identity_plan
 
+from vitcop_core import Plan, ViTCoP, identity_plan
 from vitcop_llava.environment import environment
 from vitcop_llava.families.base import decoder_shape
 from vitcop_llava.prune import prune
@@ -32,7 +35,7 @@ from vitcop_llava.prune import prune
 TEXT_BEFORE, TEXT_AFTER = 35, 25
 """Tokens of a LLaVA-1.5 prompt before the image (system prompt) and after it (question): 60 in all."""
 
-_CLIP_LARGE = {
+_CLIP_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -41,8 +44,14 @@ _CLIP_LARGE = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-_CLIP_SMALL = {**_CLIP_LARGE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+_CLIP_SMALL = {
+    **_CLIP_LARGE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava-1.5-7b": (
         _CLIP_LARGE,
         {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -64,11 +73,11 @@ def random_model(name: str, dtype: torch.dtype, device: str) -> LlavaForConditio
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**vision),
         text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096, **text),
-        image_token_id=32000,
+        image_token_index=32000,
     )
     config.dtype = dtype
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model: Any = LlavaForConditionalGeneration(config)
     model = model.to(dtype).to_empty(device=device).eval()
     noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(dtype).to(device)
     for module in model.modules():
@@ -78,7 +87,8 @@ def random_model(name: str, dtype: torch.dtype, device: str) -> LlavaForConditio
         if parameter.ndim < 2:
             parameter.data.fill_(0.0 if label.endswith("bias") else 1.0)
     _restore_buffers(model)
-    return model
+    built: LlavaForConditionalGeneration = model
+    return built
 
 
 def _fill(weight: Tensor, noise: Tensor, scale: float) -> None:
@@ -100,7 +110,7 @@ def _restore_buffers(model: LlavaForConditionalGeneration) -> None:
 def prompt(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """One image and 60 text tokens."""
     generator = torch.Generator().manual_seed(1)
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     text = torch.randint(3, 31000, (TEXT_BEFORE + TEXT_AFTER,), generator=generator)
     image = torch.full((tokens,), model.config.image_token_id)
@@ -129,60 +139,84 @@ def oracle(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor], plan
     return model.lm_head(language.norm(hidden)[:, -1:])
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Times every variant in turn, ``repeats`` times after one warm-up."""
-    dtype = getattr(torch, args.dtype)
-    model = random_model(args.shape, dtype, args.device)
+@dataclass(frozen=True)
+class Budget:
+    """A pruned prefill beside its oracle and the unpruned one.
+
+    Attributes:
+        retained_tokens: the budget; average_tokens: what the plan makes of it.
+        seconds, oracle_seconds: every repeat.
+        over_oracle: ratio of the medians.
+        share_of_unpruned: ratio of the median to the unpruned one's.
+        share_of_macs: the same of the language model's multiply-accumulates.
+    """
+
+    retained_tokens: int
+    average_tokens: float
+    seconds: list[float]
+    oracle_seconds: list[float]
+    over_oracle: float
+    share_of_unpruned: float
+    share_of_macs: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: the unpruned prefill's seconds, and a `Budget` for each one asked for."""
+
+    visual_tokens: int
+    text_tokens: int
+    seconds: list[float]
+    budgets: list[Budget]
+
+
+def measure(model: LlavaForConditionalGeneration, retain: list[int], repeats: int) -> Result:
+    """Times every variant in turn, ``repeats`` times after one round to warm up."""
     inputs, shape = prompt(model), decoder_shape(model.config.text_config)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    unpruned = identity_plan(shape.num_layers, (visual,))
-    methods = {tokens: ViTCoP(retained_tokens=tokens) for tokens in args.retain}
+    text = inputs["input_ids"].shape[1] - visual
+    methods = {tokens: ViTCoP(retained_tokens=tokens) for tokens in retain}
     plans = {tokens: method.plan(shape.num_layers, visual) for tokens, method in methods.items()}
 
-    def pruned(tokens: int) -> Tensor:
+    def unpruned() -> None:
+        model(**inputs, logits_to_keep=1)
+
+    def pruned(tokens: int) -> None:
         with prune(model, methods[tokens]):
-            return model(**inputs, logits_to_keep=1).logits
+            model(**inputs, logits_to_keep=1)
 
-    runs: dict[str, Callable[[], Tensor]] = {"unpruned": lambda: model(**inputs, logits_to_keep=1).logits}
-    for tokens in args.retain:
-        runs[f"oracle {tokens}"] = lambda tokens=tokens: oracle(model, inputs, plans[tokens])
-        runs[f"vitcop {tokens}"] = lambda tokens=tokens: pruned(tokens)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    runs: dict[tuple[str, int], Callable[[], object]] = {("unpruned", visual): unpruned}
+    for tokens in retain:
+        runs["oracle", tokens] = partial(oracle, model, inputs, plans[tokens])
+        runs["pruned", tokens] = partial(pruned, tokens)
+    times: dict[tuple[str, int], list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
-        for repeat in tqdm(range(args.repeats + 1), desc="rounds", file=sys.stderr):
+        for repeat in tqdm(range(repeats + 1), desc="rounds", file=sys.stderr):
             for name, run in runs.items():
-                seconds = _timed(run, args.device)
-                if repeat:  # the first round warms up
+                seconds = _timed(run, model.device)
+                if repeat:
                     times[name].append(seconds)
+    full_macs = identity_plan(shape.num_layers, (visual,)).macs(shape, text)
     median = {name: statistics.median(values) for name, values in times.items()}
-    text = inputs["input_ids"].shape[1] - visual
-    full_macs = unpruned.macs(shape, text)
-    return {
-        "command": f"python -m vitcop_llava.bench --shape {args.shape} --dtype {args.dtype} --repeats {args.repeats}",
-        "environment": environment(),
-        "shape": args.shape,
-        "dtype": args.dtype,
-        "visual_tokens": visual,
-        "text_tokens": text,
-        "seconds": times,
-        "median_seconds": median,
-        "budgets": [
-            {
-                "retained_tokens": tokens,
-                "average_tokens": float(plans[tokens].average_tokens),
-                "over_oracle": median[f"vitcop {tokens}"] / median[f"oracle {tokens}"],
-                "share_of_unpruned": median[f"vitcop {tokens}"] / median["unpruned"],
-                "share_of_macs": plans[tokens].macs(shape, text) / full_macs,
-            }
-            for tokens in args.retain
-        ],
-    }
+    budgets = [
+        Budget(
+            retained_tokens=tokens,
+            average_tokens=float(plans[tokens].average_tokens),
+            seconds=times["pruned", tokens],
+            oracle_seconds=times["oracle", tokens],
+            over_oracle=median["pruned", tokens] / median["oracle", tokens],
+            share_of_unpruned=median["pruned", tokens] / median["unpruned", visual],
+            share_of_macs=plans[tokens].macs(shape, text) / full_macs,
+        )
+        for tokens in retain
+    ]
+    return Result(visual, text, times["unpruned", visual], budgets)
 
 
-def _timed(run: Callable[[], Tensor], device: str) -> float:
+def _timed(run: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     run()
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -197,16 +231,16 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
-    result = measure(args)
+    result = measure(random_model(args.shape, getattr(torch, args.dtype), args.device), args.retain, args.repeats)
+    command = f"python -m vitcop_llava.bench --shape {args.shape} --dtype {args.dtype} --repeats {args.repeats}"
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    shown = Table("tokens", "prefill", "over its oracle", "of unpruned", "MACs of unpruned", title=f"prefill, {args.shape}")
-    median = result["median_seconds"]
-    shown.add_row(str(result["visual_tokens"]), f"{median['unpruned']:.3g} s", "", "100 %", "100 %")  # type: ignore[index]
-    for row in result["budgets"]:  # type: ignore[attr-defined]
-        seconds = f"{median['vitcop %d' % row['retained_tokens']]:.3g} s"  # type: ignore[index]
-        shares = (f"{row['over_oracle']:.3f}", f"{row['share_of_unpruned']:.1%}", f"{row['share_of_macs']:.1%}")
-        shown.add_row(str(row["retained_tokens"]), seconds, *shares)
+        stored = {"command": command, "environment": environment(), "shape": args.shape, "dtype": args.dtype}
+        args.out.write_text(json.dumps(stored | asdict(result), indent=1) + "\n")
+    shown = Table("tokens", "prefill", "over its oracle", "of unpruned", "MACs of unpruned", title=command)
+    shown.add_row(str(result.visual_tokens), f"{statistics.median(result.seconds):.3g} s", "", "100.0%", "100.0%")
+    for row in result.budgets:
+        shares = (f"{row.over_oracle:.3f}", f"{row.share_of_unpruned:.1%}", f"{row.share_of_macs:.1%}")
+        shown.add_row(str(row.retained_tokens), f"{statistics.median(row.seconds):.3g} s", *shares)
     Console(width=100).print(shown)
 
 

@@ -1,14 +1,16 @@
 """Cache layers that remember what they dropped.
 
 Outside, a pruned cache has the length of the prompt that the caller sees (*logical*); inside, each layer holds the keys
-and values of what survived there (*physical*). Row state (which logical column each slot stands for) lives in the layer,
-so that beam search, row selection and two conversations side by side never mix it up.
+and values of what survived there (*physical*). Row state (which logical column each slot stands for) lives in the
+layer, so that beam search, row selection and two conversations side by side never mix it up.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vitcop_llava.state import active_call
@@ -23,18 +25,20 @@ class PrunedLayer(DynamicLayer):
         covered: Logical columns that the first P slots stand for.
         entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
             a position id is smaller than the logical position.
+        text_tail: int64 of no dimension: newest of the covered columns that hold text in every row, none of it dropped.
         has_padding: Whether ``columns`` holds any padding.
         group: Layers of one group hold the same columns, and share their attention mask.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        DynamicLayer.__init__(self)
         self._forget()
 
     def _forget(self) -> None:
         self.columns: Tensor | None = None
         self.covered = 0
         self.entry_dropped: Tensor | int = 0
+        self.text_tail: Tensor | None = None
         self.has_padding = False
         self.group = 0
 
@@ -49,11 +53,19 @@ class PrunedLayer(DynamicLayer):
         return 0 if self.columns is None else self.columns.shape[1]
 
     def describe(
-        self, columns: Tensor, covered: int, entry_dropped: Tensor | int, *, has_padding: bool, group: int
+        self,
+        columns: Tensor,
+        covered: int,
+        entry_dropped: Tensor | int,
+        text_tail: Tensor | None,
+        *,
+        has_padding: bool,
+        group: int,
     ) -> None:
         """Records what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered = columns, covered
-        self.entry_dropped, self.has_padding, self.group = entry_dropped, has_padding, group
+        self.entry_dropped, self.text_tail = entry_dropped, text_tail
+        self.has_padding, self.group = has_padding, group
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
         """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
@@ -88,18 +100,27 @@ class PrunedLayer(DynamicLayer):
         return self.physical_length + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the newest tokens (a negative number of them), as far back as the last pruned prompt.
+        """Removes the newest tokens (a negative number of them), as far back as the end of the last image.
 
         Raises:
-            ValueError: The number is positive, or reaches into the pruned prompt.
+            ValueError: The number is positive, or reaches into an image or into padding.
         """
         newer = self.physical_length - self.described
         if self.columns is not None and not -newer <= tokens_to_remove <= 0:
-            raise ValueError(
-                f"tokens_to_remove: must be from {-newer} to 0, minus the tokens that follow the pruned prompt, got "
-                f"{tokens_to_remove}; the prompt itself cannot be cut in part"
-            )
+            self._uncover(-tokens_to_remove - newer, newer)
         super().crop(tokens_to_remove)
+
+    def _uncover(self, count: int, newer: int) -> None:
+        """Forgets the last ``count`` covered columns, if they are all text."""
+        assert self.columns is not None  # covered columns are described
+        tail = 0 if self.text_tail is None else int(self.text_tail.item())  # rolling back may wait for the device
+        if not 0 <= count <= tail:
+            raise ValueError(
+                f"tokens_to_remove: must be from {-newer - tail} to 0, minus the tokens after the last image, got "
+                f"{-newer - count}; a pruned image cannot be cut in part"
+            )
+        self.columns, self.covered = self.columns[:, : self.described - count], self.covered - count
+        self.text_tail = None if self.text_tail is None else self.text_tail - count
 
     def reset(self) -> None:
         """Empties the layer and forgets what was dropped."""
@@ -114,7 +135,7 @@ class PrunedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorders keys, values and row state."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(cast(LongTensor, beam_idx))
         self._select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -176,16 +197,17 @@ def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
 
 def install_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
     """Puts pruned layers in place of the plain ones, with what those already hold."""
-    layers = list(cache.layers) + [DynamicLayer() for _ in range(num_layers - len(cache.layers))]
-    cache.layers = [_converted(layer) for layer in layers]
-    return cache.layers
+    layers = [_converted(layer) for layer in cache.layers]
+    layers += [PrunedLayer() for _ in range(num_layers - len(layers))]
+    cache.layers = [*layers]
+    return layers
 
 
-def _converted(layer: DynamicLayer) -> PrunedLayer:
+def _converted(layer: Any) -> PrunedLayer:
     if isinstance(layer, PrunedLayer):
         return layer
     pruned = PrunedLayer()
-    if layer.is_initialized and layer.keys is not None and layer.keys.numel() > 0:
+    if layer.is_initialized and layer.keys.numel() > 0:
         pruned.lazy_initialization(layer.keys, layer.values)
         pruned.keys, pruned.values = layer.keys, layer.values
     return pruned

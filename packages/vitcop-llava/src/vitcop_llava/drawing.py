@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from vitcop_llava.report import StageSurvivors, Survivors
 PANEL = 336
 """Pixels along a panel's side, at least: the smallest multiple of the model's own side that is no smaller."""
 
-GAP, TITLE, LEGEND = 16, 62, 44
+GAP, TITLE, LEGEND = 18, 74, 50
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (96, 96, 104)
-_DIM = 0.2  # brightness that is left to a dropped patch
+_LONGEST_LINE = 500  # characters, more than a picture is wide
+_DIM = 0.26  # brightness that is left to a dropped patch
+_EDGE = 0.75  # and to the line between two patches
 _TINT = 0.55  # share of its cluster's colour in a clustered patch
 
 Pixels = NDArray[np.float64]
@@ -88,7 +91,7 @@ class _Canvas:
         shown = self._view * self._spread(np.where(alive, 1.0, _DIM))
         if clustered:
             shown = self._tinted(shown, alive)
-        picture = Image.fromarray(np.rint(shown).astype(np.uint8))
+        picture = Image.fromarray(np.rint(shown * self._lines()).astype(np.uint8))
         self._mark(ImageDraw.Draw(picture), stage)
         return picture
 
@@ -110,6 +113,13 @@ class _Canvas:
         """One value a patch to the panel's pixels: ``[patches]`` to ``[height, width, 1]``."""
         rows = values.reshape(self._grid).repeat(self._cell[0], 0)
         return rows.repeat(self._cell[1], 1)[..., None]
+
+    def _lines(self) -> Pixels:
+        """What darkens the edges between patches: ``[height, width, 1]``."""
+        factor = np.ones((*self._view.shape[:2], 1))
+        factor[:: self._cell[0]] = _EDGE
+        factor[:, :: self._cell[1]] = _EDGE
+        return factor
 
     def _tinted(self, shown: Pixels, alive: NDArray[np.bool_]) -> Pixels:
         clusters = self._survivors.clusters.numpy()
@@ -139,7 +149,7 @@ def cluster_colors(count: int) -> Pixels:
     """``[count, 3]`` colours in 0 to 255; neighbours in number are far apart in hue."""
     golden = 0.61803398875
     hues = [(0.58 + k * golden) % 1 for k in range(max(1, count))]
-    rows = [colorsys.hsv_to_rgb(hue, 0.55 + 0.35 * (k % 2), 1.0 - 0.18 * (k % 3)) for k, hue in enumerate(hues)]
+    rows = [colorsys.hsv_to_rgb(hue, 0.5 + 0.25 * (k % 2), 1.0 - 0.1 * (k % 3)) for k, hue in enumerate(hues)]
     return np.array(rows) * 255
 
 
@@ -163,38 +173,41 @@ def _sheet(panels: list[tuple[str, str, Image.Image]], legend: list[_Key], capti
     draw = ImageDraw.Draw(sheet)
     for number, (title, subtitle, panel) in enumerate(panels):
         left = GAP + number * (width + GAP)
-        _write(draw, (left, 10), title, 21, INK, width)
-        _write(draw, (left, 36), subtitle, 16, FAINT, width)
+        _write(draw, (left, 10), title, 25, INK, width)
+        _write(draw, (left, 42), subtitle, 19, FAINT, width)
         sheet.paste(panel, (left, TITLE))
     _draw_legend(draw, legend, TITLE + height + 12, total)
     if caption:
-        _write(draw, (GAP, TITLE + height + LEGEND + 8), caption, 18, INK, total - 2 * GAP)
+        _write(draw, (GAP, TITLE + height + LEGEND + 8), caption, 22, INK, total - 2 * GAP)
     return sheet
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, legend: list[_Key], top: int, width: int) -> None:
-    left, side = GAP, 24
+    left, side = GAP, 28
     for key in legend:
         box = (left, top, left + side - 1, top + side - 1)
-        draw.rectangle(box, fill=(48, 48, 48) if key.look == "dropped" else (186, 186, 192))
+        draw.rectangle(box, fill=(36, 36, 40) if key.look == "dropped" else (150, 150, 160))
         if key.look == "cluster":
             third = side // 3
             for k, color in enumerate(cluster_colors(3)):
                 band = (left + k * third, top, left + (k + 1) * third - 1, top + side - 1)
                 draw.rectangle(band, fill=tuple(int(channel) for channel in color))
         elif key.look == "elite":
-            _draw_outline(draw, box)
+            _draw_outline(draw, (box[0] + 4, box[1] + 4, box[2] - 4, box[3] - 4))
         elif key.look == "merged":
             _draw_disc(draw, box, (250, 190, 60))
-        _write(draw, (left + side + 8, top + 2), key.meaning, 17, INK, width)
-        left += side + 8 + int(draw.textlength(key.meaning, ImageFont.load_default(17))) + 28
+        _write(draw, (left + side + 8, top + 1), key.meaning, 20, INK, width)
+        left += side + 8 + int(draw.textlength(key.meaning, ImageFont.load_default(20))) + 30
 
 
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, color: tuple[int, int, int], width: int
 ) -> None:
     """Writes a line, cut off where it would be wider than ``width``."""
-    font, line = ImageFont.load_default(size), text.replace("\n", " ")
-    while line and draw.textlength(line, font) > width:
-        line = line[:-2].rstrip(".") + "." if len(line) > 2 else ""
+    font, line = ImageFont.load_default(size), text.replace("\n", " ")[:_LONGEST_LINE]
+    if len(text) > len(line) or draw.textlength(line, font) > width:
+        fits = bisect_left(
+            range(len(line)), True, key=lambda stop: draw.textlength(line[: stop + 1] + "...", font) > width
+        )
+        line = line[:fits] + "..."
     draw.text(at, line, font=font, fill=color)

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """What is decoded. Pillow knows many more formats, most of them rare and little tested against hostile files."""
@@ -46,7 +46,7 @@ def read_image(path: str | Path) -> Image.Image:
             raise
         except Image.DecompressionBombError as error:
             raise ImageError(f"image: {path} is too large to decode: {error}") from error
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             expected = ", ".join(FORMATS)
             raise ImageError(f"image: {path} is not an image that can be read; expected {expected}") from error
         # Pillow's decoders raise nearly anything for damaged data: OSError, SyntaxError, struct.error, ...

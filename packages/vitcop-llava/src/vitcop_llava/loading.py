@@ -91,7 +91,8 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
     parts, processor = locate(model), _read_processor(name)
     _check_processor(processor, parts)
     words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
-    return Loaded(model, processor, parts, name, is_demo=words == set(vocabulary()))
+    is_demo = source is None or words == set(vocabulary())  # or: a demo model that someone trained again
+    return Loaded(model, processor, parts, name, is_demo)
 
 
 def find_device(device: str) -> torch.device:
@@ -110,7 +111,7 @@ def find_device(device: str) -> torch.device:
         raise ValueError(f"device: must be auto, cpu, cuda, cuda:N or mps; got {device!r}") from error
     count = torch.cuda.device_count() if found.type == "cuda" else 1
     missing = found.type == "mps" and not torch.backends.mps.is_available()
-    if missing or (found.index or 0) >= count or found.type not in ("cpu", "cuda", "mps"):
+    if missing or not 0 <= (found.index or 0) < count or found.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device: {device!r} is not there; CUDA devices: {torch.cuda.device_count()}")
     return found
 
@@ -129,10 +130,10 @@ def find_source(source: str | None) -> str:
             )
         return str(DEMO_FOLDER)
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         _check_folder(folder)
         return str(folder)
-    if folder.exists():
+    if folder.is_file():
         raise ModelError(f"model: must be a folder or a hub id, got the file {source}")
     if not _HUB_ID.fullmatch(source):
         raise ModelError(f"model: no such folder: {source!r}, and it is no hub id such as llava-hf/llava-1.5-7b-hf")
@@ -173,9 +174,12 @@ def _shards(folder: Path) -> list[str]:
 
 def _read_config(name: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return config
     except Exception as error:  # whatever is in the file, it is the checkpoint's
-        raise _of_hub(name, error) or ModelError(f"model: the configuration of {name} cannot be used: {error}") from error
+        raise _of_hub(name, error) or ModelError(
+            f"model: the configuration of {name} cannot be used: {error}"
+        ) from error
 
 
 def _of_hub(name: str, error: BaseException) -> Exception | None:
@@ -217,13 +221,14 @@ def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> tor
 
 def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _of_hub(name, error) or ModelError(f"model: the weights of {name} cannot be used: {error}") from error
+    model, info = loaded
     # transformers fills in what is missing with random numbers, and the model then answers nonsense.
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"model: the weights of {name} lack {len(missing)} tensors, {missing[0]} among them")
@@ -243,11 +248,11 @@ def _read_processor(name: str) -> Any:
 
 def _check_processor(processor: Any, parts: Parts) -> None:
     """Raises unless processor and model agree; fills in the settings that older checkpoints leave to the model."""
-    vision = parts.vision_tower.config
+    vision: Any = parts.vision_tower.config
     for setting, value in (("patch_size", vision.patch_size), ("vision_feature_select_strategy", "default")):
         if getattr(processor, setting, value) is None:
             setattr(processor, setting, value)
-    side, words = vision.image_size, parts.language_model.get_input_embeddings().weight.shape[0]
+    side, words = vision.image_size, parts.config.vocab_size
     trial = Image.new("RGB", (side, side))
     try:
         inputs = processor(images=trial, text=processor.image_token, return_tensors="pt")
@@ -263,6 +268,6 @@ def _check_processor(processor: Any, parts: Parts) -> None:
     count = int((inputs["input_ids"] == parts.image_token_id).sum())
     if count != parts.visual_tokens:
         raise ModelError(
-            f"model: its processor must give {parts.visual_tokens} placeholders (token {parts.image_token_id}) an image, "
-            f"as many as the model has visual tokens, got {count}"
+            f"model: its processor must give {parts.visual_tokens} placeholders an image (token "
+            f"{parts.image_token_id}), as many as the model has visual tokens, got {count}"
         )

@@ -7,11 +7,12 @@ each segment gets its own from the same factory, which is told the physical size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 
@@ -39,10 +40,10 @@ def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int
     """The causal mask of ``queries`` new slots after ``past`` ones.
 
     Args:
-        config: the language model's; its attention backend decides the form of the result.
+        config: The language model's; its attention backend decides the form of the result.
         like: ``[B, ...]``, for batch size, dtype and device.
-        queries: new slots.
-        past: slots in the cache.
+        queries: New slots.
+        past: Slots in the cache.
         padding: ``[B, past + queries]`` bool, False where nothing may be attended to; None for no padding.
 
     Returns:
@@ -52,7 +53,7 @@ def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int
         config=config,
         inputs_embeds=torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
         attention_mask=padding,
-        past_key_values=PhysicalSizes(past),
+        past_key_values=cast(Cache, PhysicalSizes(past)),
         layer_idx=0,
         # With a 2-D mask the factory would read its values back from the device to see whether it can be left out.
         allow_is_causal_skip=padding is None,
@@ -64,8 +65,8 @@ def slot_padding(columns: Tensor, attention_mask: Tensor | None, *, has_padding:
 
     Args:
         columns: ``[B, P]`` int64, logical column of each slot; -1 for padding.
-        attention_mask: the caller's ``[B, logical]`` mask, or None.
-        has_padding: whether ``columns`` may hold -1.
+        attention_mask: The caller's ``[B, logical]`` mask, or None.
+        has_padding: Whether ``columns`` may hold -1.
     """
     if attention_mask is None:
         return columns >= 0 if has_padding else None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from vitcop_core import Method
 
+from vitcop_core import Method
 from vitcop_llava.families import locate
 from vitcop_llava.language_hooks import LanguageHooks
 from vitcop_llava.report import Report, Survivors, survivors_of
-from vitcop_llava.state import Call
+from vitcop_llava.state import Call, abandon
 from vitcop_llava.vision_hooks import VisionHooks
 
+_owners = count(1)
 _pruned: WeakSet[nn.Module] = WeakSet()
 
 
@@ -27,16 +29,22 @@ class Pruner:
 
     def __init__(self, model: nn.Module, method: Method) -> None:
         parts = locate(model)
-        if model in _pruned:
+        if parts.base in _pruned:
             raise ValueError("model: is pruned already; remove() that pruner, or leave its `with` block, first")
-        language = LanguageHooks(parts, method, owner=self, finished=self._finish)
-        hooks = [language.attach()]
-        if not language.identity:
-            hooks.append(VisionHooks(parts, method, owner=self).attach())
-        self._model, self._method, self._parts = model, method, parts
+        self._method, self._parts = method, parts
+        self._owner = next(_owners)
         self._last: Call | None = None
-        self._handles: list[RemovableHandle] = [handle for hook in hooks for handle in hook]
-        _pruned.add(model)
+        self._handles: list[RemovableHandle] = []
+        language = LanguageHooks(parts, method, self._owner, finished=self._finish)
+        vision = VisionHooks(parts, method, self._owner)
+        try:
+            self._handles.extend(language.attach())
+            if not language.identity:
+                self._handles.extend(vision.attach())
+        except BaseException:
+            self.remove()
+            raise
+        _pruned.add(parts.base)
 
     @property
     def method(self) -> Method:
@@ -52,17 +60,18 @@ class Pruner:
         """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
 
         Raises:
-            ValueError: where no image has been pruned yet, or there is no such row.
+            ValueError: No image has been pruned yet, or there is no such row.
         """
         return survivors_of(self._last, row)
 
     def remove(self) -> None:
         """Takes every hook off the model. Calling it again does nothing."""
+        if self._handles:
+            _pruned.discard(self._parts.base)
         for handle in self._handles:
             handle.remove()
-        if self._handles:
-            _pruned.discard(self._model)
         self._handles = []
+        abandon(self._owner)
 
     def __enter__(self) -> Self:
         return self
@@ -73,8 +82,8 @@ class Pruner:
         self.remove()
 
     def _finish(self, call: Call) -> None:
-        # Decoding and text-only turns follow a prefill and say nothing new of it.
-        if call.placeholders is not None or self._last is None or self._last.placeholders is None:
+        # Decoding and further turns in text follow a prefill and say nothing new of it.
+        if call.placeholders is not None or call.is_fresh or self._last is None:
             self._last = call
 
 
@@ -88,18 +97,25 @@ def prune(model: nn.Module, method: Method) -> Pruner:
     ...     output = model.generate(**inputs)
     >>> print(pruner.report)  # doctest: +SKIP
 
+    Logits, labels and hidden states line up with the caller's ``input_ids``. Hidden states of dropped placeholders are
+    zero, except at the last placeholder of an image, where that of the last surviving token before it stands: it is the
+    one that predicts the text after the image. Attention maps, where asked for, have each layer's physical size.
+
+    Images have to come as ``pixel_values``; features that are computed ahead and handed in as ``inputs_embeds`` are
+    taken for text.
+
     Args:
-        model: a ``LlavaForConditionalGeneration`` with a CLIP tower and a Llama, Mistral or Qwen2 language model.
-        method: the settings, for example ``ViTCoP(retained_tokens=64)``.
+        model: A ``LlavaForConditionalGeneration`` with a CLIP tower and a Llama, Mistral or Qwen2 language model.
+        method: The settings, for example ``ViTCoP(retained_tokens=64)``.
 
     Returns:
         The pruner, already at work.
 
     Raises:
-        TypeError: for a model of another family, or a method that is none.
-        ValueError: for a model whose parts cannot be pruned, one that is pruned already, or a budget that does not fit
-            the model. The model is then as it was.
+        TypeError: The model is of another family, or ``method`` is none.
+        ValueError: A part of the model cannot be pruned, it is pruned already, or the budget does not fit it. The model
+            is then as it was.
     """
     if not isinstance(method, Method):
-        raise TypeError(f"method: must be a vitcop method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     return Pruner(model, method)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
-
+from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_llava.families import Parts
-from vitcop_llava.state import Call
-
-PLAUSIBLE_SCALE = (0.3, 4.0)
-"""Median feature distance over the cutoff distance, outside of which densities say little: all near one, or all zero."""
+from vitcop_llava.state import Call, EncodedImages
 
 
 class FeatureScaleWarning(UserWarning):
@@ -51,7 +49,7 @@ class RowReport:
         if self.plan is None:
             return ()
         found = []
-        if self.plan.vision is not None:
+        if self.plan.entry_tokens < self.plan.visual_tokens:
             found.append(Stage("Stage I", None, self.plan.entry_tokens))
         names = {"co_prune": "Stage II", "top_tokens": "Stage III"}
         for order, cut in enumerate(self.plan.decoder):
@@ -97,7 +95,7 @@ class Report:
             ratio = None
         else:
             counts, plans, note = list(call.rows.images), list(call.plans), None
-            ratio = _distance_ratio(call.encoded.features, getattr(method, "cutoff_distance", None))
+            ratio = _distance_ratio(call.encoded, method)
         rows = tuple(
             RowReport(n, plan, length - n * parts.visual_tokens) for n, plan in zip(counts, plans, strict=True)
         )
@@ -209,15 +207,18 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     return Survivors(plan.visual_tokens, clusters, tuple(found))
 
 
-def _distance_ratio(features: Tensor | None, cutoff: float | None) -> float | None:
-    if features is None or cutoff is None or features.shape[0] < 2:
+def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
+    cutoff = getattr(method, "cutoff_distance", None)
+    clusters_keys = getattr(method, "vic_features", None) in (None, "vit_keys")
+    if cutoff is None or not clusters_keys or encoded.keys is None or encoded.keys.shape[0] < 2:
         return None
-    ratio = torch.pdist(features.float()).median().item() / cutoff
-    low, high = PLAUSIBLE_SCALE
+    ratio = cutoff_scale(encoded.keys[None], cutoff).item()
+    low, high = CUTOFF_SCALE_RANGE
     if not low <= ratio <= high:
         warnings.warn(
             f"the median distance between clustered features is {ratio:.2g} times cutoff_distance={cutoff:g}, outside "
-            f"{low:g} to {high:g}: densities then say little, and a cutoff_distance near {ratio * cutoff:.3g} is worth a try",
+            f"{low:g} to {high:g}: densities then say little, and a cutoff_distance near {ratio * cutoff:.3g} is worth "
+            "a try",
             FeatureScaleWarning,
             stacklevel=4,
         )

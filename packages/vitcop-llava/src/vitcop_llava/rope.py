@@ -1,4 +1,7 @@
-"""One row of a decoder layer's attention, from its projections: what attention-based saliency needs under any backend."""
+"""Rotary positions: new ones after a cut, and one row of a layer's attention from its projections.
+
+That row is all that attention-based saliency needs, and comes out the same under any attention backend.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,22 @@ from torch import Tensor
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary position embedding of ``states`` [B, H, n, e] by ``cosines``, ``sines`` [B, n, e] (halves, as Llama has it)."""
+    """Rotates ``states`` [B, H, n, e] by ``cosines`` and ``sines`` [B, n, e], in halves as Llama does."""
     left, right = states.chunk(2, dim=-1)
     return states * cosines[:, None] + torch.cat([-right, left], dim=-1) * sines[:, None]
+
+
+def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
+    """Position ids that count each row's tokens from its first one on, whatever was dropped between them.
+
+    Args:
+        position_ids: ``[B, P]`` int64.
+        padding: ``[B, P]`` bool, False where a slot is padding; None for no padding.
+    """
+    if padding is None:
+        return position_ids[:, :1] + torch.arange(position_ids.shape[1], device=position_ids.device)
+    first = padding.to(torch.uint8).argmax(dim=1, keepdim=True)
+    return position_ids.gather(1, first) + (padding.cumsum(1) - 1).clamp(min=0)
 
 
 def last_row_attention(
@@ -26,10 +42,10 @@ def last_row_attention(
     Args:
         queries: ``[B, P, H, e]``, before rotation.
         keys: ``[B, G, S, e]``, S >= P, the last P of them those of the queries' slots; rotated unless ``rotate_keys``.
-        rotary: cosines and sines ``[B or 1, P, e]`` of the P slots.
-        scale: factor of the scores.
+        rotary: Cosines and sines ``[B or 1, P, e]`` of the P slots.
+        scale: Factor of the scores.
         padding: ``[B, S]`` bool, False where nothing is attended to; None for no padding.
-        rotate_keys: whether ``keys`` are still to be rotated (then S is P).
+        rotate_keys: Whether ``keys`` are still to be rotated (then S is P).
 
     Returns:
         ``[B, S]`` float32.
@@ -42,7 +58,8 @@ def last_row_attention(
         place = (padding[:, -slots:] * torch.arange(slots, device=queries.device)).argmax(dim=1, keepdim=True)
     at = place[..., None]
     row = queries.gather(1, at[..., None].expand(-1, -1, *queries.shape[2:])).transpose(1, 2)
-    row = rotate(row, cosines.gather(1, at.expand(-1, -1, cosines.shape[2])), sines.gather(1, at.expand(-1, -1, sines.shape[2])))
+    turns = at.expand(-1, -1, cosines.shape[2])
+    row = rotate(row, cosines.gather(1, turns), sines.gather(1, turns))
     if rotate_keys:
         keys = rotate(keys, cosines, sines)
     groups = keys.repeat_interleave(row.shape[1] // keys.shape[1], dim=1)

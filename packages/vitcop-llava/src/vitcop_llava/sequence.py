@@ -68,9 +68,7 @@ def take(hidden: Tensor, index: Tensor) -> Tensor:
 def visual_mask(segment: Segment) -> Tensor:
     """Which slots hold visual tokens, ``[B, P]`` bool."""
     slots = _own(segment.visual, segment.lengths, segment.slots)
-    mask = torch.zeros(
-        (segment.columns.shape[0], segment.slots + 1), dtype=torch.bool, device=segment.columns.device
-    )
+    mask = torch.zeros((segment.columns.shape[0], segment.slots + 1), dtype=torch.bool, device=segment.columns.device)
     return mask.scatter(1, slots, True)[:, :-1]
 
 
@@ -105,11 +103,12 @@ def cut_segment(
     if segment.valid is not None:
         keep = keep & segment.valid
     origin, valid = compact(keep, slots, ragged=lengths is not None)
+    survives = survives.gather(1, origin)
     after = replace(
         segment,
         columns=segment.columns.gather(1, origin),
         valid=valid,
-        visual=places_of(survives.gather(1, origin) if valid is None else survives.gather(1, origin) & valid, index.shape[1]),
+        visual=places_of(survives if valid is None else survives & valid, index.shape[1]),
         lengths=lengths,
         position_ids=segment.position_ids.expand(origin.shape[0], -1).gather(1, origin),
         is_merged=is_merged,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache
-from vitcop_core import Plan
 
+from vitcop_core import Plan
 from vitcop_llava.sequence import Segment
+
+if TYPE_CHECKING:
+    from vitcop_llava.cache import PrunedLayer
 
 
 @dataclass(eq=False)
@@ -88,10 +90,11 @@ class Run:
     """The language model's part of a call.
 
     Attributes:
-        cache: The cache with `PrunedLayer`s, or None with ``use_cache=False``.
+        layers: The layers of the cache, or None with ``use_cache=False``.
         attention_mask: The caller's ``[B, past + L]`` mask, or None.
         past: Columns before this call.
         entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included.
+        text_tail: int64 of no dimension: columns at the end of this call that hold text in every row, none dropped.
         length: Columns of this call.
         cut_layers: The layers before which tokens are cut: where each segment but the first begins.
         segments: What the layers run on, the current one last; empty while continuing from a pruned cache.
@@ -105,10 +108,11 @@ class Run:
         projections: Outputs of q_proj and k_proj of the layer before a cut.
     """
 
-    cache: Cache | None
+    layers: list[PrunedLayer] | None
     attention_mask: Tensor | None
     past: int
     entry_dropped: Tensor | int = 0
+    text_tail: Tensor | None = None
     length: int = 0
     cut_layers: tuple[int, ...] = ()
     segments: list[Segment] = field(default_factory=list)
@@ -132,7 +136,7 @@ class Run:
 
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
-        self.cache = self.attention_mask = self.keys = self.rotary = None
+        self.layers = self.attention_mask = self.keys = self.rotary = None
         self.masks.clear()
         self.projections.clear()
 
@@ -202,7 +206,7 @@ def set_tower(tower: TowerPass | None) -> None:
 
 
 def abandon(owner: int) -> None:
-    """Drops what ``owner`` left active: an interrupt (no ``Exception``) unwinds a model past the hooks that clean up."""
+    """Drops what ``owner`` left active: an interrupt is no ``Exception``, and unwinds past the hooks that clean up."""
     while (call := active_call(owner)) is not None:
         close_call(call)
     if active_tower(owner) is not None:

@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model that the package carries.",
+    help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
 )
 for command in (ask, show, scene, doctor):
     app.command()(command)

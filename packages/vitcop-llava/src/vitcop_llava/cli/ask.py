@@ -24,8 +24,8 @@ from vitcop_llava.cli.running import (
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from vitcop_core import Method
 
+    from vitcop_core import Method
     from vitcop_llava.answer import Answer
     from vitcop_llava.cli.options import Budget
     from vitcop_llava.loading import Loaded
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def ask(
-    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", show_default=False)] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", show_default=False)] = None,
     question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
     model: Model = None,
     retain: Retain = None,
@@ -78,9 +78,7 @@ def ask(
     notes.print()
 
 
-def _run(
-    loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int
-) -> Outcome:
+def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int) -> Outcome:
     from vitcop_llava.answer import generate
 
     unpruned = None
@@ -108,8 +106,8 @@ def _as_table(outcome: Outcome) -> Table:
     for name, tokens, every in _token_counts(report):
         add_row(table, name, f"{tokens:.4g}", f"{every}", f"{tokens / every:.1%}")
     (macs, full_macs), (cache, full_cache) = report.macs(), report.kv_bytes()
-    add_row(table, "prefill", _macs(macs), _macs(full_macs), f"{macs / full_macs:.1%}")
-    add_row(table, "cache", _bytes(cache), _bytes(full_cache), f"{cache / full_cache:.1%}")
+    add_row(table, "prefill, language model", _macs(macs), _macs(full_macs), f"{macs / full_macs:.1%}")
+    add_row(table, "cache after it", _bytes(cache), _bytes(full_cache), f"{cache / full_cache:.1%}")
     for name, kind in (("time to first token", "prefill_seconds"), ("time after that", "decode_seconds")):
         cells = ["" if run is None else f"{getattr(run, kind) * 1e3:.1f} ms" for run in (pruned, unpruned)]
         if unpruned is not None and kind == "prefill_seconds":
@@ -123,12 +121,13 @@ def _token_counts(report: Report) -> list[tuple[str, float, int]]:
     """Visual tokens after each stage and on average: name, pruned, unpruned."""
     row = report.rows[0]
     assert row.plan is not None  # `ask` always has an image
-    every = row.plan.visual_tokens
+    every, last = row.plan.visual_tokens, row.plan.num_layers - 1
     found: list[tuple[str, float, int]] = []
-    for stage in row.stages:
-        where = "into layer 0" if stage.layer is None else f"from layer {stage.layer}"
-        found.append((f"visual tokens {where} ({stage.name})", stage.tokens, every))
-    return [*found, ("visual tokens, mean of layers", float(row.plan.average_tokens), every)]
+    for number, stage in enumerate(row.stages):
+        stop = row.stages[number + 1].layer if number + 1 < len(row.stages) else None
+        layers = f"layers {stage.layer or 0}-{last if stop is None else stop - 1}"
+        found.append((f"{stage.name}: {layers}", stage.tokens, every))
+    return [*found, ("visual tokens, average", float(row.plan.average_tokens), every)]
 
 
 def _macs(macs: int) -> str:

@@ -57,7 +57,9 @@ def _as_json(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _versions() -> list[Finding]:
-    found = [Finding("versions", "python", True, f"{platform.python_version()}, {platform.platform(terse=True)}")]
+    found = [
+        Finding("versions", "python", True, f"{platform.python_version()}, {platform.system()} {platform.release()}")
+    ]
     for name in PACKAGES:
         version = _version(name)
         found.append(Finding("versions", name, version is not None, version or "not installed"))
@@ -105,7 +107,7 @@ def _attention() -> list[Finding]:
     if failure := _failure("transformers"):
         return [Finding("attention", name, False, failure) for name in ("eager", "sdpa", "flash_attention_2")]
     import torch
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     found = [
         Finding("attention", "eager", True, "plain torch"),
@@ -132,7 +134,9 @@ def _kernels() -> list[Finding]:
     elif failure := _failure("vitcop_cuda"):
         compiled = Finding("kernels", "vitcop_cuda", False, f"{failure}; the reference kernels run")
     else:
-        compiled = Finding("kernels", "vitcop_cuda", False, "installed, but holds no kernels yet; the reference ones run")
+        compiled = Finding(
+            "kernels", "vitcop_cuda", False, "installed, but holds no kernels yet; the reference ones run"
+        )
     return [reference, compiled]
 
 

@@ -15,12 +15,14 @@ from vitcop_llava.cli.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
     from vitcop_core import Method
 
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER|ID", help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model."
+        metavar="FOLDER|ID",
+        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model.",
     ),
 ]
 Retain = Annotated[

@@ -53,8 +53,8 @@ def progress(what: str) -> Iterator[None]:
 def make_table(headings: Iterable[str], title: str | None = None, caption: str | None = None) -> Table:
     """An empty table in the style of all commands: the first column says what, the others are values."""
     table = Table(box=SIMPLE_HEAD, title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", no_wrap=number == 0)
     return table
 
 

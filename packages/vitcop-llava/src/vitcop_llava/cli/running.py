@@ -16,8 +16,8 @@ from vitcop_llava.cli.output import print_note, progress
 
 if TYPE_CHECKING:
     from PIL import Image
-    from vitcop_core import Method
 
+    from vitcop_core import Method
     from vitcop_llava.loading import Loaded
     from vitcop_llava.prune import Pruner
 
@@ -52,28 +52,28 @@ def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
         notes: gets the warnings.
         keep_downloads: leave the hub's progress bars.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     from vitcop_llava.report import FeatureScaleWarning
 
     level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()  # the hub's too
-    if hub_bars and keep_downloads:
-        enable_progress_bars()
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", FeatureScaleWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FeatureScaleWarning)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()  # the hub's too
+        if hub_bars and keep_downloads:
+            enable_progress_bars()
+        try:
             yield
-        for warning in caught:
-            notes.add(str(warning.message))
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        (enable_progress_bars if hub_bars else disable_progress_bars)()
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+            (enable_progress_bars if hub_bars else disable_progress_bars)()
+    for warning in caught:
+        notes.add(str(warning.message))
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
@@ -148,7 +148,9 @@ def check_question(question: str, images: Sequence[Path]) -> None:
     """
     is_file = _names_file(question)
     if not images:
-        what = f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
+        what = (
+            f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
+        )
         raise UserError(f"IMAGE... QUESTION: at least one image, then the question; got {what}")
     if is_file:
         raise UserError(f"QUESTION: must be a text, and come after the images; got the file {question}")

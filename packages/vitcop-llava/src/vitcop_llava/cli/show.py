@@ -35,6 +35,12 @@ from vitcop_llava.cli.running import (
 )
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.table import Table
+
+    from vitcop_core import Method
+    from vitcop_llava.cli.options import Budget
+    from vitcop_llava.loading import Loaded
     from vitcop_llava.report import Survivors
 
 MAX_NEW_TOKENS = 32
@@ -42,7 +48,7 @@ MAX_NEW_TOKENS = 32
 
 def show(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)],
-    question: Annotated[str, typer.Argument(metavar="[QUESTION]", show_default=False)] = "",
+    question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
     out: Annotated[
         Path | None,
         typer.Option("--out", "--output", "-o", metavar="FILE.png", help="Default: IMAGE-vitcop.png in this folder."),
@@ -63,33 +69,46 @@ def show(
     pictures, notes = open_images([image]), Notes()
     loaded = open_model(model, device, dtype, notes)
     with quiet(notes):
-        from vitcop_llava.answer import generate
-        from vitcop_llava.drawing import as_seen, survival_picture
-
         inputs = prepare_inputs(loaded, pictures, question, notes)
-        with start_pruning(loaded, make_method(budget), budget) as pruner, progress("running the model"):
-            answer = generate(loaded, inputs, MAX_NEW_TOKENS if question else 1)
-            if not pruner.report.pruned:
-                raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
-            survivors = pruner.survivors()
-        caption = f"{question}  {answer.text}" if question else ""
-        view = as_seen(loaded.processor.image_processor, pictures[0])
-        write_picture(survival_picture(view, survivors, loaded.parts.grid, caption), path, force)
-    said = {"question": question or None, "answer": answer.text if question else None}
+        answer, survivors = _run(loaded, inputs, make_method(budget), budget, MAX_NEW_TOKENS if question else 1)
+        said = f"{question}  {answer}" if question else ""
+        write_picture(_draw(loaded, pictures[0], survivors, said), path, force)
     if as_json:
         settings = {"method": method, "retain": str(budget), "model": model_summary(loaded)}
-        print_json({"picture": str(path), **said, **settings, **_as_json(survivors), "notes": notes.found})
+        asked = {"question": question or None, "answer": answer if question else None}
+        print_json({"picture": str(path), **asked, **settings, **_as_json(survivors), "notes": notes.found})
         return
     print_result(f"{path}: {describe(loaded)}; --retain {budget}")
     if question:
-        print_result(f"{question}  {answer.text}")
+        print_result(said)
+    print_result(_as_table(survivors))
+    notes.print()
+
+
+def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, max_new_tokens: int) -> tuple[str, Survivors]:
+    from vitcop_llava.answer import generate
+
+    with start_pruning(loaded, method, budget) as pruner, progress("running the model"):
+        if method.plan(loaded.parts.shape.num_layers, loaded.parts.visual_tokens).is_identity:
+            raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
+        answer = generate(loaded, inputs, max_new_tokens)
+        return answer.text, pruner.survivors()
+
+
+def _draw(loaded: Loaded, image: Image, survivors: Survivors, caption: str) -> Image:
+    from vitcop_llava.drawing import as_seen, survival_picture
+
+    view = as_seen(loaded.processor.image_processor, image)
+    return survival_picture(view, survivors, loaded.parts.grid, caption)
+
+
+def _as_table(survivors: Survivors) -> Table:
     table = make_table(("", "visual tokens", "of them merged"))
     add_row(table, "the image", str(survivors.patches), "")
     for stage in survivors.stages:
         where = "before the language model" if stage.layer is None else f"before layer {stage.layer}"
         add_row(table, f"after {stage.name}, {where}", str(len(stage.patches)), str(int(stage.merged.sum())))
-    print_result(table)
-    notes.print()
+    return table
 
 
 def _as_json(survivors: Survivors) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The demo model: scenes that the project renders, questions about them, training and evaluation."""

@@ -62,7 +62,7 @@ def demo_config(grid: int) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=SPECIAL_TOKENS.index("<image>"),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
         image_seq_length=grid * grid,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -104,8 +104,8 @@ def initialised_model(grid: int) -> LlavaForConditionalGeneration:
     """A demo model before training, with the initialisation that lets one this small learn to bind.
 
     transformers' default (a standard deviation of 0.02) leaves the residual stream of a 128-wide model near zero, and
-    training stays at chance for thousands of steps. Here embeddings and projector outputs have unit scale, layer weights
-    0.7 / sqrt(fan-in), and the head's rows are the embeddings times 2 / sqrt(width).
+    training stays at chance for thousands of steps. Here embeddings and projector outputs have unit scale, layer
+    weights 0.7 / sqrt(fan-in), and the head's rows are the embeddings times 2 / sqrt(width).
     """
     model = LlavaForConditionalGeneration(demo_config(grid))
     with torch.no_grad():

@@ -84,7 +84,9 @@ def plural(shape: str) -> str:
 
 def vocabulary() -> list[str]:
     """Every word of the questions, the answers and the prompt around them, sorted."""
-    words = set("user assistant : ? . what color shape is the where mark on how many shapes are there in picture".split())
+    words = set(
+        "user assistant : ? . what color shape is the where mark on how many shapes are there in picture".split()
+    )
     words |= set("with and none".split()) | set(COLORS) | set(SHAPES) | set(MARKS) | set(NUMBERS)
     words |= {plural(shape) for shape in SHAPES} | {word for cell in CELLS for word in cell.split()}
     return sorted(words)

@@ -28,45 +28,15 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vitcop_llava.demo.build import PATCH_SIZE, demo_processor, initialised_model, save_demo
+from vitcop_llava.demo.labels import PATCH_CLASSES, PRESENCE, patch_labels, presence
+from vitcop_llava.demo.packing import IGNORED, Packer
 from vitcop_llava.demo.questions import KINDS, Question, listing, sample_questions
-from vitcop_llava.demo.scenes import CELLS, COLORS, MARKS, MAX_SHAPES, SHAPES, Scene, render, sample_scene, shape_map
+from vitcop_llava.demo.scenes import MAX_SHAPES, Scene, render, sample_scene
 
 FIRST_TRAINING_SEED = 1_000_000
 """Scenes for training start here; lower seeds are held out for evaluation."""
 
 QUESTIONS_PER_KIND = 2
-IGNORED = -100
-
-_PATCH_CLASSES = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "mark": len(MARKS) + 2, "cell": len(CELLS) + 1}
-_PRESENCE = len(COLORS) + len(SHAPES) + len(MARKS) + len(CELLS) + len(COLORS) * len(SHAPES)
-
-
-def patch_labels(scene: Scene, grid: int) -> NDArray[np.int64]:
-    """What the shape over each patch is: ``[grid * grid, 5]``, colour, shape, mark, cell (0: ground) and centre flag."""
-    ids = shape_map(scene, grid * PATCH_SIZE).reshape(grid, PATCH_SIZE, grid, PATCH_SIZE)
-    covered = np.stack([(ids == k).mean(axis=(1, 3)).ravel() for k in range(1, len(scene.shapes) + 1)])
-    owner = np.where(covered.max(axis=0) >= 0.15, covered.argmax(axis=0), -1)
-    labels = np.zeros((grid * grid, 5), dtype=np.int64)
-    for k, item in enumerate(scene.shapes):
-        mark = 1 if item.mark is None else MARKS.index(item.mark) + 2
-        row = [list(COLORS).index(item.color) + 1, SHAPES.index(item.shape) + 1, mark, CELLS.index(item.cell) + 1, 0]
-        labels[owner == k] = row
-        labels[int(item.y * grid) * grid + int(item.x * grid), 4] = 1
-    return labels
-
-
-def presence(scene: Scene) -> NDArray[np.float32]:
-    """Which colours, shapes, marks, cells and colour-shape pairs the scene holds: ``[presence]`` of 0 and 1."""
-    found = np.zeros(_PRESENCE, dtype=np.float32)
-    for item in scene.shapes:
-        color, shape = list(COLORS).index(item.color), SHAPES.index(item.shape)
-        offset = len(COLORS) + len(SHAPES)
-        found[[color, len(COLORS) + shape]] = 1
-        if item.mark is not None:
-            found[offset + MARKS.index(item.mark)] = 1
-        found[offset + len(MARKS) + CELLS.index(item.cell)] = 1
-        found[offset + len(MARKS) + len(CELLS) + color * len(SHAPES) + shape] = 1
-    return found
 
 
 def _rendered(arguments: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
@@ -82,7 +52,7 @@ def render_all(count: int, grid: int, workers: int) -> tuple[Tensor, Tensor, Ten
     side = grid * PATCH_SIZE
     pixels = torch.empty((count, side, side, 3), dtype=torch.uint8)
     labels = torch.empty((count, grid * grid, 5), dtype=torch.uint8)
-    found = torch.empty((count, _PRESENCE))
+    found = torch.empty((count, PRESENCE))
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(_rendered, jobs, chunksize=64)
         for k, (picture, label, present) in enumerate(tqdm(results, total=count, desc="rendering")):
@@ -99,9 +69,9 @@ def normalised(pixels: Tensor, processor: LlavaProcessor) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def optimizer_for(parameters: list[nn.Parameter], rate: float, steps: int, warmup: int) -> tuple[
-    torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR
-]:
+def optimizer_for(
+    parameters: list[nn.Parameter], rate: float, steps: int, warmup: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with a linear warm-up and a cosine to a hundredth of the rate."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
@@ -118,9 +88,9 @@ class TowerHeads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.dense = nn.ModuleDict({name: nn.Linear(width, count) for name, count in _PATCH_CLASSES.items()})
+        self.dense = nn.ModuleDict({name: nn.Linear(width, count) for name, count in PATCH_CLASSES.items()})
         self.center = nn.Linear(width, 1)
-        self.present = nn.ModuleList([nn.Linear(width, _PRESENCE) for _ in range(2)])
+        self.present = nn.ModuleList([nn.Linear(width, PRESENCE) for _ in range(2)])
         self.count = nn.Linear(width, MAX_SHAPES + 1)
 
     def loss(self, selected: Tensor, pooled: Tensor, labels: Tensor, found: Tensor) -> Tensor:
@@ -128,7 +98,7 @@ class TowerHeads(nn.Module):
         cls, patches = selected[:, 0], selected[:, 1:]
         total = torch.zeros((), device=selected.device)
         for column, (name, head) in enumerate(self.dense.items()):
-            weight = torch.ones(_PATCH_CLASSES[name], device=selected.device)
+            weight = torch.ones(PATCH_CLASSES[name], device=selected.device)
             weight[0] = 0.3
             logits = head(patches).flatten(0, 1)
             scale = 2.0 if name == "mark" else 1.0  # the finest detail, and the last to be learnt
@@ -142,6 +112,16 @@ class TowerHeads(nn.Module):
         shapes = labels[..., 4].sum(dim=1)
         return total + 0.3 * functional.cross_entropy(self.count(cls), shapes)
 
+    @torch.no_grad()
+    def accuracy(self, selected: Tensor, labels: Tensor) -> dict[str, float]:
+        """Share of the patches under a shape that each dense read-out gets right."""
+        shaped = labels[..., 0] > 0
+        right = {}
+        for column, (name, head) in enumerate(self.dense.items()):
+            guess = head(selected[:, 1:]).argmax(-1)
+            right[name] = (guess == labels[..., column])[shaped].float().mean().item()
+        return right
+
 
 def train_tower(
     model: LlavaForConditionalGeneration,
@@ -153,7 +133,9 @@ def train_tower(
     """Stage one: the vision tower on dense labels under each patch and presence labels on CLS."""
     device, tower = args.device, model.model.vision_tower
     heads = TowerHeads(tower.config.hidden_size).to(device)
-    optimizer, schedule = optimizer_for([*tower.parameters(), *heads.parameters()], args.tower_rate, args.tower_steps, 100)
+    optimizer, schedule = optimizer_for(
+        [*tower.parameters(), *heads.parameters()], args.tower_rate, args.tower_steps, 100
+    )
     order = _shuffled(len(scenes[0]), args.seed)
     started = time.monotonic()
     for step in tqdm(range(args.tower_steps), desc="tower"):
@@ -167,12 +149,7 @@ def train_tower(
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == args.tower_steps - 1:
-            with torch.no_grad():
-                shaped = labels[..., 0] > 0
-                right = {
-                    name: (head(out.hidden_states[-2][:, 1:]).argmax(-1) == labels[..., k])[shaped].float().mean().item()
-                    for k, (name, head) in enumerate(heads.dense.items())
-                }
+            right = heads.accuracy(out.hidden_states[-2], labels)
             log(stage="tower", step=step, loss=loss.item(), seconds=time.monotonic() - started, patches=right)
 
 
@@ -187,48 +164,6 @@ def tower_features(
             out = model.model.vision_tower(batch, output_hidden_states=True)
             parts.append(out.hidden_states[-2][:, 1:].half().cpu())
     return torch.cat(parts)
-
-
-class Packer:
-    """Packs an image and its questions into one row, each question seeing the image and itself alone."""
-
-    def __init__(self, processor: LlavaProcessor, visual_tokens: int) -> None:
-        self._tokenizer = processor.tokenizer
-        self._cache: dict[str, list[int]] = {}
-        self._eos = self._tokenizer.eos_token_id
-        prefix = self._tokenizer("USER:")["input_ids"]
-        self.first_visual = len(prefix)
-        self.prefix = prefix + [self._tokenizer.convert_tokens_to_ids("<image>")] * visual_tokens
-
-    def _ids(self, text: str) -> list[int]:
-        if text not in self._cache:
-            self._cache[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._cache[text]
-
-    def row(self, questions: list[Question]) -> NDArray[np.int64]:
-        """``[4, length]``: token, position, block (0 is the prefix) and label of every place."""
-        start = len(self.prefix)
-        columns = [(token, place, 0, IGNORED) for place, token in enumerate(self.prefix)]
-        for block, question in enumerate(questions, start=1):
-            asked = self._ids(f"{question.text} ASSISTANT:")
-            answer = [*self._ids(question.answer), self._eos]
-            tokens = asked + answer[:-1]
-            labels = [IGNORED] * (len(asked) - 1) + answer
-            columns += [(t, start + k, block, label) for k, (t, label) in enumerate(zip(tokens, labels, strict=True))]
-        return np.array(columns, dtype=np.int64).T
-
-    def batch(self, rows: list[list[Question]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens, positions and labels ``[b, length]`` (labels already shifted) and the mask ``[b, 1, length, length]``."""
-        packed = [self.row(row) for row in rows]
-        length = max(row.shape[1] for row in packed)
-        table = np.zeros((4, len(rows), length), dtype=np.int64)
-        table[2], table[3] = -1, IGNORED
-        for index, row in enumerate(packed):
-            table[:, index, : row.shape[1]] = row
-        tokens, positions, blocks, labels = torch.from_numpy(table)
-        same = blocks[:, :, None] == blocks[:, None, :]
-        mask = (same | (blocks[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
-        return tokens, positions, labels, mask[:, None]
 
 
 def train_language_model(
@@ -250,7 +185,9 @@ def train_language_model(
     for step in tqdm(range(args.steps), desc="language model"):
         picks = [next(order) for _ in range(args.batch)]
         rows = [_asked(sample_scene(FIRST_TRAINING_SEED + pick), rng) for pick in picks]
-        tokens, positions, labels, mask = (part.to(device) for part in packer.batch(rows))
+        tokens, positions, labels, mask = packer.batch(rows)
+        positions = warped(positions, first, count, rng)
+        tokens, positions, labels, mask = (part.to(device) for part in (tokens, positions, labels, mask))
         projected = model.model.multi_modal_projector(features[torch.tensor(picks)].to(device).float())
         embeds = language.embed_tokens(tokens)
         embeds = torch.cat([embeds[:, :first], projected, embeds[:, first + count :]], dim=1)
@@ -270,6 +207,23 @@ def train_language_model(
             log(stage="language", step=step, loss=loss.item(), tokens_right=right, seconds=time.monotonic() - started)
         if args.checkpoint_every and step % args.checkpoint_every == args.checkpoint_every - 1:
             save_demo(model, processor, args.out)
+
+
+def warped(positions: Tensor, first: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Positions ``[b, length]`` with each row's image squeezed at random, and the text after it moved up.
+
+    A language model that has read text of every length knows that a place in the picture is no fixed distance from the
+    question. One that has only ever seen this prompt would learn the distances by heart, and where a shape stands from
+    them instead of from the tower's features. Every other row is left as it is; no token is ever dropped.
+    """
+    rows = positions.shape[0]
+    share = np.where(rng.random(rows) < 0.5, 1.0, rng.uniform(0.15, 1.0, size=rows))
+    steps = torch.from_numpy(rng.random((rows, count)) < share[:, None])
+    steps[:, 0] = True
+    squeezed = positions.clone()
+    squeezed[:, first : first + count] = first + steps.cumsum(1) - 1
+    squeezed[:, first + count :] -= count - steps.sum(1, keepdim=True)
+    return squeezed
 
 
 def _asked(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -295,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--tower-batch", type=int, default=32)
     options.add_argument("--tower-rate", type=float, default=1e-3)
     options.add_argument("--tower-from", type=Path, help="take the tower from this folder instead of training it")
-    options.add_argument("--steps", type=int, default=4000)
+    options.add_argument("--steps", type=int, default=1500)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--rate", type=float, default=8e-4)
     options.add_argument("--workers", type=int, default=2, help="processes that render")
@@ -317,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
             rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()}
             stream.write(json.dumps(rounded) + "\n")
 
-        settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+        settings = {name: str(value) for name, value in vars(args).items() if name not in ("out", "tower_from")}
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
         log(stage="start", settings=settings, versions=versions, machine=platform.machine())
         processor, model = demo_processor(args.grid), initialised_model(args.grid).to(args.device)
@@ -326,6 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
             train_tower(model, scenes, processor, args, log)
             save_demo(model, processor, args.out)
         else:
+            log(stage="tower", note="taken from an earlier run of stage one with these settings")
             trained = LlavaForConditionalGeneration.from_pretrained(args.tower_from)
             model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
         features = tower_features(model, scenes[0], processor, args)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
+
 from vitcop_core import LanguageModelShape
 
 
@@ -14,27 +16,35 @@ class Parts:
     """The modules that hooks go on, and the numbers that plans need.
 
     Attributes:
-        base: the module whose forward takes ``input_ids`` and images and calls the language model.
-        vision_tower: the image encoder; called once with all images.
-        vision_attention: self-attention of the vision layer whose output is the selected feature; it has ``q_proj``,
-            ``k_proj``, ``num_heads`` and ``scale``.
-        feature_layer: index of the selected feature among the tower's hidden states, counted from 0 (the embeddings).
-        projector: takes ``[C, m, d_v]`` features to the language model's width.
-        language_model: the decoder stack without its head.
-        rotary: turns hidden states and position ids into cosines and sines.
-        decoder_layers: its layers, each with ``self_attn.q_proj`` and ``self_attn.k_proj``.
-        config: the language model's configuration.
-        image_token_id: the placeholder's id in ``input_ids``.
-        grid: rows and columns of patches of one image; their product is the visual tokens of an image.
-        shape: what costs are computed from.
+        base: The module whose forward takes ``input_ids`` and images and calls the language model.
+        vision_tower: The image encoder; called once with all images.
+        vision_attention: Self-attention of the vision layer whose output is the selected feature; it has ``q_proj`` and
+            ``k_proj``.
+        vision_heads: Heads of that attention.
+        vision_scale: Factor on its scores.
+        vision_states: Hidden states of the tower: its layers, and the embeddings.
+        feature_layer: Index of the selected feature among the tower's hidden states, counted from 0 (the embeddings).
+        projector: Takes ``[C, m, d_v]`` features to the language model's width.
+        language_model: The decoder stack without its head.
+        embeddings: Turns token ids into the language model's inputs.
+        rotary: Turns hidden states and position ids into cosines and sines.
+        decoder_layers: Its layers, each with ``self_attn.q_proj`` and ``self_attn.k_proj``.
+        config: The language model's configuration.
+        image_token_id: The placeholder's id in ``input_ids``.
+        grid: Rows and columns of patches of one image; their product is the visual tokens of an image.
+        shape: What costs are computed from.
     """
 
     base: nn.Module
     vision_tower: nn.Module
     vision_attention: nn.Module
+    vision_heads: int
+    vision_scale: float
+    vision_states: int
     feature_layer: int
     projector: nn.Module
     language_model: nn.Module
+    embeddings: nn.Module
     rotary: nn.Module
     decoder_layers: nn.ModuleList
     config: PreTrainedConfig
@@ -61,18 +71,18 @@ def decoder_shape(config: PreTrainedConfig) -> LanguageModelShape:
     )
 
 
-def check_decoder(language_model: nn.Module, supported: tuple[str, ...]) -> None:
+def check_decoder(language_model: Any, supported: tuple[str, ...]) -> None:
     """Raises unless the language model is one of ``supported`` and every layer attends to the whole sequence.
 
     Raises:
-        ValueError: with the language model or the setting that is not supported, and what is.
+        ValueError: It is not; the message has what is.
     """
     name, config = type(language_model).__name__, language_model.config
     if name not in supported:
         raise ValueError(f"model: its language model is a {name}; supported: {', '.join(supported)}")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    if kinds != {"full_attention"} or (name == "MistralModel" and window is not None):
+    if kinds != {"full_attention"} or window is not None:
         raise ValueError(
             f"model: its language model attends through a sliding window (sliding_window={window}); pruning needs "
             "full attention in every layer, for example sliding_window=None in the text configuration"

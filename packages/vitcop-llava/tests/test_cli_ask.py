@@ -1,0 +1,211 @@
+"""``vitcop ask`` on a model with random weights: what it prints, its JSON, and every mistake it should name."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner, Result
+
+from vitcop_llava.cli import app
+from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
+
+QUESTION = "What color is the circle?"
+TOKENS = 144
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_demo(initialised_model(12), demo_processor(12), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "image.png"
+    Image.linear_gradient("L").save(path)
+    return path
+
+
+def ask(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["ask", *map(str, arguments), "--device", "cpu", "--max-new-tokens", "3"])
+
+
+def ask_json(*arguments: object) -> dict[str, Any]:
+    result = ask(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def test_ask_prints_answer_stages_and_savings(checkpoint: Path, image: Path) -> None:
+    result = ask(image, QUESTION, "--model", checkpoint, "--retain", "20%")
+    assert result.exit_code == 0, result.output
+    for words in (
+        QUESTION,
+        "answer",
+        "not run",
+        "Stage I: layers 0-1",
+        "Stage II: layers 2-5",
+        "Stage III: layers 6-7",
+    ):
+        assert words in result.stdout
+    for words in ("19.6%", "GMACs", "MiB", "time to first token", "wall time of a single run"):
+        assert words in result.stdout
+    assert "this is the demo model" in result.stderr
+
+
+def test_ask_json_has_everything(checkpoint: Path, image: Path) -> None:
+    content = ask_json(image, QUESTION, "--model", checkpoint, "--retain", "20%")
+    assert (content["question"], content["images"], content["method"]) == (QUESTION, [str(image)], "vitcop")
+    assert content["retain"] == "20.0%"
+    assert content["model"]["visual_tokens_per_image"] == content["visual_tokens"] == TOKENS
+    assert content["model"]["source"] == str(checkpoint)
+    assert [stage["layer"] for stage in content["pruned"]["stages"]] == [None, 2, 6]
+    assert content["pruned"]["tokens_per_layer"][::2] == [54, 27, 27, 5]
+    assert content["pruned"]["prefill_macs"] < content["unpruned"]["prefill_macs"]
+    assert content["pruned"]["cache_bytes"] < content["unpruned"]["cache_bytes"]
+    assert content["pruned"]["prefill_seconds"] > 0
+    assert content["pruned"]["generated_tokens"] <= 3
+    assert content["unpruned"]["answer"] is None
+    assert any("demo model" in note for note in content["notes"])
+
+
+def test_ask_compare_runs_the_unpruned_model(checkpoint: Path, image: Path) -> None:
+    content = ask_json(image, QUESTION, "--model", checkpoint, "--compare")
+    assert isinstance(content["unpruned"]["answer"], str)
+    assert content["unpruned"]["prefill_seconds"] > 0
+    assert content["warmed_up"] is True
+    result = ask(image, QUESTION, "--model", checkpoint, "--compare")
+    assert "not run" not in result.stdout
+    assert "after a warm-up of each" in result.stdout
+
+
+def test_ask_default_is_a_ninth(checkpoint: Path, image: Path) -> None:
+    content = ask_json(image, QUESTION, "--model", checkpoint)
+    assert content["retain"] == "11.1%"
+    assert 0.9 * TOKENS / 9 < content["pruned"]["average_tokens"] <= TOKENS / 9
+
+
+@pytest.mark.parametrize(("retain", "most"), [("40", 40.0), ("27.5", 27.5), ("50%", 72.0)])
+def test_ask_keeps_what_retain_says(checkpoint: Path, image: Path, retain: str, most: float) -> None:
+    content = ask_json(image, QUESTION, "--model", checkpoint, "--retain", retain)
+    assert most - 2 < content["pruned"]["average_tokens"] <= most
+
+
+@pytest.mark.parametrize("retain", ["all", "100%", "144"])
+def test_ask_can_keep_everything(checkpoint: Path, image: Path, retain: str) -> None:
+    content = ask_json(image, QUESTION, "--model", checkpoint, "--retain", retain, "--compare")
+    assert content["pruned"]["stages"] == []
+    assert content["pruned"]["average_tokens"] == TOKENS
+    assert content["pruned"]["answer"] == content["unpruned"]["answer"]
+
+
+def test_ask_puts_several_images_in_one_prompt(checkpoint: Path, image: Path) -> None:
+    content = ask_json(image, image, QUESTION, "--model", checkpoint, "--retain", "20%")
+    assert content["visual_tokens"] == 2 * TOKENS
+    assert content["images"] == [str(image)] * 2
+
+
+def test_ask_takes_options_before_the_images(checkpoint: Path, image: Path) -> None:
+    assert ask_json("--model", checkpoint, image, QUESTION)["question"] == QUESTION
+
+
+def test_ask_without_a_chat_template_uses_the_format_of_llava(checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    plain = Path(shutil.copytree(checkpoint, tmp_path / "plain"))
+    (plain / "chat_template.jinja").unlink()
+    one, other = (ask_json(image, QUESTION, "--model", folder) for folder in (checkpoint, plain))
+    assert one["pruned"]["answer"] == other["pruned"]["answer"]
+    assert one["text_tokens"] == other["text_tokens"]
+
+
+def test_ask_names_unknown_words(checkpoint: Path, image: Path) -> None:
+    notes = ask_json(image, "What color is the zebra, José?", "--model", checkpoint)["notes"]
+    assert notes[-1].endswith("cannot read: zebra, José")
+
+
+def test_ask_prints_model_text_without_control_characters(checkpoint: Path, image: Path) -> None:
+    result = ask(image, "What is \x1b[31mred?", "--model", checkpoint)
+    assert "\x1b" not in result.stdout
+    assert "[31m" in result.stdout  # nor is it taken for markup
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "at least one image, then the question; got neither"),
+        ([QUESTION], f"got the question '{QUESTION}' alone"),
+        (["{image}"], "image.png alone"),
+        (["{image}", "{image}"], "QUESTION: must be a text"),
+        (["{image}", " "], "QUESTION: must not be empty"),
+        (["{image}", "Where is <image>?"], "must not hold the image placeholder"),
+        (["{image}", QUESTION, "--retain", "many"], "--retain: must be a number of tokens (64), a percentage (11.1%)"),
+        (["{image}", QUESTION, "--retain", "0%"], "--retain: a percentage must be above 0 and at most 100; got '0%'"),
+        (["{image}", QUESTION, "--retain", "101%"], "at most 100"),
+        (["{image}", QUESTION, "--retain", "0.1"], "at least 1 (a share is written 11.1%); got '0.1'"),
+        (["{image}", QUESTION, "--retain", "-5"], "--retain: must be"),
+        (["{image}", QUESTION, "--retain", "nan"], "--retain: must be"),
+        (["{image}", QUESTION, "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
+        (["{image}", QUESTION, "--retain", "145"], "--retain 145: retained_tokens must be at most the 144"),
+        (["{image}", QUESTION, "--method", "magic"], "--method: must be one of vitcop; got 'magic'"),
+        (["{image}", QUESTION, "--device", "gpu"], "device: must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
+        (["{image}", QUESTION, "--dtype", "int8"], "dtype: must be auto, float32, float16, bfloat16; got 'int8'"),
+        (["none.png", QUESTION], "image: no such file: none.png"),
+        (["{folder}", QUESTION], "image: must be a file, got the folder"),
+        (["{folder}/config.json", QUESTION], "is not an image"),
+    ],
+)
+def test_ask_names_a_mistake(checkpoint: Path, image: Path, arguments: list[str], said: str) -> None:
+    given = [argument.format(image=image, folder=checkpoint) for argument in arguments]
+    options = ["--model", str(checkpoint), "--json"]
+    result = CliRunner().invoke(app, ["ask", *given, *options, *([] if "--device" in given else ["--device", "cpu"])])
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)
+    assert said in error["error"]
+    assert error["exit_code"] == 2
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("model", ["./none", "{empty}"])
+def test_ask_names_a_model_that_is_none(image: Path, tmp_path: Path, model: str) -> None:
+    result = ask(image, QUESTION, "--model", model.format(empty=tmp_path))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: model: ")
+
+
+def test_ask_gives_the_adapters_error_for_another_family(image: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=99, **sizes)).save_pretrained(tmp_path)
+    demo_processor(12).save_pretrained(tmp_path)
+    result = ask(image, QUESTION, "--model", tmp_path)
+    assert result.exit_code == 2
+    assert "supported: LlavaForConditionalGeneration" in result.stderr
+
+
+def test_ask_failures_have_exit_code_one(checkpoint: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr("vitcop_llava.answer.generate", fail)
+    result = ask(image, QUESTION, "--model", checkpoint)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: RuntimeError: the machine is on fire (--debug shows where)\n"
+    assert json.loads(ask(image, QUESTION, "--model", checkpoint, "--json").stdout)["exit_code"] == 1
+    assert "Traceback" in ask(image, QUESTION, "--model", checkpoint, "--debug").stderr
+
+
+def test_ask_leaves_transformers_as_talkative_as_it_was(checkpoint: Path, image: Path) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    ask_json(image, QUESTION, "--model", checkpoint)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

@@ -1,0 +1,68 @@
+"""The command as a process: it starts without torch, and errors in its arguments are errors like all others."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from vitcop_llava.cli import app
+
+# The package's own __init__ may load the library; the command line alone must not. So the package is a bare one here.
+HELP_ALONE = """
+import importlib.util, sys, types
+package = types.ModuleType("vitcop_llava")
+package.__path__ = list(importlib.util.find_spec("vitcop_llava").submodule_search_locations)
+sys.modules["vitcop_llava"] = package
+from vitcop_llava.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    print(*sorted({"torch", "transformers", "numpy", "PIL"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"], ["ask", "--retain", "x"]])
+def test_command_line_itself_loads_no_library(arguments: list[str]) -> None:
+    result = run("-c", HELP_ALONE, *arguments)
+    assert result.stderr.splitlines()[-1] == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_vitcop_runs_as_a_process() -> None:
+    result = run("-W", "error", "-c", "from vitcop_llava.cli import main; main()", "frobnicate", "--json")
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["error"] == "No such command 'frobnicate'."
+    assert result.stderr == ""
+
+
+def test_help_lists_every_command() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in ("ask", "show", "scene", "doctor", "--version"))
+
+
+def test_version_is_the_packages() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"vitcop {version('vitcop-llava')}\n"
+
+
+@pytest.mark.parametrize("arguments", [["ask", "--bogus"], ["show"], ["ask", "a", "b", "--max-new-tokens", "0"]])
+def test_arguments_that_cannot_be_parsed_exit_with_two(arguments: list[str]) -> None:
+    plain = CliRunner().invoke(app, arguments)
+    assert (plain.exit_code, plain.stdout) == (2, "")
+    assert "Usage" in plain.stderr
+    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    assert (as_json.exit_code, as_json.stderr) == (2, "")
+    assert set(json.loads(as_json.stdout)) == {"error", "exit_code"}
+
+
+def test_flags_after_two_dashes_are_arguments() -> None:
+    result = CliRunner().invoke(app, ["ask", "--", "--json"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")

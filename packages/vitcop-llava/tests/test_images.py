@@ -1,0 +1,130 @@
+"""Reading images: every format as RGB, and a clear refusal of everything else."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitcop_llava import images
+from vitcop_llava.images import ImageError, read_image
+
+RED = (200, 30, 30)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and breaks off where the pixels begin."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(head)) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])
+def test_read_image_gives_rgb_for_every_format(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (12, 8), RED).save(path)
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (12, 8))
+    assert np.abs(np.asarray(image).astype(int) - RED).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_read_image_gives_rgb_for_every_mode(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.png"
+    Image.new(mode, (4, 4)).save(path)
+    assert read_image(path).mode == "RGB"
+
+
+def test_read_image_scales_sixteen_bits(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(path)
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_read_image_puts_transparent_parts_on_white(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (2, 1), (*RED, 255))
+    layer.putpixel((1, 0), (0, 0, 0, 0))
+    layer.save(tmp_path / "layer.png")
+    image = read_image(tmp_path / "layer.png")
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [RED, (255, 255, 255)]
+
+
+def test_read_image_puts_a_transparent_palette_colour_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, *RED])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=0)
+    read = read_image(tmp_path / "palette.png")
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
+
+
+def test_read_image_turns_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (12, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (8, 12)
+
+
+def test_read_image_overlooks_damaged_metadata(tmp_path: Path) -> None:
+    Image.new("RGB", (12, 8), RED).save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00II*\x00garbage that is no directory")
+    assert read_image(tmp_path / "odd.jpg").size == (12, 8)
+
+
+def test_read_image_takes_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, (0, 0, 255))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "moving.gif").getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"", "is empty", id="empty"),
+        pytest.param(b"Not an image.\n" * 40, "is not an image", id="text"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image", id="postscript"),
+        pytest.param(png_header(9000, 9000), "at most 64 megapixels, got 9000 x 9000", id="large"),
+        pytest.param(png_header(60000, 60000), "too large to decode", id="huge"),
+        pytest.param(png_header(20000, 10), "not be longer than 100 times", id="line"),
+        pytest.param(png_header(20, 20), "damaged or truncated", id="header only"),
+    ],
+)
+def test_read_image_refuses_content(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=said) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
+def test_read_image_refuses_a_truncated_file(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="damaged or truncated|not an image"):
+        read_image(path)
+
+
+def test_read_image_refuses_what_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, said in ((tmp_path, "the folder"), (pipe, "a pipe"), (tmp_path / "none.png", "no such file")):
+        with pytest.raises(ImageError, match=said):
+            read_image(path)
+
+
+def test_read_image_refuses_a_name_that_is_none() -> None:
+    with pytest.raises(ImageError, match="cannot read"):
+        read_image("a\0b.png")
+
+
+def test_read_image_refuses_a_large_file_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    path = tmp_path / "large.png"
+    path.write_bytes(b"\0" * (2**20 + 1))
+    with pytest.raises(ImageError, match="at most 1 MiB"):
+        read_image(path)
