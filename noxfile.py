@@ -23,15 +23,12 @@ CORE, CUDA, LLAVA, VIDEO = (
 )
 PACKAGES = (CORE, CUDA, LLAVA, VIDEO)
 
-# What `nox -s demo` runs. {picture} is a held-out scene that the session draws; {folder} is where pictures go.
-DEMO_SCENE_SEED = 33
-DEMO_QUESTION = "What color is the circle?"
+# What `nox -s demo` runs: a held-out scene, questions about it, and the picture of what survives.
+DEMO_QUESTIONS = ("What color is the circle?", "What shape is purple?", "How many shapes are there?")
 DEMO_COMMANDS = (
-    ("vitcop", "ask", "{picture}", DEMO_QUESTION, "--retain", "11.1%", "--compare"),
-    ("vitcop", "show", "{picture}", "--retain", "11.1%", "--output", "{folder}/survivors.png"),
-)
-DRAW_DEMO_SCENE = "import sys; from vitcop_llava.demo.scenes import render, sample_scene; " + (
-    "render(sample_scene(int(sys.argv[1]))).save(sys.argv[2])"
+    ("vitcop", "scene", "--seed", "33", "--out", "{folder}/scene.png", "--force"),
+    *(("vitcop", "ask", "{folder}/scene.png", text, "--retain", "11.1%", "--compare") for text in DEMO_QUESTIONS),
+    ("vitcop", "show", "{folder}/scene.png", DEMO_QUESTIONS[0], "--retain", "11.1%", "--out", "{folder}/survivors.png"),
 )
 
 FIND_DEMO_WEIGHTS = "import pathlib, vitcop_llava as package; " + (
@@ -91,11 +88,22 @@ def demo(session: nox.Session) -> None:
     install_packages(session, CORE, LLAVA)
     folder = ROOT / "demo-output"
     folder.mkdir(exist_ok=True)
-    picture = folder / "scene.png"
-    session.run("python", "-c", DRAW_DEMO_SCENE, str(DEMO_SCENE_SEED), str(picture))
+    (folder / "survivors.png").unlink(missing_ok=True)
     for command in DEMO_COMMANDS:
-        session.run(*(argument.format(picture=picture, folder=folder) for argument in command))
+        session.run(*(argument.format(folder=folder) for argument in command))
     session.log(f"pictures: {folder}")
+
+
+@nox.session
+def figures(session: nox.Session) -> None:
+    """Tables and pictures of README and docs, from the stored results and the demo model."""
+    install_packages(session, CORE, LLAVA)
+    install(session, "matplotlib")
+    session.run("python", "docs/benchmarks/render.py")
+    folder = session.create_tmp()
+    target = "docs/images/survivors.png"
+    session.run("vitcop", "scene", "--seed", "33", "--out", f"{folder}/scene.png", "--force")
+    session.run("vitcop", "show", f"{folder}/scene.png", "--retain", "11.1%", "--out", target, "--force")
 
 
 @nox.session

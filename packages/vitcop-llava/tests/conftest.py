@@ -41,7 +41,7 @@ def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @cache
-def _build(kind: str, attention: str, kv_heads: int, seed: int) -> LlavaForConditionalGeneration:
+def _build(kind: str, attention: str, kv_heads: int, seed: int) -> Any:
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -65,7 +65,8 @@ def _build(kind: str, attention: str, kv_heads: int, seed: int) -> LlavaForCondi
     }
     if kind == "mistral":
         sizes["sliding_window"] = None
-    config = LlavaConfig(
+    make: Any = LlavaConfig
+    config = make(
         vision_config=vision,
         text_config=TEXT_CONFIGS[kind](**sizes),
         image_token_id=IMAGE_TOKEN,
@@ -73,26 +74,27 @@ def _build(kind: str, attention: str, kv_heads: int, seed: int) -> LlavaForCondi
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    config._attn_implementation = attention
-    generator = torch.Generator().manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5, generator=generator)
+    config._attn_implementation = attention if attention in ("eager", "sdpa") else "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = LlavaForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
+    model.model.language_model.config._attn_implementation = attention
+    model.generation_config.suppress_tokens = [IMAGE_TOKEN]  # an answer that is computed again must hold no placeholder
     return model.eval()
 
 
 @pytest.fixture(scope="session")
-def build() -> Callable[..., LlavaForConditionalGeneration]:
+def build() -> Callable[..., Any]:
     """A model of 8 decoder layers and 144 patches an image; one object for each set of arguments.
 
     transformers puts hooks of its own on a model when outputs are first asked for: that has happened already.
     """
 
     @cache
-    def make(
-        kind: str = "llama", attention: str = "sdpa", kv_heads: int = 2, seed: int = 0
-    ) -> LlavaForConditionalGeneration:
+    def make(kind: str = "llama", attention: str = "sdpa", kv_heads: int = 2, seed: int = 0) -> Any:
         model = _build(kind, attention, kv_heads, seed)
         ids = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5]])
         with torch.no_grad():
@@ -103,7 +105,7 @@ def build() -> Callable[..., LlavaForConditionalGeneration]:
 
 
 @pytest.fixture(scope="session")
-def model(build: Callable[..., LlavaForConditionalGeneration]) -> LlavaForConditionalGeneration:
+def model(build: Callable[..., Any]) -> Any:
     return build()
 
 

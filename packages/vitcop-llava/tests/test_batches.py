@@ -19,7 +19,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-stage-three": {"stage_three": False},
     "no-clusters": {"clustering": False},
 }
-Prompt, Pad = Callable[..., Tensor], Callable[..., dict[str, Tensor]]
+Prompt = Callable[..., Tensor]
+Pad = Callable[..., dict[str, Tensor]]
 
 
 def close(found: Tensor, wanted: Tensor) -> None:

@@ -49,16 +49,9 @@ def ask_json(*arguments: object) -> dict[str, Any]:
 def test_ask_prints_answer_stages_and_savings(checkpoint: Path, image: Path) -> None:
     result = ask(image, QUESTION, "--model", checkpoint, "--retain", "20%")
     assert result.exit_code == 0, result.output
-    for words in (
-        QUESTION,
-        "answer",
-        "not run",
-        "Stage I: layers 0-1",
-        "Stage II: layers 2-5",
-        "Stage III: layers 6-7",
-    ):
-        assert words in result.stdout
-    for words in ("19.6%", "GMACs", "MiB", "time to first token", "wall time of a single run"):
+    stages = ("Stage I: layers 0-1", "Stage II: layers 2-5", "Stage III: layers 6-7")
+    savings = ("19.6%", "GMACs", "MiB", "time to first token", "wall time of a single run")
+    for words in (QUESTION, "answer", "not run", *stages, *savings):
         assert words in result.stdout
     assert "this is the demo model" in result.stderr
 
@@ -127,6 +120,20 @@ def test_ask_without_a_chat_template_uses_the_format_of_llava(checkpoint: Path, 
     assert one["text_tokens"] == other["text_tokens"]
 
 
+def test_ask_names_a_chat_template_without_images(checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(checkpoint, tmp_path / "odd"))
+    (odd / "chat_template.jinja").write_text("USER: what? ASSISTANT:")
+    result = ask(image, QUESTION, "--model", odd)
+    assert result.exit_code == 2
+    assert "its chat template must leave a place for each of 1 images, got 0" in result.stderr
+
+
+def test_ask_refuses_more_images_than_the_context_holds(checkpoint: Path, image: Path) -> None:
+    result = ask(*[image] * 15, QUESTION, "--model", checkpoint)
+    assert result.exit_code == 2
+    assert "the model's context has 2048" in result.stderr
+
+
 def test_ask_names_unknown_words(checkpoint: Path, image: Path) -> None:
     notes = ask_json(image, "What color is the zebra, José?", "--model", checkpoint)["notes"]
     assert notes[-1].endswith("cannot read: zebra, José")
@@ -183,12 +190,21 @@ def test_ask_names_a_model_that_is_none(image: Path, tmp_path: Path, model: str)
 
 
 def test_ask_gives_the_adapters_error_for_another_family(image: Path, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=99, **sizes)).save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     demo_processor(12).save_pretrained(tmp_path)
     result = ask(image, QUESTION, "--model", tmp_path)
     assert result.exit_code == 2
     assert "supported: LlavaForConditionalGeneration" in result.stderr
+
+
+def test_ask_says_that_the_hub_is_out_of_reach(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = ask(image, QUESTION, "--model", "vitcop/no-such-model")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: model: there is no local folder 'vitcop/no-such-model', and it could not")
 
 
 def test_ask_failures_have_exit_code_one(checkpoint: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 def check_steps(model: Any, ids: Tensor, images: Tensor, **how: Any) -> None:
     """Compares the logits of every decoding step with those of one forward over prompt and answer."""
-    output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images, **{**HOW, **how}
-    )
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images, **{**HOW, **how})
     new = output.sequences.shape[1] - ids.shape[1]
     recomputed = model(input_ids=output.sequences, pixel_values=images, use_cache=False).logits
     close(torch.stack(output.logits, 1), recomputed[:, -new - 1 : -1])
@@ -91,9 +89,7 @@ def test_attention_saliency_keeps_its_choice_while_decoding(
     ids = prompt(3, "image", 8)
     with vitcop_llava.prune(model, budget(saliency="attention")) as pruner:
         first = model(input_ids=ids, pixel_values=pictures()).logits[:, -1]
-        output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures(), **HOW
-        )
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures(), **HOW)
         close(output.logits[0], first)
         without_cache = model(input_ids=ids, pixel_values=pictures(), use_cache=False).logits[:, -1]
         close(without_cache, first)

@@ -108,16 +108,15 @@ def test_load_never_runs_a_checkpoints_code(copy: Path) -> None:
 def test_load_refuses_damaged_weights(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="weights of .* cannot be used"):
+    with pytest.raises(ModelError, match=r"weights of .* cannot be used"):
         load(str(copy))
 
 
 def test_load_refuses_weights_with_gaps(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     name = next(name for name in weights if "k_proj" in name)
-    save_file(
-        {key: value for key, value in weights.items() if key != name}, copy / "model.safetensors", {"format": "pt"}
-    )
+    del weights[name]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="lack 1 tensors"):
         load(str(copy))
 
@@ -130,7 +129,7 @@ def test_load_refuses_damaged_configurations(copy: Path) -> None:
 
 def test_load_refuses_an_image_processor_of_another_size(copy: Path) -> None:
     demo_processor(GRID + 1).save_pretrained(copy)
-    with pytest.raises(ModelError, match="must give images of 3 x 56 x 56 .* got 3 x 70 x 70"):
+    with pytest.raises(ModelError, match=r"must give images of 3 x 56 x 56 .* got 3 x 70 x 70"):
         load(str(copy))
 
 
@@ -138,7 +137,7 @@ def test_load_refuses_a_tokenizer_of_another_model(copy: Path) -> None:
     processor = demo_processor(GRID)
     processor.tokenizer.add_tokens([f"word{k}" for k in range(9)])
     processor.save_pretrained(copy)
-    with pytest.raises(ModelError, match="its tokenizer has .* its embeddings only"):
+    with pytest.raises(ModelError, match=r"its tokenizer has .* its embeddings only"):
         load(str(copy))
 
 

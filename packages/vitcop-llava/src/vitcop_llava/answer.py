@@ -46,12 +46,15 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any
     """The model's inputs, on its device and in its dtype.
 
     Raises:
-        ValueError: for a question that holds the image placeholder, or a prompt longer than the model's context.
+        ValueError: for a question that holds the image placeholder, a prompt longer than the model's context, or a chat
+            template that has no place for images.
     """
     processor = loaded.processor
     if processor.image_token in question:
         raise ValueError(f"question: must not hold the image placeholder {processor.image_token!r}; images come first")
     prompt = build_prompt(processor, len(images), question)
+    if (places := prompt.count(processor.image_token)) != len(images):
+        raise ValueError(f"model: its chat template must leave a place for each of {len(images)} images, got {places}")
     # A template that writes the opening token itself would otherwise get it twice.
     opening = processor.tokenizer.bos_token
     special = not (opening and prompt.startswith(opening))

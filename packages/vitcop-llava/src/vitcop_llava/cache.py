@@ -125,6 +125,8 @@ class PrunedLayer(DynamicLayer):
     def reset(self) -> None:
         """Empties the layer and forgets what was dropped."""
         super().reset()
+        self.keys = self.values = None  # some versions of transformers keep the length, and zeros
+        self.is_initialized = False
         self._forget()
 
     def _select(self, rows: Tensor) -> None:

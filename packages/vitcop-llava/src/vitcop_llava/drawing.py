@@ -206,8 +206,7 @@ def _write(
     """Writes a line, cut off where it would be wider than ``width``."""
     font, line = ImageFont.load_default(size), text.replace("\n", " ")[:_LONGEST_LINE]
     if len(text) > len(line) or draw.textlength(line, font) > width:
-        fits = bisect_left(
-            range(len(line)), True, key=lambda stop: draw.textlength(line[: stop + 1] + "...", font) > width
-        )
+        ends = range(1, len(line) + 1)
+        fits = bisect_left(ends, True, key=lambda end: draw.textlength(line[:end] + "...", font) > width)
         line = line[:fits] + "..."
     draw.text(at, line, font=font, fill=color)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitcop_core import DecoderCut, Method, Plan
 from vitcop_llava.families import Parts
-from vitcop_llava.sequence import Segment, compact, places_of
+from vitcop_llava.sequence import Segment, compact, on_device, places_of
 from vitcop_llava.state import Call, EncodedImages, Rows, Run
 
 Given = dict[str, Any]
@@ -212,8 +212,8 @@ def _book_entry(run: Run, rows: Rows, lost: int, device: torch.device) -> Tensor
         run.entry_dropped = run.entry_dropped + rows.images[0] * lost
         return None
     run.slots = [tokens - n * lost for tokens, n in zip(rows.tokens, rows.images, strict=True)]
-    run.entry_dropped = run.entry_dropped + torch.tensor(rows.images, device=device)[:, None] * lost
-    return torch.tensor(run.visual, device=device)
+    run.entry_dropped = run.entry_dropped + on_device(rows.images, device)[:, None] * lost
+    return on_device(run.visual, device)
 
 
 def _text_tail(text: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def _in_batch(per_image: Tensor, origin: list[int] | None) -> Tensor:
     """Rows of ``per_image`` [C, ...] for each image of the batch."""
     if origin is None:
         return per_image
-    return per_image.index_select(0, torch.tensor(origin, device=per_image.device))
+    return per_image.index_select(0, on_device(origin, per_image.device))
 
 
 def _row_labels(labels: Tensor, clusters: int, images: tuple[int, ...]) -> Tensor:
@@ -237,7 +237,7 @@ def _row_labels(labels: Tensor, clusters: int, images: tuple[int, ...]) -> Tenso
     else:
         starts = [sum(images[:row]) for row in range(len(images))]
         table = [[start + k if k < n else -1 for k in range(most)] for start, n in zip(starts, images, strict=True)]
-        index = torch.tensor(table, device=labels.device)
+        index = on_device(table, labels.device)
         rows, present = labels[index.clamp(min=0)], index[..., None] >= 0
     shifted = rows + clusters * torch.arange(most, device=labels.device)[:, None]
     labelled = rows >= 0 if present is None else (rows >= 0) & present
@@ -252,7 +252,7 @@ def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[Dec
     cuts = [next((cut for cut in plan.decoder if cut.layer == layer), None) if plan else None for plan in call.plans]
     counts = [visual if cut is None else cut.keep for cut, visual in zip(cuts, run.visual, strict=True)]
     cut = next(cut for cut in cuts if cut is not None)
-    keeps = None if run.segment.lengths is None else torch.tensor(counts, device=device)
+    keeps = None if run.segment.lengths is None else on_device(counts, device)
     return replace(cut, keep=max(counts)), keeps, counts
 
 

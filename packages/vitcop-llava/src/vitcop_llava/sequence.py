@@ -6,6 +6,7 @@ A *column* is a place in the prompt as the caller sees it (logical); a *slot* is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +38,18 @@ class Segment:
     def slots(self) -> int:
         """Physical length P."""
         return self.columns.shape[1]
+
+
+def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Host numbers as an int64 tensor; from pinned memory the copy does not wait for what the device has yet to do."""
+    host = torch.tensor(values, dtype=torch.int64)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
+    down, across = torch.arange(rows, device=device) / rows, torch.arange(columns, device=device) / columns
+    return torch.cartesian_prod(down, across).reshape(rows * columns, 2)
 
 
 def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor | None]:

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import Method, VisionView
 from vitcop_llava.families import Parts
-from vitcop_llava.sequence import take
+from vitcop_llava.sequence import grid_positions, take
 from vitcop_llava.state import EncodedImages, TowerPass, active_call, active_tower, set_tower
 
 _ENCODED = "_vitcop_encoded"
@@ -33,9 +32,6 @@ class VisionHooks:
 
     def __init__(self, parts: Parts, method: Method, owner: int) -> None:
         self._parts, self._method, self._owner = parts, method, owner
-        rows, columns = parts.grid
-        grid = torch.cartesian_prod(torch.arange(rows) / rows, torch.arange(columns) / columns)
-        self._positions = grid.reshape(rows * columns, 2)
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
@@ -123,6 +119,6 @@ class VisionHooks:
             query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
             keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
             scale=self._parts.vision_scale,
-            positions=self._positions.to(features.device).expand(features.shape[0], -1, -1),
+            positions=grid_positions(*self._parts.grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
         )

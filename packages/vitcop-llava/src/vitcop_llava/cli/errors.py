@@ -68,6 +68,8 @@ def _report(error: Exception, as_json: bool, debug: bool) -> int:
         message, code = str(parsing()), int(getattr(error, "exit_code", MISTAKE))
     elif isinstance(error, UserError):
         message, code = str(error), MISTAKE
+    elif type(error).__module__.startswith("vitcop_"):  # our own failures say what they are
+        message, code = str(error), FAILURE
     else:
         message, code = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, FAILURE
     if as_json:

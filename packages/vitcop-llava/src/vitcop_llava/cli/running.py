@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vitcop_core import Method
+    from vitcop_llava import Pruner
     from vitcop_llava.loading import Loaded
-    from vitcop_llava.prune import Pruner
 
 DEMO_NOTE = (
     "this is the demo model: it knows scenes of coloured shapes such as `vitcop scene` draws, and no photographs; "
@@ -52,16 +53,19 @@ def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
         notes: gets the warnings.
         keep_downloads: leave the hub's progress bars.
     """
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     from vitcop_llava.report import FeatureScaleWarning
 
-    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level, hub_level = logging.get_verbosity(), hub_logging.get_verbosity()
+    bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FeatureScaleWarning)
         logging.set_verbosity_error()
+        hub_logging.set_verbosity(ERROR)
         logging.disable_progress_bar()  # the hub's too
         if hub_bars and keep_downloads:
             enable_progress_bars()
@@ -69,6 +73,7 @@ def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
             yield
         finally:
             logging.set_verbosity(level)
+            hub_logging.set_verbosity(hub_level)
             if bars:
                 logging.enable_progress_bar()
             (enable_progress_bars if hub_bars else disable_progress_bars)()
@@ -103,6 +108,7 @@ def open_model(source: str | None, device: str, dtype: str, notes: Notes) -> Loa
     # Downloads show their own bars, which a spinner would garble.
     with quiet(notes, keep_downloads=bars), mistakes():
         if bars:
+            print_note(f"looking for {source} on the hub; a first download takes a while")
             loaded = load(source, device=device, dtype=dtype)
         else:
             with progress("loading the model"):
@@ -133,7 +139,7 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
     Raises:
         UserError: for a budget that does not fit the model.
     """
-    from vitcop_llava.prune import prune
+    from vitcop_llava import prune
 
     # The model's parts were checked when it was loaded, so what is wrong now is the budget.
     with mistakes(f"--retain {budget}"):

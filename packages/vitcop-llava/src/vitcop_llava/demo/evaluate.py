@@ -45,8 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The method, its ablations (the paper's Tables 4 and 7), and the released code's reading of it.
 
-Two layers before the first cut are a sixteenth of a 32-layer model and a quarter of this one: so much is spent there that
-an eighteenth of the tokens is out of the default layers' reach. One layer is as near as it gets to the paper's share."""
+Two layers before the first cut are a sixteenth of a 32-layer model and a quarter of this one: so much is spent there
+that an eighteenth of the tokens is out of the default layers' reach. One layer is as near as it gets to the paper's
+share.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Writes the stored results into README.md and docs/benchmarks/index.md, and draws them: ``nox -s figures``.
+
+Tables stand between markers such as ``<!-- accuracy: begin -->``; a test holds them against the stored results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+PAGES = (ROOT / "README.md", HERE / "index.md")
+KINDS = ("color", "shape", "where", "count", "mark")
+
+Stored = dict[str, Any]
+
+
+def accuracy(score: Stored, kind: str | None = None) -> float:
+    """Share of right answers to one kind of question, or to all."""
+    kinds = KINDS if kind is None else (kind,)
+    share: float = sum(score["right"][k] for k in kinds) / sum(score["questions"][k] for k in kinds)
+    return share
+
+
+def accuracy_table(stored: Stored, *, ablations: bool) -> str:
+    """Exact answers of the demo model, a line for each budget and, with ``ablations``, each variant."""
+    lines = [
+        "| | share | tokens | colour | shape | where | count | mark | all |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for score in stored["scores"]:
+        if score["unreachable"] is not None:
+            if ablations:
+                lines.append(f"| {score['variant']} | {score['retention_ratio']} | out of reach | | | | | | |")
+            continue
+        if not ablations and score["variant"] not in ("unpruned", "ViTCoP") and not _fills_gap(stored, score):
+            continue
+        cells = [f"{accuracy(score, kind):.1%}" for kind in (*KINDS, None)]
+        tokens = f"{score['average_tokens']:.4g}"
+        lines.append("| " + " | ".join([score["variant"], score["retention_ratio"], tokens, *cells]) + " |")
+    scenes = f"{stored['scenes']:,}"
+    asked = f"{sum(stored['scores'][0]['questions'].values()):,}"
+    lines += [
+        "",
+        f"Exact answers of the demo model to {asked} questions about {scenes} held-out scenes; `tokens` is the average "
+        f"over the language model's layers, of {stored['visual_tokens']}. `python -m vitcop_llava.demo.evaluate`.",
+    ]
+    return "\n".join(lines)
+
+
+def _fills_gap(stored: Stored, score: Stored) -> bool:
+    """Whether the method itself cannot reach this budget, and this is its nearest relative that can."""
+    missed = {s["retention_ratio"] for s in stored["scores"] if s["variant"] == "ViTCoP" and s["unreachable"]}
+    relative: bool = score["variant"].startswith("cuts before") and score["retention_ratio"] in missed
+    return relative
+
+
+def prefill_table(stored: Stored) -> str:
+    """Prefill time beside the oracle and the multiply-accumulates."""
+    lines = [
+        "| visual tokens | prefill | over its oracle | of unpruned | MACs of unpruned |",
+        "|---|---|---|---|---|",
+        f"| {stored['visual_tokens']} | {statistics.median(stored['seconds']):.2f} s | | 100 % | 100 % |",
+    ]
+    for row in stored["budgets"]:
+        lines.append(
+            f"| {row['retained_tokens']} | {statistics.median(row['seconds']):.2f} s | {row['over_oracle']:.3f} "
+            f"| {row['share_of_unpruned']:.1%} | {row['share_of_macs']:.1%} |"
+        )
+    place, packages = stored["environment"], stored["environment"]["packages"]
+    lines += [
+        "",
+        f"Medians of {len(stored['seconds'])} interleaved rounds: the shape of {stored['shape']}, random weights, "
+        f"{stored['dtype']}, one image and {stored['text_tokens']} tokens of text, on {place['cores']} cores of "
+        f"{place['processor']}, torch {packages['torch']}, transformers {packages['transformers']}. The oracle is "
+        "tower, projector and head as they are and the bare layers at the plan's lengths. "
+        "`python -m vitcop_llava.bench`.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
+    "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
+    "ablations": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=True)),
+    "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
+}
+
+
+def rendered(page: str) -> str:
+    """A page with every marked table made anew."""
+    for name, (file, table) in TABLES.items():
+        text = table(json.loads((HERE / file).read_text()))
+        pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+        page = re.sub(pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page, flags=re.DOTALL)
+    return page
+
+
+def draw(stored: Stored, target: Path) -> None:
+    """Accuracy against average tokens, a line for each variant."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    whole = next(score for score in stored["scores"] if score["variant"] == "unpruned")
+    variants = dict.fromkeys(score["variant"] for score in stored["scores"] if score is not whole)
+    for variant in variants:
+        points = [s for s in stored["scores"] if s["variant"] == variant and s["unreachable"] is None]
+        tokens, shares = [s["average_tokens"] for s in points], [100 * accuracy(s) for s in points]
+        axes.plot(tokens, shares, marker="o", label=variant, linewidth=2.5 if variant == "ViTCoP" else 1.2)
+    axes.axhline(100 * accuracy(whole), color="gray", linestyle="--", label="unpruned")
+    axes.set(xlabel=f"visual tokens, average over layers (of {stored['visual_tokens']})", ylabel="exact answers, %")
+    axes.set(title=f"demo model, {stored['scenes']:,} held-out scenes", ylim=(0, 102))
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120)
+
+
+def main() -> None:
+    """Rewrites the pages and the plot."""
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
+    draw(json.loads((HERE / "demo-accuracy.json").read_text()), HERE.parent / "images" / "accuracy.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Bad input gets an error that names it, and leaves the model as it was."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    GemmaConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
+    SiglipVisionConfig,
+    StaticCache,
+)
+from transformers.cache_utils import DynamicLayer
+
+import vitcop_llava
+from vitcop_llava import ViTCoP
+
+Make = Callable[..., Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _untouched(request: pytest.FixtureRequest, model: Any) -> Iterator[None]:
+    hooks = [name for name in vars(model) if "hook" in name]
+
+    def count() -> list[int]:
+        return [len(getattr(m, name) or ()) for m in model.modules() for name in hooks]
+
+    before = count()
+    yield
+    assert count() == before
+
+
+BUDGETS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "both": ({"retained_tokens": 16, "retention_ratio": 0.1}, ValueError, "exactly one of retained_tokens"),
+    "neither": ({}, ValueError, "exactly one of retained_tokens"),
+    "ratio-zero": ({"retention_ratio": 0}, ValueError, "retention_ratio must be"),
+    "ratio-above-one": ({"retention_ratio": 1.5}, ValueError, "retention_ratio must be"),
+    "ratio-nan": ({"retention_ratio": math.nan}, ValueError, "retention_ratio must be"),
+    "ratio-bool": ({"retention_ratio": True}, TypeError, "retention_ratio must be"),
+    "ratio-text": ({"retention_ratio": "1/9"}, TypeError, "retention_ratio must be"),
+    "tokens-negative": ({"retained_tokens": -4}, ValueError, "retained_tokens must be"),
+    "tokens-bool": ({"retained_tokens": True}, TypeError, "retained_tokens must be"),
+    "tokens-infinite": ({"retained_tokens": math.inf}, ValueError, "retained_tokens must be"),
+    "tokens-too-many": ({"retained_tokens": 145}, ValueError, "retained_tokens must be at most the 144"),
+    "too-small": ({"retained_tokens": 1}, ValueError, "retention ratio must lie in"),
+    "too-small-for-a-stage": ({"retention_ratio": 0.07}, ValueError, "budget is too small"),
+    "layers-out-of-order": ({"retention_ratio": 0.2, "layers": (6, 2)}, ValueError, "layers must be"),
+    "layers-not-two": ({"retention_ratio": 0.2, "layers": (6,)}, TypeError, "layers must be"),
+    "layers-zero": ({"retention_ratio": 0.2, "layers": (0, 6)}, ValueError, "layers must be"),
+    "layers-beyond": ({"retention_ratio": 0.2, "layers": (2, 8)}, ValueError, "layers must be below the model's 8"),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_budget_is_refused_by_name(model: Any, case: str) -> None:
+    settings, error, message = BUDGETS[case]
+    with pytest.raises(error, match=message):
+        vitcop_llava.prune(model, ViTCoP(**settings))
+
+
+@pytest.mark.parametrize("method", [None, "vitcop", ViTCoP, 64], ids=str)
+def test_method_that_is_none_is_refused(model: Any, method: Any) -> None:
+    with pytest.raises(TypeError, match="method: must be a method"):
+        vitcop_llava.prune(model, method)
+
+
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def llava(vision: Any = None, text: Any = None, **settings: Any) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        vision_config=vision or CLIPVisionConfig(**VISION), text_config=text or LlamaConfig(**TEXT), **settings
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no-vision": (lambda: LlamaForCausalLM(LlamaConfig(**TEXT)), TypeError, "LlamaForCausalLM is not supported"),
+    "llava-next": (
+        lambda: LlavaNextForConditionalGeneration(
+            LlavaNextConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT))
+        ),
+        TypeError,
+        "LlavaNextForConditionalGeneration is not supported; supported: LlavaForConditionalGeneration",
+    ),
+    "no-model": (lambda: torch.nn.Linear(2, 2), TypeError, "Linear is not supported"),
+    "siglip": (
+        lambda: llava(SiglipVisionConfig(**VISION), vision_feature_select_strategy="full"),
+        ValueError,
+        "vision tower is a SiglipVisionModel; supported: CLIPVisionModel",
+    ),
+    "gemma": (lambda: llava(text=GemmaConfig(**TEXT, head_dim=8)), ValueError, "language model is a GemmaModel"),
+    "sliding": (lambda: llava(text=MistralConfig(**TEXT, sliding_window=8)), ValueError, "sliding_window=8"),
+    "with-cls": (lambda: llava(vision_feature_select_strategy="full"), ValueError, "vision_feature_select_strategy"),
+    "features": (lambda: llava(vision_feature_layer=[-2, -1]), ValueError, "vision_feature_layer must be"),
+    "embeddings": (lambda: llava(vision_feature_layer=0), ValueError, "vision_feature_layer must be"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_model_is_refused_by_name(case: str) -> None:
+    make, error, message = MODELS[case]
+    model = make()
+    with pytest.raises(error, match=f"model: .*{message}"):
+        vitcop_llava.prune(model, ViTCoP(retention_ratio=0.3, layers=(1, 3)))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class QuantizedLayer(DynamicLayer):
+    """Stands for a layer of another kind: quantisation itself takes a further package."""
+
+
+def quantized() -> DynamicCache:
+    cache = DynamicCache()
+    kind: Any = QuantizedLayer
+    cache.layers = [kind() for _ in range(8)]
+    return cache
+
+
+CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "static": (lambda config: StaticCache(config=config, max_cache_len=200), "StaticCache cannot be pruned"),
+    "quantised": (lambda config: quantized(), "layer 0 is a QuantizedLayer"),
+    "offloaded": (lambda config: DynamicCache(config=config, offloading=True), "offloaded DynamicCache cannot"),
+}
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_cache_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budget: Any, case: str) -> None:
+    make, message = CACHES[case]
+    cache = make(model.config)
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match=f"past_key_values: .*{message}"):
+        model(input_ids=prompt(3, "image", 8), pixel_values=pictures(), past_key_values=cache)
+
+
+IDS_3_8 = (3, "image", 8)
+CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "mask-4d": ({"attention_mask": torch.ones(1, 1, 156, 156)}, "attention_mask: must be 2-D"),
+    "mask-short": ({"attention_mask": torch.ones(1, 150)}, "attention_mask: must cover 156 tokens"),
+    "mask-long": ({"attention_mask": torch.ones(1, 160)}, "attention_mask: must cover 156 tokens"),
+    "feature-layer": ({"vision_feature_layer": -1}, "vision_feature_layer: must be 3"),
+    "feature-layers": ({"vision_feature_layer": [1, 2]}, "vision_feature_layer: must be 3"),
+    "strategy": ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy: must be 'default'"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_call_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budget: Any, case: str) -> None:
+    settings, message = CALLS[case]
+    given = {"input_ids": prompt(*IDS_3_8), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, budget()):
+        wanted = model(**given).logits
+        with pytest.raises(ValueError, match=message):
+            model(**given, **settings)
+        assert torch.equal(model(**given).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("parts", "images", "message"),
+    [
+        (IDS_3_8, 2, "pixel_values: 2 images stand for 288 placeholders"),
+        ((9,), 1, "pixel_values: 1 images stand for 144 placeholders"),
+        ((3, "image", 2, "image"), 1, "Image features and image tokens do not match"),
+        ((160, "image"), 2, "Image features and image tokens do not match"),
+    ],
+    ids=["no-room", "no-placeholders", "image-missing", "image-too-many"],
+)
+def test_prompt_and_images_that_disagree_are_refused(
+    model: Any, prompt: Make, pictures: Make, budget: Any, parts: tuple[Any, ...], images: int, message: str
+) -> None:
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match=message):
+        model(input_ids=prompt(*parts), pixel_values=pictures(images))
+
+
+def test_images_split_between_rows_are_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
+    ids = torch.cat([prompt("image", 200), prompt("image", 200)])
+    ids[0, 1:11], ids[1, 145:155] = 5, 99
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match="input_ids: row 0 holds 134"):
+        model(input_ids=ids, pixel_values=pictures(2))
+
+
+def test_images_encoded_outside_are_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
+    encoded = {"image": model.get_image_features(pictures(), return_dict=True)}
+    with vitcop_llava.prune(model, budget()):
+        inside = {"image": model.get_image_features(pictures(), return_dict=True)}
+        with pytest.raises(ValueError, match="mm_encoder_outputs: must be whole and encoded under the same pruner"):
+            model(input_ids=prompt(*IDS_3_8), mm_encoder_outputs=encoded)
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match="mm_encoder_outputs: must be whole"):
+        model(input_ids=prompt(*IDS_3_8), mm_encoder_outputs=inside)
+
+
+@pytest.mark.parametrize("size", [64, 150])
+def test_chunked_prefill_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any, size: int) -> None:
+    ids = prompt(3, "image", 8)
+    given: dict[str, Any] = {"max_new_tokens": 2, "prefill_chunk_size": size}
+    given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, budget()) as pruner:
+        if "mm_encoder_outputs" in inspect.signature(model.model.forward).parameters:
+            with pytest.raises(ValueError, match=r"mm_encoder_outputs: .*prefill_chunk_size"):
+                model.generate(**given)
+        else:  # these versions of transformers leave the images out of a chunked prefill, pruned or not
+            model.generate(**given)
+            assert "text-only" in str(pruner.report)
+
+
+def test_pruned_cache_is_refused_outside_the_block(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
+    with vitcop_llava.prune(model, budget()):
+        cache = model(input_ids=prompt(*IDS_3_8), pixel_values=pictures()).past_key_values
+    with pytest.raises(RuntimeError, match="past_key_values: was pruned by vitcop"):
+        model(input_ids=prompt(2), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [{"layers": (3, 6)}, {"stage_three": False}, {"retention_ratio": 1}],
+    ids=["other-layers", "fewer-cuts", "keep-all"],
+)
+def test_image_joining_a_cache_cut_elsewhere_is_refused(
+    model: Any, prompt: Make, pictures: Make, budget: Any, later: dict[str, Any]
+) -> None:
+    other = ViTCoP(**later) if "retention_ratio" in later else budget("2/9", **later)
+    given = {"input_ids": prompt(*IDS_3_8), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, budget()):
+        cache = model(**given).past_key_values
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    with (
+        vitcop_llava.prune(model, other),
+        pytest.raises(ValueError, match="past_key_values: was pruned before"),
+    ):
+        model(**given, past_key_values=cache)
+    assert [layer.keys.shape[2] for layer in cache.layers] == lengths
+    with vitcop_llava.prune(model, budget("1/3")):
+        model(**given, past_key_values=cache)
+
+
+@pytest.mark.parametrize("count", [-10, -200, 1])
+def test_cropping_into_an_image_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any, count: int) -> None:
+    with vitcop_llava.prune(model, budget()):
+        cache = model(input_ids=prompt(*IDS_3_8), pixel_values=pictures()).past_key_values
+        lengths = [layer.keys.shape[2] for layer in cache.layers]
+        with pytest.raises(ValueError, match="tokens_to_remove: must be from -8 to 0"):
+            cache.crop(count)
+        assert [layer.keys.shape[2] for layer in cache.layers] == lengths
+        cache.crop(-8)

@@ -1,0 +1,177 @@
+"""The pruning path never makes the host wait for the device, but for one read where a batch is ragged."""
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+import vitcop_llava
+from vitcop_llava import layout
+
+Make = Callable[..., Tensor]
+SOURCE = Path(vitcop_llava.__file__).parent
+CALLS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__len__"}
+CALLS |= {"nonzero", "argwhere", "masked_select", "unique", "equal", "allclose", "bincount", "tensor", "as_tensor"}
+OPERATORS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero", "bincount"}
+
+
+def caller() -> str | None:
+    """The innermost function of vitcop on the stack; None where transformers is further in, or there is none."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        parts = Path(frame.f_code.co_filename).parts
+        if "transformers" in parts:
+            return None
+        if {"vitcop_llava", "vitcop_core"} & set(parts):
+            return frame.f_code.co_name
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def by_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype is torch.bool for part in parts)
+
+
+class Functions(TorchFunctionMode):
+    """Notes Python calls that read values, or make tensors of host numbers."""
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        waits = (name in CALLS and name != "__len__") or (name in ("__getitem__", "__setitem__") and by_mask(args[1]))
+        if waits and (place := caller()) is not None:
+            self.found.append((place, name))
+        return function(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Notes operators whose result's size, or whose caller, needs values."""
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = found
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.rpartition("::")[2]
+        masks = name in ("index", "index_put", "index_put_") and by_mask(tuple(args[1]))
+        if (name in OPERATORS or masks) and (place := caller()) is not None:
+            self.found.append((place, name))
+        return function(*args, **(kwargs or {}))
+
+
+def waits(model: Any, method: Any, given: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where a prefill and two decoding steps wait for the device."""
+    found: list[tuple[str, str]] = []
+    with vitcop_llava.prune(model, method), Functions(found), Operators(found):
+        cache = DynamicCache(config=model.config)
+        model(**given, past_key_values=cache, use_cache=True)
+        rows, mask = given["input_ids"].shape[0], given.get("attention_mask")
+        for _ in range(2):
+            step = given["input_ids"].new_ones(rows, 1)
+            if mask is not None:
+                mask = torch.cat([mask, step], dim=1)
+            model(input_ids=step, attention_mask=mask, past_key_values=cache)
+    return found
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"compat": "official"},
+    {"saliency": "attention"},
+    {"clustering": False},
+    {"deep_positions": "reindexed"},
+    {"vic_features": "vision_hidden"},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("parts", [(3, "image", 8), (3, "image", 2, "image", 8)], ids=["one-image", "two-images"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_uniform_batch_waits_for_nothing(
+    model: Any,
+    prompt: Make,
+    pictures: Make,
+    budget: Any,
+    rows: int,
+    parts: tuple[Any, ...],
+    masked: bool,
+    settings: dict[str, Any],
+) -> None:
+    ids = prompt(*parts).expand(rows, -1).contiguous()
+    given = {"input_ids": ids, "pixel_values": pictures(rows * parts.count("image"))}
+    if masked:
+        given["attention_mask"] = torch.ones_like(ids)
+    assert waits(model, budget(**settings), given) == []
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_ragged_batch_reads_once(
+    model: Any, prompt: Make, pictures: Make, pad: Any, budget: Any, settings: dict[str, Any]
+) -> None:
+    batch = pad([prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)])
+    found = waits(model, budget(**settings), {**batch, "pixel_values": pictures(3)})
+    assert [place for place in found if place[0] != "on_device"] in (
+        [("count_rows", "tolist")],
+        [("count_rows", "tolist"), ("count_rows", "_local_scalar_dense")],
+    )
+
+
+@pytest.mark.parametrize("how", ["item", "tolist", "bool", "mask"])
+def test_detector_notices_a_wait(
+    model: Any, prompt: Make, pictures: Make, budget: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def after_cut(run: Any, counts: list[int]) -> int:
+        mask = run.segment.columns > 3
+        found: dict[str, Callable[[], Any]] = {
+            "item": mask.sum().item,
+            "tolist": mask.tolist,
+            "bool": lambda: bool(mask.any()),
+            "mask": lambda: run.segment.columns[mask],
+        }
+        found[how]()
+        return original(run, counts)
+
+    original = layout.after_cut
+    code = after_cut.__code__.replace(co_filename=layout.__file__)
+    inner = [c.replace(co_filename=layout.__file__) if hasattr(c, "co_filename") else c for c in code.co_consts]
+    after_cut.__code__ = code.replace(co_consts=tuple(inner))
+    monkeypatch.setattr(layout, "after_cut", after_cut)
+    given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    assert waits(model, budget(), given)
+
+
+HOOKS = ["cache", "language_hooks", "layout", "masks", "rope", "sequence", "state", "vision_hooks"]
+ALLOWED = {("layout", "count_rows", "tolist"), ("cache", "_uncover", "item")}
+
+
+def test_source_reads_from_the_device_at_one_place_only() -> None:
+    found = set()
+    for name in HOOKS:
+        tree = ast.parse((SOURCE / f"{name}.py").read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and node.attr in CALLS - {"equal", "tensor", "unique"}:
+                    found.add((name, function.name, node.attr))
+    assert found == ALLOWED
+
+
+def test_source_loops_over_rows_layers_and_images_only() -> None:
+    iterated = set()
+    for name in HOOKS:
+        for node in ast.walk(ast.parse((SOURCE / f"{name}.py").read_text())):
+            if isinstance(node, ast.For | ast.comprehension):
+                iterated |= {part.id for part in ast.walk(node.iter) if isinstance(part, ast.Name)}
+    assert not iterated & {"tokens", "hidden", "embeds", "columns", "index", "labels", "patches", "kept", "where"}
