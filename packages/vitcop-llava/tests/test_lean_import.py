@@ -22,7 +22,7 @@ import vitcop_llava
 print([dict(vars(kind)) for kind in watched] == before)
 print((set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)) == attention)
 heavy = {"torchvision", "typer", "rich", "vitcop_video", "torch.utils.cpp_extension"}
-print(sorted(heavy \& set(sys.modules) - modules))
+print(sorted(heavy & set(sys.modules) - modules))
 print(torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)
 """
 

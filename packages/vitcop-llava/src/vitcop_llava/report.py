@@ -34,9 +34,9 @@ class RowReport:
     """One row of the batch.
 
     Attributes:
-        images: its images.
-        plan: what was done with them; None for a row without images, which runs unpruned.
-        text_tokens: its columns that are not placeholders, padding included.
+        images: Its images.
+        plan: What was done with them; None for a row without images, which runs unpruned.
+        text_tokens: Its columns that are not placeholders, padding included.
     """
 
     images: int
@@ -63,13 +63,13 @@ class Report:
     """The most recent prefill.
 
     Attributes:
-        method: the settings.
-        rows: one entry for each row; empty before the first call.
-        shape: the language model that costs are computed for.
-        bytes_per_element: of the cache.
-        distance_ratio: median distance between clustered features over the cutoff distance, for the first image; None
+        method: The settings.
+        rows: One entry for each row; empty before the first call.
+        shape: The language model that costs are computed for.
+        bytes_per_element: Of the cache.
+        distance_ratio: Median distance between clustered features over the cutoff distance, for the first image; None
             where nothing was clustered.
-        note: why nothing was pruned, where nothing was.
+        note: Why nothing was pruned, where nothing was.
     """
 
     method: Method
@@ -148,7 +148,7 @@ class StageSurvivors:
     """The tokens of one row after one cut.
 
     Attributes:
-        name, layer: which cut.
+        name, layer: Which cut.
         patches: ``[k]`` int64 ascending, over the row's images one after the other.
         merged: ``[k]`` bool, which of them stand for the rest of a cluster.
     """
@@ -164,9 +164,9 @@ class Survivors:
     """Which patches of a row survived each cut.
 
     Attributes:
-        patches: the row's patches before any cut.
+        patches: The row's patches before any cut.
         clusters: ``[patches]`` int64, cluster of each patch that Stage I kept (images apart); -1 for the others.
-        stages: one entry a cut, in order.
+        stages: One entry a cut, in order.
     """
 
     patches: int
@@ -178,7 +178,7 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     """Reads the survivors of one row back from the device.
 
     Raises:
-        ValueError: where the call pruned nothing, or has no such row with an image.
+        ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.encoded is None or call.rows is None or call.run is None or call.placeholders is None:
         raise ValueError("row: no image has been pruned yet, so there are no survivors")

@@ -57,8 +57,8 @@ def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor 
 
     Args:
         keep: ``[B, n]`` bool, at most ``length`` True in a row.
-        length: slots of the result.
-        ragged: whether rows may keep fewer than ``length``.
+        length: Slots of the result.
+        ragged: Whether rows may keep fewer than ``length``.
 
     Returns:
         ``[B, length]`` int64 indices, ascending over the kept; and which of them are kept (None unless ragged).
@@ -99,10 +99,10 @@ def cut_segment(
     """The segment after a cut.
 
     Args:
-        segment: the segment before.
+        segment: The segment before.
         index: ``[B, k]`` int64, which of the N visual tokens each surviving one stands at; N or more past a row's own.
         lengths: ``[B]`` int64, survivors of each row; None where all rows keep k.
-        slots: physical length after the cut.
+        slots: Physical length after the cut.
         is_merged: ``[B, k]`` bool or None.
 
     Returns:

@@ -16,8 +16,8 @@ def locate(model: nn.Module) -> Parts:
     """Finds the parts of a supported model.
 
     Raises:
-        TypeError: for a model of a family that vitcop has no adapter for.
-        ValueError: for a supported family with a part that cannot be pruned (a tower without CLS, for example).
+        TypeError: The model is of a family that vitcop has no adapter for.
+        ValueError: The family is supported, and has a part that cannot be pruned (a tower without CLS, for example).
     """
     for kind in type(model).__mro__:
         if kind.__module__.startswith("transformers.") and kind.__name__ in _FAMILIES:
