@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def prefill_table(stored: Stored) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
-    "ablations": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=True)),
+    "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
     "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
 }
 
@@ -96,8 +97,12 @@ def rendered(page: str) -> str:
     for name, (file, table) in TABLES.items():
         text = table(json.loads((HERE / file).read_text()))
         pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        page = re.sub(pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page, flags=re.DOTALL)
+        page = re.sub(pattern, partial(_between, text), page, flags=re.DOTALL)
     return page
+
+
+def _between(text: str, found: re.Match[str]) -> str:
+    return f"{found[1]}{text}\n{found[2]}"
 
 
 def draw(stored: Stored, target: Path) -> None:
@@ -123,7 +128,7 @@ def main() -> None:
     """Rewrites the pages and the plot."""
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
-    draw(json.loads((HERE / "demo-accuracy.json").read_text()), HERE.parent / "images" / "accuracy.png")
+    draw(json.loads((HERE / "demo-ablations.json").read_text()), HERE.parent / "images" / "accuracy.png")
 
 
 if __name__ == "__main__":

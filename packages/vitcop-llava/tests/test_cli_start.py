@@ -10,12 +10,8 @@ from typer.testing import CliRunner
 
 from vitcop_llava.cli import app
 
-# The package's own __init__ may load the library; the command line alone must not. So the package is a bare one here.
 HELP_ALONE = """
-import importlib.util, sys, types
-package = types.ModuleType("vitcop_llava")
-package.__path__ = list(importlib.util.find_spec("vitcop_llava").submodule_search_locations)
-sys.modules["vitcop_llava"] = package
+import sys
 from vitcop_llava.cli import app
 try:
     app(sys.argv[1:])

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import vitcop_llava
 
 PROBE = r"""
@@ -19,6 +21,7 @@ before = [dict(vars(kind)) for kind in watched]
 attention = set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)
 modules = set(sys.modules)
 import vitcop_llava
+vitcop_llava.prune, vitcop_llava.Report, vitcop_llava.ViTCoP
 print([dict(vars(kind)) for kind in watched] == before)
 print((set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)) == attention)
 heavy = {"torchvision", "typer", "rich", "vitcop_video", "torch.utils.cpp_extension"}
@@ -35,3 +38,8 @@ def test_import_is_lean() -> None:
 def test_public_names_exist_once() -> None:
     assert all(hasattr(vitcop_llava, name) for name in vitcop_llava.__all__)
     assert len(set(vitcop_llava.__all__)) == len(vitcop_llava.__all__)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="frobnicate"):
+        vitcop_llava.frobnicate  # noqa: B018

@@ -1,9 +1,14 @@
 """Visual token pruning for LLaVA models in Hugging Face transformers, without training and without a fork."""
 
-from vitcop_core import LanguageModelShape, Method, Plan, ViTCoP
+from __future__ import annotations
 
-from vitcop_llava.prune import Pruner, prune
-from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitcop_core import LanguageModelShape, Method, Plan, ViTCoP
+    from vitcop_llava.pruner import Pruner, prune
+    from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
 
 __all__ = [
     "FeatureScaleWarning",
@@ -18,3 +23,27 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
+_HOMES = {
+    "FeatureScaleWarning": "vitcop_llava.report",
+    "LanguageModelShape": "vitcop_core",
+    "Method": "vitcop_core",
+    "Plan": "vitcop_core",
+    "Pruner": "vitcop_llava.pruner",
+    "Report": "vitcop_llava.report",
+    "Survivors": "vitcop_llava.report",
+    "ViTCoP": "vitcop_core",
+    "prune": "vitcop_llava.pruner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

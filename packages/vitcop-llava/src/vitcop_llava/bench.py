@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core import Plan, ViTCoP, identity_plan
 from vitcop_llava.environment import environment
 from vitcop_llava.families.base import decoder_shape
-from vitcop_llava.prune import prune
+from vitcop_llava.pruner import prune
 
 TEXT_BEFORE, TEXT_AFTER = 35, 25
 """Tokens of a LLaVA-1.5 prompt before the image (system prompt) and after it (question): 60 in all."""
@@ -136,7 +136,8 @@ def oracle(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor], plan
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
             rotary = language.rotary_emb(hidden, position_ids=positions)
         hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=cache, use_cache=True)
-    return model.lm_head(language.norm(hidden)[:, -1:])
+    logits: Tensor = model.lm_head(language.norm(hidden)[:, -1:])
+    return logits
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Result:
 
 def measure(model: LlavaForConditionalGeneration, retain: list[int], repeats: int) -> Result:
     """Times every variant in turn, ``repeats`` times after one round to warm up."""
-    inputs, shape = prompt(model), decoder_shape(model.config.text_config)
+    inputs, shape = prompt(model), decoder_shape(model.config.get_text_config())
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     text = inputs["input_ids"].shape[1] - visual
     methods = {tokens: ViTCoP(retained_tokens=tokens) for tokens in retain}

@@ -28,7 +28,7 @@ from vitcop_core import ViTCoP, identity_plan
 from vitcop_llava.demo.questions import KINDS, sample_questions
 from vitcop_llava.demo.scenes import render, sample_scene
 from vitcop_llava.environment import environment
-from vitcop_llava.prune import prune
+from vitcop_llava.pruner import prune
 
 WEIGHTS = Path(__file__).parent / "weights"
 BUDGETS = (Fraction(1), Fraction(1, 3), Fraction(2, 9), Fraction(1, 9), Fraction(1, 18))
