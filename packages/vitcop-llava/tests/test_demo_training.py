@@ -11,10 +11,12 @@ import torch
 
 from vitcop_llava.demo.build import demo_processor
 from vitcop_llava.demo.labels import patch_labels, presence
+from vitcop_llava.demo.language import warped
 from vitcop_llava.demo.packing import IGNORED, Packer
 from vitcop_llava.demo.questions import listing, questions_about
-from vitcop_llava.demo.scenes import CELLS, COLORS, sample_scene
-from vitcop_llava.demo.train import main, normalised
+from vitcop_llava.demo.scenes import CELLS, COLORS, render, sample_scene
+from vitcop_llava.demo.tower import normalised
+from vitcop_llava.demo.train import main
 
 
 def test_patch_labels_name_the_shape_over_each_patch() -> None:
@@ -49,8 +51,6 @@ def test_packed_questions_see_the_image_and_themselves_alone() -> None:
 
 
 def test_normalised_pixels_are_those_of_the_image_processor() -> None:
-    from vitcop_llava.demo.scenes import render
-
     processor = demo_processor(12)
     picture = render(sample_scene(3), 168)
     expected = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
@@ -60,11 +60,33 @@ def test_normalised_pixels_are_those_of_the_image_processor() -> None:
 
 def test_training_runs_and_is_reproducible(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = ["--scenes", "12", "--tower-steps", "2", "--tower-batch", "4", "--steps", "2", "--batch", "2"]
-    few += ["--workers", "1", "--threads", "1", "--device", "cpu", "--checkpoint-every", "0"]
+    few += ["--told-steps", "2", "--workers", "1", "--threads", "1", "--device", "cpu"]
     for name in ("first", "second"):
         main([*few, "--out", str(tmp_path / name)])
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
     lines = [json.loads(line) for line in (tmp_path / "first" / "training.log").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["start", "tower", "tower", "language", "language"]
+    assert [line["stage"] for line in lines] == ["start", "tower", "tower", "language", "language", "told", "told"]
     capfd.readouterr()
+
+
+def test_told_scene_stands_in_the_place_of_the_image() -> None:
+    processor = demo_processor(12)
+    scene = sample_scene(5)
+    asked = [questions_about(scene)[0]]
+    tokens, positions, _, mask = Packer(processor, 144).batch([asked], [listing(scene).answer])
+    whole = processor.tokenizer(f"USER: {listing(scene).answer}. {asked[0].text} ASSISTANT: {asked[0].answer}")
+    assert tokens[0].tolist() == whole["input_ids"]
+    assert positions[0].tolist() == list(range(tokens.shape[1]))
+    assert torch.equal(mask[0, 0], torch.ones_like(mask[0, 0]).tril())
+
+
+def test_warped_positions_squeeze_the_image_and_keep_the_order() -> None:
+    positions = torch.arange(200).repeat(64, 1)
+    squeezed = warped(positions, 3, 144, np.random.default_rng(0))
+    steps = squeezed.diff(dim=1)
+    assert set(steps.unique().tolist()) == {0, 1}
+    assert (steps[:, :3] == 1).all()
+    assert (steps[:, 147:] == 1).all()
+    untouched = (squeezed == positions).all(1)
+    assert 16 < untouched.sum() < 48

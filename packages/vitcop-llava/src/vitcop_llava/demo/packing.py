@@ -21,19 +21,23 @@ class Packer:
         self._tokenizer = processor.tokenizer
         self._cache: dict[str, list[int]] = {}
         self._eos = self._tokenizer.eos_token_id
-        prefix = self._tokenizer("USER:")["input_ids"]
-        self.first_visual = len(prefix)
-        self.prefix = prefix + [self._tokenizer.convert_tokens_to_ids("<image>")] * visual_tokens
+        self._opening: list[int] = self._tokenizer("USER:")["input_ids"]
+        self.first_visual = len(self._opening)
+        self.prefix = self._opening + [self._tokenizer.convert_tokens_to_ids("<image>")] * visual_tokens
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._cache:
             self._cache[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._cache[text]
 
-    def row(self, questions: list[Question]) -> NDArray[np.int64]:
-        """``[4, length]``: token, position, block (0 is the prefix) and label of every place."""
-        start = len(self.prefix)
-        columns = [(token, place, 0, IGNORED) for place, token in enumerate(self.prefix)]
+    def row(self, questions: list[Question], told: str | None = None) -> NDArray[np.int64]:
+        """``[4, length]``: token, position, block (0 is the prefix) and label of every place.
+
+        The questions are about an image, or with ``told`` about that text in its place.
+        """
+        prefix = self.prefix if told is None else self._opening + self._ids(f"{told}.")
+        start = len(prefix)
+        columns = [(token, place, 0, IGNORED) for place, token in enumerate(prefix)]
         for block, question in enumerate(questions, start=1):
             asked = self._ids(f"{question.text} ASSISTANT:")
             answer = [*self._ids(question.answer), self._eos]
@@ -42,9 +46,9 @@ class Packer:
             columns += [(t, start + k, block, label) for k, (t, label) in enumerate(zip(tokens, labels, strict=True))]
         return np.array(columns, dtype=np.int64).T
 
-    def batch(self, rows: list[list[Question]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, rows: list[list[Question]], told: list[str] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens, positions and (shifted) labels ``[b, length]``, and the mask ``[b, 1, length, length]``."""
-        packed = [self.row(row) for row in rows]
+        packed = [self.row(row, None if told is None else told[index]) for index, row in enumerate(rows)]
         length = max(row.shape[1] for row in packed)
         table = np.zeros((4, len(rows), length), dtype=np.int64)
         table[2], table[3] = -1, IGNORED

@@ -1,0 +1,31 @@
+"""The optimiser and the order of examples, alike in all stages of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def optimizer_for(
+    parameters: list[nn.Parameter], rate: float, steps: int, warmup: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a linear warm-up and a cosine to a hundredth of the rate."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def shuffled(count: int, seed: int) -> Iterator[int]:
+    """Every index once in a new order, again and again."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from (int(index) for index in rng.permutation(count))
