@@ -118,7 +118,7 @@ def draw(stored: Stored, target: Path) -> None:
         axes.plot(tokens, shares, marker="o", label=variant, linewidth=2.5 if variant == "ViTCoP" else 1.2)
     axes.axhline(100 * accuracy(whole), color="gray", linestyle="--", label="unpruned")
     axes.set(xlabel=f"visual tokens, average over layers (of {stored['visual_tokens']})", ylabel="exact answers, %")
-    axes.set(title=f"demo model, {stored['scenes']:,} held-out scenes", ylim=(0, 102))
+    axes.set(title=f"demo model, {stored['scenes']:,} held-out scenes", ylim=(50, 102))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(target, dpi=120)
