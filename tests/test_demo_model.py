@@ -9,14 +9,15 @@ import torch
 
 from vitcop_core import ViTCoP
 from vitcop_llava import prune
-from vitcop_llava.demo.evaluate import WEIGHTS, Answerer, Asked, Score, held_out, score
+from vitcop_llava.demo.evaluate import Answerer, Asked, Score, held_out, score
+from vitcop_llava.loading import DEMO_FOLDER
 
 SCENES = 24
 
 
 @pytest.fixture(scope="module")
 def answerer() -> Answerer:
-    return Answerer(WEIGHTS, "cpu")
+    return Answerer(DEMO_FOLDER, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_demo_model_answers_in_a_batch_as_alone(answerer: Answerer, asked: list[
 
 
 def test_demo_model_is_small_and_holds_no_code() -> None:
-    files = sorted(path.name for path in WEIGHTS.iterdir())
+    files = sorted(path.name for path in DEMO_FOLDER.iterdir())
     assert {"model.safetensors", "config.json", "tokenizer.json", "training.log"} <= set(files)
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".py"))]
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 16 * 2**20
+    assert sum(path.stat().st_size for path in DEMO_FOLDER.iterdir()) < 16 * 2**20

@@ -13,19 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitcop_llava.demo.evaluate import Score
+from vitcop_llava.demo.questions import KINDS
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAGES = (ROOT / "README.md", HERE / "index.md")
-KINDS = ("color", "shape", "where", "count", "mark")
 
 Stored = dict[str, Any]
 
 
 def accuracy(score: Stored, kind: str | None = None) -> float:
     """Share of right answers to one kind of question, or to all."""
-    kinds = KINDS if kind is None else (kind,)
-    share: float = sum(score["right"][k] for k in kinds) / sum(score["questions"][k] for k in kinds)
-    return share
+    return Score(**score).accuracy(kind)
 
 
 def accuracy_table(stored: Stored, *, ablations: bool) -> str:

@@ -25,12 +25,13 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from vitcop_core import ViTCoP, identity_plan
+from vitcop_llava.answer import build_prompt
 from vitcop_llava.demo.questions import KINDS, sample_questions
 from vitcop_llava.demo.scenes import render, sample_scene
 from vitcop_llava.environment import environment
+from vitcop_llava.loading import DEMO_FOLDER
 from vitcop_llava.pruner import prune
 
-WEIGHTS = Path(__file__).parent / "weights"
 BUDGETS = (Fraction(1), Fraction(1, 3), Fraction(2, 9), Fraction(1, 9), Fraction(1, 18))
 LONGEST_ANSWER = 4
 
@@ -113,7 +114,7 @@ class Answerer:
             part = asked[start : start + batch]
             inputs = self.processor(
                 images=[render(sample_scene(item.seed), self.side) for item in part],
-                text=[f"USER: <image>\n{item.text} ASSISTANT:" for item in part],
+                text=[build_prompt(self.processor, 1, item.text) for item in part],
                 padding=True,
                 return_tensors="pt",
             ).to(self.model.device)
@@ -156,7 +157,7 @@ def table(scores: list[Score], scenes: int) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Evaluates and stores."""
     options = argparse.ArgumentParser(prog="python -m vitcop_llava.demo.evaluate", description=__doc__)
-    options.add_argument("--model", type=Path, default=WEIGHTS, help="folder of the demo model")
+    options.add_argument("--model", type=Path, default=DEMO_FOLDER, help="folder of the demo model")
     options.add_argument("--scenes", type=int, default=2000)
     options.add_argument("--budgets", type=Fraction, nargs="+", default=list(BUDGETS))
     options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
