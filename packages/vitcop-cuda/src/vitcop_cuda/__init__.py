@@ -1,6 +1,47 @@
-"""Compiled kernels for the operators of vitcop-core.
+"""Compiled kernels for the operators of vitcop-core, on the CPU and on CUDA.
 
-There is none yet: importing this package changes nothing, and every operator runs on its pure-torch reference.
+Importing this package registers the kernels under ``torch.ops.vitcop``; from then on every operator that is called on
+their device runs on them. There is nothing to call. Where the kernels cannot be loaded, importing is no error: the
+operators stay on their pure-torch reference, and :data:`reason` says why.
 """
 
+from dataclasses import dataclass
+
+import vitcop_core.ops  # noqa: F401  (defines the operators that the kernels are for)
+from vitcop_cuda._load import load
+
 __version__ = "0.1.0"
+__all__ = ["BuildInformation", "build_information", "reason"]
+
+
+@dataclass(frozen=True)
+class BuildInformation:
+    """How the kernels were built.
+
+    Attributes:
+        torch: The torch that they were compiled against; None where no kernel is there.
+        compiler: The C++ compiler; None where no kernel is there.
+        cuda: The CUDA of the kernels for GPUs; None where there are none.
+        architectures: What those were compiled for, such as ``"9.0"``.
+        no_cpu_because: Why there are no kernels at all; empty if they are loaded.
+        no_cuda_because: Why there are none for GPUs; empty if they are loaded.
+    """
+
+    torch: str | None
+    compiler: str | None
+    cuda: str | None
+    architectures: tuple[str, ...]
+    no_cpu_because: str
+    no_cuda_because: str
+
+
+_module, reason = load()
+
+
+def build_information() -> BuildInformation:
+    """What was built, and what was not and why."""
+    if _module is None:
+        return BuildInformation(None, None, None, (), reason, reason)
+    listed = tuple(part for part in _module.ARCHITECTURES.split(";") if part)
+    cuda, without = _module.CUDA_VERSION, _module.NO_CUDA_BECAUSE
+    return BuildInformation(_module.TORCH_VERSION, _module.COMPILER, cuda, listed, "", without)

@@ -8,8 +8,9 @@ so no operator waits for the device. ``REFERENCES`` has the pure-torch implement
 from vitcop_core.ops._library import REFERENCES
 from vitcop_core.ops.cls_saliency import cls_saliency
 from vitcop_core.ops.co_prune import co_prune
+from vitcop_core.ops.gather_tokens import gather_tokens
 from vitcop_core.ops.key_norm import key_norm
 from vitcop_core.ops.top_tokens import top_tokens
 from vitcop_core.ops.vic import vic
 
-__all__ = ["REFERENCES", "cls_saliency", "co_prune", "key_norm", "top_tokens", "vic"]
+__all__ = ["REFERENCES", "cls_saliency", "co_prune", "gather_tokens", "key_norm", "top_tokens", "vic"]

@@ -1,0 +1,5 @@
+#include "vitcop/gather.h"
+
+#include "cuda/launch.cuh"
+
+VITCOP_LAUNCH(Gather);

@@ -1,0 +1,5 @@
+#include "vitcop/key_norm.h"
+
+#include "cuda/launch.cuh"
+
+VITCOP_LAUNCH_SCALARS(KeyNorms);
