@@ -25,7 +25,7 @@ def missing_for_cuda() -> str:
 
 
 def architectures() -> str:
-    """What nvcc compiles for, as torch's build tools read it: the caller's choice, the GPUs at hand, or a usual pair."""
+    """What nvcc compiles for, as torch's build tools read it: the caller's choice, or the GPUs at hand, or a pair."""
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     default = ";".join(f"{major}.{minor}" for major, minor in sorted(found)) or "8.0;9.0+PTX"
     return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def test_doctor_lists_versions_devices_backends_and_kernels() -> None:
     assert {"eager", "sdpa", "flash_attention_2"} == set(content["attention"])
     assert content["devices"]["cpu"]["found"]
     assert content["kernels"]["reference"]["found"]
-    assert "reference" in content["kernels"]["vitcop_cuda"]["detail"]
+    assert {"reference", "cpu", "cuda"} == set(content["kernels"])
 
 
 def test_doctor_gives_a_reason_for_whatever_is_missing() -> None:
@@ -55,8 +56,18 @@ def test_doctor_says_why_an_installed_package_does_not_load(monkeypatch: pytest.
     assert "ImportError" in finding["detail"] or "ModuleNotFoundError" in finding["detail"]
 
 
+def test_doctor_says_what_kernels_were_built_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("vitcop_llava.cli.doctor")
+    built = SimpleNamespace(torch="2.13.0", compiler="C++ 12", no_cpu_because="", no_cuda_because="no nvcc was found")
+    monkeypatch.setattr(module, "_version", lambda package: "1.2.3")
+    monkeypatch.setitem(sys.modules, "vitcop_cuda", SimpleNamespace(build_information=lambda: built))
+    kernels = examine()["kernels"]
+    assert kernels["cpu"] == {"found": True, "detail": "built for torch 2.13.0 by C++ 12"}
+    assert kernels["cuda"] == {"found": False, "detail": "no nvcc was found"}
+
+
 def test_doctor_prints_a_table() -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
-    for words in ("versions", "transformers", "flash_attention_2", "vitcop_cuda", "torchvision", "demo model"):
+    for words in ("versions", "transformers", "flash_attention_2", "kernels", "torchvision", "demo model"):
         assert words in result.stdout

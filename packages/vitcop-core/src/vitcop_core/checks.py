@@ -76,6 +76,12 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
 
 
+def check_sequence(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a list, tuple or other sequence."""
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence; got {type(value).__name__}")
+
+
 def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
     """Return ``value`` if it is a tensor of the given shape.
 

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import Method
 from vitcop_llava.families import locate
+from vitcop_llava.kernels import load_kernels
 from vitcop_llava.language_hooks import LanguageHooks
 from vitcop_llava.report import Report, Survivors, survivors_of
 from vitcop_llava.state import Call, abandon
@@ -118,4 +119,5 @@ def prune(model: nn.Module, method: Method) -> Pruner:
     """
     if not isinstance(method, Method):
         raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+    load_kernels()
     return Pruner(model, method)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_integral, check_tensor, require
+from vitcop_core.checks import check_integral, check_sequence, check_tensor, require
 from vitcop_core.ops._library import LIBRARY, register
 
 
@@ -26,8 +26,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
         ValueError: There is no tensor, or a shape or device does not fit.
     """
     check_integral("index", index, ("B", "k"))
-    if not isinstance(tensors, Sequence):
-        raise TypeError(f"tensors must be a sequence of tensors; got {type(tensors).__name__}")
+    check_sequence("tensors", tensors)
     require(len(tensors) > 0, "tensors", "at least one tensor", 0)
     for place, tensor in enumerate(tensors):
         name, tokens = f"tensors[{place}]", "n" if place == 0 else tensors[0].shape[1]

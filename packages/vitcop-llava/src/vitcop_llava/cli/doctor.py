@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import platform
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def _version(package: str) -> str | None:
 def _failure(module: str) -> str | None:
     """Why a module cannot be imported; None where it can."""
     try:
-        importlib.import_module(module)
+        import_module(module)
     except Exception as error:  # a package that was built for another torch fails in ways of its own
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
@@ -130,14 +129,22 @@ def _kernels() -> list[Finding]:
     if failure := _failure("vitcop_core"):
         reference = Finding("kernels", "reference", False, failure)
     if _version("vitcop-cuda") is None:
-        compiled = Finding("kernels", "vitcop_cuda", False, "not installed; the reference kernels run")
+        missing = "vitcop-cuda is not installed; the reference runs"
     elif failure := _failure("vitcop_cuda"):
-        compiled = Finding("kernels", "vitcop_cuda", False, f"{failure}; the reference kernels run")
+        missing = f"{failure}; the reference runs"
     else:
-        compiled = Finding(
-            "kernels", "vitcop_cuda", False, "installed, but holds no kernels yet; the reference ones run"
-        )
-    return [reference, compiled]
+        return [reference, *_compiled()]
+    return [reference, *(Finding("kernels", name, False, missing) for name in ("cpu", "cuda"))]
+
+
+def _compiled() -> list[Finding]:
+    built = import_module("vitcop_cuda").build_information()
+    cpu = built.no_cpu_because or f"built for torch {built.torch} by {built.compiler}"
+    cuda = built.no_cuda_because or f"built for CUDA {built.cuda}, {', '.join(built.architectures)}"
+    return [
+        Finding("kernels", "cpu", not built.no_cpu_because, cpu),
+        Finding("kernels", "cuda", not built.no_cuda_because, cuda),
+    ]
 
 
 def _torchvision() -> Finding:
