@@ -30,7 +30,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     require(len(tensors) > 0, "tensors", "at least one tensor", 0)
     for place, tensor in enumerate(tensors):
         name, tokens = f"tensors[{place}]", "n" if place == 0 else tensors[0].shape[1]
-        rest = ["..."] * (tensor.dim() - 2) if isinstance(tensor, Tensor) else []
+        rest = ["..."] * (getattr(tensor, "ndim", 2) - 2)
         check_tensor(name, tensor, ("B", tokens, *rest), like=index)
         rows = tensor.shape[0]
         require(rows == 1 or rows == index.shape[0], name, f"of 1 or {index.shape[0]} rows", rows)
