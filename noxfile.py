@@ -54,6 +54,12 @@ def install_packages(session: nox.Session, *packages: str) -> None:
     install(session, "--no-build-isolation", *(part for package in packages for part in ("--editable", package)))
 
 
+def install_torchcodec(session: nox.Session) -> None:
+    """Installs a reader of video that is optional, without what its metadata would bring along."""
+    # Where the system has no FFmpeg it cannot be imported, and what would use it is skipped with that reason.
+    install(session, "--no-deps", "torchcodec")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and formatting."""
@@ -67,6 +73,7 @@ def typecheck(session: nox.Session) -> None:
     """mypy --strict: sources, tests, noxfile and docs/conf.py."""
     install_group(session, "typecheck")
     install_packages(session, *PACKAGES)
+    install_torchcodec(session)
     session.run(
         "mypy", "noxfile.py", "docs/conf.py", "docs/benchmarks/render.py", *(f"{package}/src" for package in PACKAGES)
     )
@@ -81,6 +88,7 @@ def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
     install_group(session, "test")
     install_packages(session, *PACKAGES)
+    install_torchcodec(session)
     session.run("pytest", *session.posargs)
 
 

@@ -1,0 +1,101 @@
+"""Clips to measure and test with, rendered here: every frame differs from every other, and looks the same each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a clip is made.
+
+    Attributes:
+        frames: how many.
+        width, height: pixels.
+        codec, pixel_format: FFmpeg's names of an encoder and its input.
+        rate: frames per second, where ``ticks`` does not say.
+        gop: frames from one key frame to the next at most; None leaves it to the encoder.
+        options: of the encoder.
+        container: options of the container.
+        ticks: when each frame appears, in ``time_base``; None for ``rate``.
+        time_base: seconds a tick; None for one frame.
+        rotation: degrees in the file's display matrix, counter-clockwise.
+    """
+
+    frames: int = 60
+    width: int = 160
+    height: int = 90
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    rate: int = 30
+    gop: int | None = 12
+    options: Mapping[str, str] = field(default_factory=dict)
+    container: Mapping[str, str] = field(default_factory=dict)
+    ticks: Sequence[int] | None = None
+    time_base: Fraction | None = None
+    rotation: int = 0
+
+
+def write_clip(path: Path, clip: Clip) -> Path:
+    """Encodes a clip into a file, whose container follows from its name; returns the path."""
+    base = clip.time_base or Fraction(1, clip.rate)
+    with av.open(str(path), "w", options=dict(clip.container)) as container:
+        stream = container.add_stream(clip.codec, rate=clip.rate, options=dict(clip.options))
+        if not isinstance(stream, av.VideoStream):
+            raise ValueError(f"codec must be one of moving pictures; got {clip.codec!r}")
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format
+        stream.time_base = stream.codec_context.time_base = base
+        if clip.gop is not None:
+            stream.gop_size = clip.gop
+        if clip.rotation:
+            stream.set_display_rotation(clip.rotation)
+        patches = np.random.default_rng(0).integers(0, 40, (clip.height // 8 + 1, clip.width // 8 + 1, 3), np.uint8)
+        texture = patches.repeat(8, 0).repeat(8, 1)[: clip.height, : clip.width]
+        for number in range(clip.frames):
+            frame = av.VideoFrame.from_ndarray(render(number, texture), format="rgb24")
+            frame.pts, frame.time_base = (clip.ticks[number] if clip.ticks else number), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def render(number: int, texture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frame ``number``, [H, W, 3] uint8: a ramp that moves over a texture, and a yellow square."""
+    height, width = texture.shape[:2]
+    image = np.roll(texture, 3 * number, axis=1)
+    image[..., 0] += ((np.arange(width) + 5 * number) % 128).astype(np.uint8)
+    image[..., 1] += (np.arange(height) * 127 // height).astype(np.uint8)[:, None]
+    image[..., 2] += np.uint8(64 + 63 * math.sin(number / 20))  # no jump that an encoder takes for a new scene
+    left = 7 * number % max(1, width - 20)
+    image[10:30, left : left + 20] = (255, 255, 0)
+    return image
+
+
+def damage(data: bytes, seed: int) -> bytes:
+    """A damaged copy: cut short, bits flipped, bytes replaced anywhere or at the front, or a stretch blanked."""
+    random = np.random.default_rng(seed)
+    content = np.frombuffer(data, dtype=np.uint8).copy()
+    kind, size = seed % 5, len(content)
+    if kind == 0:
+        return content[: random.integers(1, size)].tobytes()
+    if kind == 1:
+        places = random.integers(0, size, 3)
+        content[places] ^= np.left_shift(1, random.integers(0, 8, 3)).astype(np.uint8)
+    elif kind == 2:
+        places = random.integers(0, size, max(3, size // 200))
+        content[places] = random.integers(0, 256, len(places))
+    elif kind == 3:
+        places = random.integers(0, min(1500, size), random.integers(1, 8))
+        content[places] = random.integers(0, 256, len(places))
+    else:
+        start = random.integers(0, size)
+        content[start : start + random.integers(1, 300)] = random.choice([0, 255])
+    return content.tobytes()

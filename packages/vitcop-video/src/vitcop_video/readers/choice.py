@@ -1,0 +1,74 @@
+"""Which backends are here, and which of them reads a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcop_core.checks import check_choice
+from vitcop_video.readers import decord_reader, pyav_reader, torchcodec_reader
+from vitcop_video.readers.base import Backend, BackendError
+from vitcop_video.readers.index import Index
+
+BACKENDS: dict[str, Backend] = {
+    each.name: each for each in (pyav_reader.BACKEND, decord_reader.BACKEND, torchcodec_reader.BACKEND)
+}
+"""By name, in the order in which "auto" prefers them. PyAV reads every file, so "auto" never gets past it.
+
+It comes first because it is the fastest of them here for few frames and for many, as the reading benchmark shows, and
+because it needs no second process to be safe.
+"""
+
+
+def backend_status() -> dict[str, str | None]:
+    """Every backend by name: None where it can run on this machine, or why it cannot.
+
+    The first one that can is what ``backend="auto"`` uses.
+    """
+    return {name: backend.missing() for name, backend in BACKENDS.items()}
+
+
+def choose(name: str) -> Backend:
+    """The backend of a name, or for "auto" the preferred one that is here.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot run here.
+    """
+    check_choice("backend", name, ("auto", *BACKENDS))
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if backend.missing() is None)
+    if reason := BACKENDS[name].missing():
+        raise ValueError(f"backend must be one that can run here; {name!r} cannot: {reason}")
+    return BACKENDS[name]
+
+
+def decode(backend: Backend, index: Index, frames: Sequence[int]) -> tuple[NDArray[np.uint8], str, str | None]:
+    """Upright frames of any numbers in any order.
+
+    Returns:
+        [F, H, W, 3] uint8; the name of the backend that decoded them; why it was not the one asked for, or None.
+
+    Raises:
+        VideoError: the file is damaged where the frames are.
+    """
+    unique, places = np.unique(np.asarray(frames, dtype=np.int64), return_inverse=True)
+    ascending = unique.tolist()
+    reason = backend.refusal(index)
+    if reason is None:
+        try:
+            return _spread(backend.decode(index, ascending), places), backend.name, None
+        except BackendError as error:
+            reason = str(error)
+    pixels = pyav_reader.BACKEND.decode(index, ascending)
+    return (
+        _spread(pixels, places),
+        pyav_reader.BACKEND.name,
+        f"{backend.name}: {reason.removeprefix(backend.name + ': ')}",
+    )
+
+
+def _spread(pixels: NDArray[np.uint8], places: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """Frames at their places; a copy only where the order or a repeat asks for one."""
+    return pixels if np.array_equal(places, np.arange(len(pixels))) else pixels[places]

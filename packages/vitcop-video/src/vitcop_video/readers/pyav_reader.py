@@ -1,0 +1,164 @@
+"""Frames by PyAV: in this process, and no packet decoded that no wanted frame needs.
+
+Frames that need the same key frame are one run of packets. Between runs the file is sought, or read on where the next
+key frame is near. Inside a run, frames that nothing refers to are skipped unless they are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vitcop_video.readers.base import Backend, VideoError
+from vitcop_video.readers.index import Index, open_container, video_stream
+
+READ_ON = 64
+"""Packets that are read and dropped rather than sought over: a seek costs about as much."""
+
+DECODE_ON = 3
+"""Packets that are decoded and not wanted rather than ending a run: emptying the decoder costs about as much."""
+
+_SKIPS_UNREFERENCED = ("h264", "hevc")
+
+
+@dataclass
+class _Run:
+    """Packets ``start`` to ``last``, with frames appearing at the ticks of ``wanted`` among them."""
+
+    start: int
+    last: int
+    wanted: dict[int, int] = field(default_factory=dict)
+
+
+def decode(index: Index, frames: Sequence[int]) -> NDArray[np.uint8]:
+    """Upright frames, [F, H, W, 3] uint8, of ascending frame numbers without repeats.
+
+    Raises:
+        VideoError: a wanted frame is damaged.
+    """
+    width, height = index.orientation.size(index.width, index.height)
+    pixels = np.empty((len(frames), height, width, 3), dtype=np.uint8)
+    done = set()
+
+    def keep(run: _Run, frame: VideoFrame) -> None:
+        place = run.wanted.get(frame.pts) if frame.pts is not None else None
+        if place is not None:
+            pixels[place] = _upright(index, frame, frames[place])
+            done.add(place)
+
+    with open_container(index.path) as container:
+        packets = _Packets(index, container, video_stream(container, index.path))
+        for run in _runs(index, frames):
+            try:
+                _decode_run(index, packets, run, keep)
+            except av.FFmpegError as error:
+                where = _label(index, frames[max(run.wanted.values())])
+                raise VideoError(f"path: {index.path} is damaged at {where} or before ({error.strerror})") from error
+    if missing := sorted(set(range(len(frames))) - done):
+        raise VideoError(f"path: {index.path} is damaged: {_label(index, frames[missing[0]])} cannot be decoded")
+    return pixels
+
+
+def _runs(index: Index, frames: Sequence[int]) -> list[_Run]:
+    runs: list[_Run] = []
+    for place, frame in enumerate(frames):
+        start, packet = int(index.starts[frame]), int(index.order[frame])
+        if not runs or not runs[-1].start <= start <= runs[-1].last + DECODE_ON:
+            runs.append(_Run(start, packet))
+        runs[-1].last = max(runs[-1].last, packet)
+        runs[-1].wanted[int(index.packets[packet])] = place
+    return runs
+
+
+def _decode_run(index: Index, packets: _Packets, run: _Run, keep: Callable[[_Run, VideoFrame], None]) -> None:
+    decoder = packets.stream.codec_context
+    for packet in packets.between(run.start, run.last):
+        if packet.pts is None or packet.pts < index.packets[run.start]:
+            continue  # it appears before the key frame, and needs what was not decoded
+        if index.codec in _SKIPS_UNREFERENCED:
+            decoder.skip_frame = "DEFAULT" if packet.pts in run.wanted else "NONREF"
+        for frame in decoder.decode(packet):
+            keep(run, frame)
+    for frame in decoder.decode(None):
+        keep(run, frame)
+    decoder.flush_buffers()
+
+
+class _Packets:
+    """The packets of a stream by their position, read in whatever order is asked for."""
+
+    def __init__(self, index: Index, container: InputContainer, stream: VideoStream) -> None:
+        stream.thread_type = "AUTO"
+        self._index, self._container, self.stream = index, container, stream
+        self._by_ticks = np.argsort(index.packets, kind="stable")
+        self._next, self._iterator = 0, iter(container.demux(stream))
+
+    def between(self, start: int, last: int) -> Iterator[Packet[VideoStream]]:
+        """Packets ``start`` to ``last``, both included."""
+        if not self._next <= start <= self._next + READ_ON:
+            self._seek(start)
+        while self._next <= last:
+            packet = next(self._iterator, None)
+            if packet is None or packet.pts is None:
+                raise VideoError(f"path: {self._index.path} ended early when it was read again")
+            self._next += 1
+            if self._next > start:
+                yield packet
+
+    def _seek(self, start: int) -> None:
+        """Moves to the packet ``start`` or one before it."""
+        keys = self._index.keys
+        place = int(np.searchsorted(keys, start, side="right")) - 1
+        step = 1
+        # A container's own index may lead to a later key frame than the one asked for: then ask for earlier ones.
+        while True:
+            self._container.seek(int(self._index.packets[keys[place]]), stream=self.stream)
+            landed = self._land()
+            if landed is not None and landed <= start:
+                return
+            if place == 0:
+                raise VideoError(f"path: {self._index.path} cannot be sought: its index is broken; remux it")
+            place, step = max(0, place - step), 2 * step
+
+    def _land(self) -> int | None:
+        """The position of the next packet; None at the end."""
+        iterator = iter(self._container.demux(self.stream))
+        for packet in iterator:
+            if packet.pts is None:
+                continue  # the rest of a packet in whose midst a transport stream was entered
+            place = int(np.searchsorted(self._index.packets, packet.pts, sorter=self._by_ticks))
+            if place == len(self._by_ticks) or self._index.packets[self._by_ticks[place]] != packet.pts:
+                continue
+            self._next, self._iterator = int(self._by_ticks[place]), chain([packet], iterator)
+            return self._next
+        return None
+
+
+def _upright(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
+    if frame.is_corrupt:
+        raise VideoError(f"path: {index.path} is damaged: {_label(index, number)} is incomplete")
+    if (frame.width, frame.height) != (index.width, index.height):
+        raise VideoError(
+            f"path: frames of {index.path} must have one size, {index.width} x {index.height}; "
+            f"{_label(index, number)} is {frame.width} x {frame.height}"
+        )
+    pixels: NDArray[Any] = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC)
+    return index.orientation.apply(pixels)
+
+
+def _label(index: Index, number: int) -> str:
+    return f"frame {number}, at {index.seconds(np.array([number]))[0]:.3f} s,"
+
+
+BACKEND = Backend("pyav", missing=lambda: None, refusal=lambda index: None, decode=decode)

@@ -1,0 +1,61 @@
+"""Frames by torchcodec, in this process. It reports the time of each frame, which is compared with the index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitcop_video.readers.base import Backend, BackendError, refusal_of_rest
+from vitcop_video.readers.index import Index
+
+CONTAINERS = ("mov", "matroska", "avi")
+CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
+
+
+@cache
+def missing() -> str | None:
+    """Why torchcodec cannot run here; None where it can."""
+    if find_spec("torchcodec") is None:
+        return "torchcodec is not installed"
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except Exception as error:  # built for another torch, or without a system's FFmpeg: it fails in ways of its own
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        return f"torchcodec cannot be imported: {type(error).__name__}: {reason}"
+    return None
+
+
+def refusal(index: Index) -> str | None:
+    """Why a file is not for torchcodec."""
+    return refusal_of_rest(index, CONTAINERS, CODECS)
+
+
+def decode(index: Index, frames: Sequence[int]) -> NDArray[np.uint8]:
+    """Upright frames, [F, H, W, 3] uint8, of ascending frame numbers without repeats.
+
+    Raises:
+        BackendError: torchcodec fails, or its frames are not those of the index.
+    """
+    from torchcodec.decoders import VideoDecoder  # type: ignore[attr-defined]
+
+    try:
+        # All cores: its default of one is slower than its competitors.
+        decoder = VideoDecoder(str(index.path), dimension_order="NHWC", num_ffmpeg_threads=0)
+        batch = decoder.get_frames_at(indices=list(frames))
+    except Exception as error:  # RuntimeError, ValueError, IndexError by what is wrong with a file
+        raise BackendError(f"{str(error).splitlines()[0] if str(error) else error!r}") from error
+    ticks = index.packets[index.order[np.asarray(frames)]]
+    expected = ticks * (index.time_base.numerator / index.time_base.denominator)
+    pixels: NDArray[np.uint8] = batch.data.numpy()
+    if pixels.shape[:3] != (len(frames), *reversed(index.orientation.size(index.width, index.height))):
+        raise BackendError("gives frames of another size")
+    if not np.allclose(batch.pts_seconds.numpy(), expected, rtol=0, atol=1e-5):
+        raise BackendError("gives frames of other times")
+    return pixels
+
+
+BACKEND = Backend("torchcodec", missing, refusal, decode)
