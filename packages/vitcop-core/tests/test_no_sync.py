@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,15 @@ def test_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: 
     view = vision_view()
     with no_host_sync():
         method.cut_vision(view, 12, clusters)
+
+
+@methods
+def test_ragged_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: ViTCoP) -> None:
+    eligible, lengths = torch.arange(20).expand(2, -1), torch.tensor([20, 7])
+    view = replace(vision_view(), eligible=eligible, lengths=lengths)
+    keeps, clusters = torch.tensor([12, 3]), torch.tensor([4, 2])
+    with no_host_sync():
+        method.cut_vision(view, 12, 4, keeps, clusters)
 
 
 @methods

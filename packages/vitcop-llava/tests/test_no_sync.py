@@ -129,6 +129,30 @@ def test_ragged_batch_reads_once(
     )
 
 
+NEXT_BATCHES: dict[str, tuple[list[list[Any]], set[str]]] = {
+    "one-image": ([[2, (96, 96), 3]], set()),
+    "one-row": ([[2, (131, 77), 3, (10, 90), 2]], set()),
+    "same-size": ([[2, (131, 77), 3], [1, (131, 77), 4]], set()),
+    "ragged": ([[2, (131, 77), 3], [(10, 90), 2, (96, 96), 3], [4]], {"count_rows"}),
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "tensor"])
+@pytest.mark.parametrize("batch", NEXT_BATCHES)
+def test_tiles_read_sizes_alone(
+    next_model: Any, next_inputs: Any, budget: Any, batch: str, as_list: bool, settings: dict[str, Any]
+) -> None:
+    rows, reads = NEXT_BATCHES[batch]
+    given = next_inputs(rows)
+    if as_list:
+        given["image_sizes"] = given["image_sizes"].tolist()
+    found = waits(next_model, budget("1/6", **settings), given)
+    # `on_device` copies from pinned memory, and does not wait.
+    assert {place for place, _ in found} - {"on_device"} == (reads if as_list else reads | {"read_sizes"})
+    assert sum(name == "tolist" for _, name in found) <= 1 + len(reads)
+
+
 @pytest.mark.parametrize("how", ["item", "tolist", "bool", "mask"])
 def test_detector_notices_a_wait(
     model: Any, prompt: Make, pictures: Make, budget: Any, monkeypatch: pytest.MonkeyPatch, how: str
@@ -153,8 +177,15 @@ def test_detector_notices_a_wait(
     assert waits(model, budget(), given)
 
 
-HOOKS = ["cache", "language_hooks", "layout", "masks", "rope", "sequence", "state", "vision_hooks"]
-ALLOWED = {("layout", "count_rows", "tolist"), ("cache", "_uncover", "item")}
+HOOKS = (
+    "cache call_checks language_hooks layout masks planning rope sequence sizes stage_one state vision_hooks".split()
+)
+ALLOWED = {
+    ("layout", "count_rows", "tolist"),  # placeholders, of rows with different images
+    ("sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
+    ("call_checks", "check_text", "item"),  # placeholders, of a prompt without images
+    ("cache", "_uncover", "item"),  # rolling back
+}
 
 
 def test_source_reads_from_the_device_at_one_place_only() -> None:

@@ -4,7 +4,7 @@ from vitcop_core import ops
 from vitcop_core._version import __version__
 from vitcop_core.cost import LanguageModelShape
 from vitcop_core.methods import Method, ViTCoP
-from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
+from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan, pooled_plan
 from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
 from vitcop_core.tokens import Clusters, DecoderView, Selection, VisionSelection, VisionView
 
@@ -27,5 +27,6 @@ __all__ = [
     "feasible_range",
     "identity_plan",
     "ops",
+    "pooled_plan",
     "solve_ratios",
 ]

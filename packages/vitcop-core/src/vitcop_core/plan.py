@@ -3,7 +3,7 @@
 Integers and fractions only: no tensors, no model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -169,6 +169,38 @@ class Plan:
         require(shape.num_layers == self.num_layers, "shape", f"a model of {self.num_layers} layers", shape.num_layers)
         check_int("text_tokens", text_tokens, 0)
         return [tokens + text_tokens for tokens in self._tokens()]
+
+
+def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
+    """The plan of a sample whose images enter the language model as each one's own plan says.
+
+    An image is cut in the vision tower before it is known what shares its prompt, so what it enters with follows from
+    its own size alone. The cuts inside the language model are the sample's: they choose among the tokens of all images
+    together.
+
+    Args:
+        whole: The plan of all units together, which has the cuts inside the language model. One that would keep
+            everything that enters is left out.
+        images: The plan of each image by itself, in order; together they have the units of ``whole``.
+
+    Raises:
+        ValueError: The units or the layers disagree.
+    """
+    units = tuple(unit for image in images for unit in image.units)
+    require(units == whole.units, "images", f"plans for the units {whole.units}", units)
+    require(all(p.num_layers == whole.num_layers for p in images), "images", "plans for the same layers", images)
+    keep: list[int] = []
+    clusters: list[int] = []
+    for image in images:
+        keep.extend(image.units if image.vision is None else image.vision.keep)
+        clusters.extend((0,) * len(image.units) if image.vision is None else image.vision.clusters)
+    decoder: list[DecoderCut] = []
+    for cut in whole.decoder:
+        if cut.keep < (decoder[-1].keep if decoder else sum(keep)):
+            decoder.append(cut)
+    cuts_units = any(image.vision is not None for image in images)
+    vision = VisionCut(tuple(keep), tuple(clusters)) if cuts_units else None
+    return Plan(num_layers=whole.num_layers, units=units, vision=vision, decoder=tuple(decoder))
 
 
 def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:

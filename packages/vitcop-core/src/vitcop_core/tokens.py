@@ -51,7 +51,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class VisionView:
-    """What a cut before the language model sees: C units with m tokens each.
+    """What a cut before the language model sees: C units of m patches each, of which it may choose n or fewer.
 
     Attributes:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature.
@@ -59,6 +59,10 @@ class VisionView:
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
         hidden: ``[C, m, d_v]`` the selected features, before the projector.
+        eligible: ``[C, n]`` int64 ascending, the patches that the model uses of each unit (the others are padding of
+            the picture); anything after a unit's own number. None where it uses all m. The softmax over a unit's
+            patches still runs over all of them, as it does in the tower.
+        lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
     """
 
     query_cls: Tensor
@@ -66,6 +70,8 @@ class VisionView:
     scale: float
     positions: Tensor
     hidden: Tensor
+    eligible: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +79,7 @@ class VisionSelection:
     """The tokens that enter the language model.
 
     Attributes:
-        index: ``[C, keep]`` int64 ascending.
+        index: ``[C, keep]`` int64 ascending, among the m patches; m after the last one of a unit that keeps fewer.
         clusters: The clusters of the kept tokens, labelled from 0 within each unit; None where there are none.
         saliency: ``[C, m]`` float32, what they were chosen by; larger is more important.
     """

@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitcop_core import LanguageModelShape, Method, Plan, ViTCoP
+    from vitcop_llava.prefix import ImagePrefix, encode_image
     from vitcop_llava.pruner import Pruner, prune
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
+    from vitcop_llava.tiling import Tiling, tile_image
 
 __all__ = [
     "FeatureScaleWarning",
+    "ImagePrefix",
     "LanguageModelShape",
     "Method",
     "Plan",
     "Pruner",
     "Report",
     "Survivors",
+    "Tiling",
     "ViTCoP",
+    "encode_image",
     "prune",
+    "tile_image",
 ]
 
 __version__ = "0.1.0"
@@ -27,14 +33,18 @@ __version__ = "0.1.0"
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {
     "FeatureScaleWarning": "vitcop_llava.report",
+    "ImagePrefix": "vitcop_llava.prefix",
     "LanguageModelShape": "vitcop_core",
     "Method": "vitcop_core",
     "Plan": "vitcop_core",
     "Pruner": "vitcop_llava.pruner",
     "Report": "vitcop_llava.report",
     "Survivors": "vitcop_llava.report",
+    "Tiling": "vitcop_llava.tiling",
     "ViTCoP": "vitcop_core",
+    "encode_image": "vitcop_llava.prefix",
     "prune": "vitcop_llava.pruner",
+    "tile_image": "vitcop_llava.tiling",
 }
 
 

@@ -20,9 +20,11 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
-from vitcop_llava.cache import check_cache, check_cuts, install_layers, is_pruned
+from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
+from vitcop_llava.call_checks import check_call, check_encoded, check_mask, check_text
 from vitcop_llava.families import Parts
 from vitcop_llava.masks import segment_mask, slot_padding
+from vitcop_llava.planning import Planner
 from vitcop_llava.rope import last_row_attention, reindexed
 from vitcop_llava.sequence import Segment, cut_segment, put, restore, take
 from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
@@ -34,10 +36,12 @@ Kwargs = dict[str, Any]
 class LanguageHooks:
     """The hooks on base module, language model and decoder layers. Holds no state of any call."""
 
-    def __init__(self, parts: Parts, method: Method, owner: int, finished: Callable[[Call], None]) -> None:
-        self._parts, self._method, self._owner, self._finished = parts, method, owner, finished
+    def __init__(
+        self, parts: Parts, method: Method, planner: Planner, owner: int, finished: Callable[[Call], None]
+    ) -> None:
+        self._parts, self._method, self._planner, self._owner, self._finished = parts, method, planner, owner, finished
         self._signature = inspect.signature(parts.base.forward)
-        self.identity = method.plan(parts.shape.num_layers, parts.visual_tokens).is_identity
+        self.identity = method.plan(parts.shape.num_layers, parts.tiling.units).is_identity
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
@@ -61,17 +65,22 @@ class LanguageHooks:
         cache, output = given.get("past_key_values"), (given.get("mm_encoder_outputs") or {}).get("image")
         past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
-        has_images = given.get("pixel_values") is not None or output is not None
+        pixels = given.get("pixel_values")
+        has_images = output is not None or (pixels is not None and len(pixels) > 0)
         if has_images and not self.identity:
             check_cache(cache)
             if output is not None:
-                call.encoded = layout.check_encoded(encoded_of(output), self._owner)
+                call.encoded = check_encoded(encoded_of(output), self._owner)
                 call.origin = layout.image_origin(output.pooler_output, call.encoded)
-            layout.check_call(given, self._parts)
+            check_call(given, self._parts)
         if is_pruned(cache) or (has_images and not self.identity):
-            layout.check_mask(given, past)
+            check_mask(given, past)
         if has_images:
             call.placeholders = layout.placeholders(given, self._parts)
+        elif call.is_fresh and not self.identity and given.get("input_ids") is not None:
+            check_text(given["input_ids"], self._parts.image_token_id)
+        elif is_forked(cache):
+            check_follows(layout.placeholders(given, self._parts))
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = active_call(self._owner)
@@ -102,7 +111,7 @@ class LanguageHooks:
             cache = DynamicCache(config=self._parts.config)
         call.run = run = self._new_run(cache, kwargs)
         positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        layout.lay_out(call, run, self._method, self._parts.shape.num_layers, positions)
+        layout.lay_out(call, run, self._planner, positions)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
         embeds = take(embeds, run.segment.columns)

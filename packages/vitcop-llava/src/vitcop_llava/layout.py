@@ -9,81 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from vitcop_core import DecoderCut, Method, Plan
+from vitcop_core import DecoderCut, Plan
 from vitcop_llava.families import Parts
+from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import Segment, compact, on_device, places_of
-from vitcop_llava.state import Call, EncodedImages, Rows, Run
+from vitcop_llava.state import DROPPED, Call, EncodedImages, Rows, Run
+from vitcop_llava.tiling import Tiling
 
 Given = dict[str, Any]
-
-
-def check_call(given: Given, parts: Parts) -> None:
-    """Raises for a call with images that cannot be pruned.
-
-    Raises:
-        ValueError: More images than the prompt has room for, a feature other than the configured one, or gradient
-            checkpointing.
-    """
-    encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    images = len(given["pixel_values"] if encoded is None else encoded.pooler_output)
-    ids = given.get("input_ids")
-    room = (given["inputs_embeds"][..., 0] if ids is None else ids).numel()
-    if images * parts.visual_tokens > room:  # the reverse takes counting placeholders, which transformers does
-        raise ValueError(
-            f"pixel_values: {images} images stand for {images * parts.visual_tokens} placeholders in input_ids, which "
-            f"has {room} tokens in all; prompt and images must agree"
-        )
-    layer = given.get("vision_feature_layer")
-    if layer is not None and layer not in (parts.feature_layer, parts.feature_layer - parts.vision_states):
-        raise ValueError(f"vision_feature_layer: must be {parts.feature_layer}, as configured, got {layer!r}")
-    if given.get("vision_feature_select_strategy") not in (None, "default"):
-        raise ValueError(
-            f"vision_feature_select_strategy: must be 'default', got {given['vision_feature_select_strategy']!r}"
-        )
-    if parts.language_model.training and getattr(parts.language_model, "gradient_checkpointing", False):
-        raise ValueError(
-            "model: gradient checkpointing runs the layers a second time outside the call that pruned them; "
-            "switch it off, or call model.eval()"
-        )
-
-
-def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:
-    """Returns images that were encoded ahead of the call, if they were encoded under the same pruner, and whole.
-
-    Raises:
-        ValueError: They were not.
-    """
-    if encoded is None or encoded.owner != owner:
-        raise ValueError(
-            "mm_encoder_outputs: must be whole and encoded under the same pruner; images that were encoded outside the "
-            "`with` block, or sliced by chunked prefill (prefill_chunk_size), cannot be pruned"
-        )
-    return encoded
-
-
-def check_mask(given: Given, past: int) -> None:
-    """Raises unless the attention mask is 2-D and covers the whole sequence, the cached part included.
-
-    Raises:
-        ValueError: It is not, or does not.
-    """
-    mask = given.get("attention_mask")
-    if mask is None:
-        return
-    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        raise ValueError(f"attention_mask: must be 2-D, [batch, length], in a call that is pruned, got {shape}")
-    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-    if mask.shape[1] != past + tokens.shape[1]:
-        raise ValueError(
-            f"attention_mask: must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "
-            f"got shape {shape}"
-        )
+Item = TypeVar("Item")
 
 
 def image_origin(features: Sequence[Tensor], encoded: EncodedImages) -> list[int] | None:
@@ -95,14 +35,15 @@ def image_origin(features: Sequence[Tensor], encoded: EncodedImages) -> list[int
     Raises:
         ValueError: The entries are not those that were encoded.
     """
-    if len(features) == encoded.count:
+    count = len(encoded.images)
+    if len(features) == count:
         return None
     numbers: dict[int, int] = {}
     origin = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
-    if len(numbers) != encoded.count:
+    if len(numbers) != count:
         raise ValueError(
             f"mm_encoder_outputs: holds {len(features)} image features, {len(numbers)} of them different, "
-            f"but {encoded.count} images were encoded"
+            f"but {count} images were encoded"
         )
     return origin
 
@@ -129,90 +70,121 @@ def logical_positions(kwargs: Given, embeds: Tensor, past: int) -> Tensor:
     return torch.arange(past, past + length, device=embeds.device)[None]
 
 
-def count_rows(where: Tensor, images: int, tokens: int, attention_mask: Tensor | None) -> Rows:
+def count_rows(where: Tensor, tilings: Sequence[Tiling], attention_mask: Tensor | None) -> Rows:
     """How many images each row holds.
 
     Args:
         where: ``[B, L]`` bool, the placeholders.
-        images: Images of the batch.
-        tokens: Placeholders of one image.
+        tilings: Images of the batch, in order.
         attention_mask: ``[B, past + L]`` or None.
 
     Raises:
-        ValueError: A row's placeholders are not a whole number of images.
+        ValueError: A row's placeholders are not those of a whole number of images.
     """
     rows, length = where.shape
     if rows == 1:
-        return Rows((images,))
-    most = length // tokens
-    if images == rows * most:  # no row can hold more, so none holds fewer
+        return Rows((len(tilings),))
+    most = length // tilings[0].placeholders
+    if len(tilings) == rows * most and len(set(tilings)) == 1:  # no row can hold more, so none holds fewer
         return Rows((most,) * rows)
     text = ~where
     if attention_mask is not None:
         text = text & attention_mask[:, -length:].to(device=where.device, dtype=torch.bool)
-    counts = torch.stack([where.sum(1), text.sum(1)], dim=1).tolist()  # the one read of a prefill
-    for row, (visual, _) in enumerate(counts):
-        if visual % tokens:
-            raise ValueError(f"input_ids: row {row} holds {visual} image placeholders, not a multiple of {tokens}")
-    found = tuple(visual // tokens for visual, _ in counts)
-    if len(set(found)) == 1:
-        return Rows(found)
-    return Rows(found, tuple(visual + words for visual, words in counts))
+    counts = torch.stack([where.sum(1), text.sum(1)], dim=1).tolist()  # the one read of placeholders in a prefill
+    images = share_out([visual for visual, _ in counts], [tiling.placeholders for tiling in tilings])
+    if len(set(by_row(tilings, images))) == 1:
+        return Rows(images)
+    return Rows(images, tuple(visual + words for visual, words in counts))
 
 
-def lay_out(call: Call, run: Run, method: Method, num_layers: int, positions: Tensor) -> None:
+def share_out(placeholders: Sequence[int], images: Sequence[int]) -> tuple[int, ...]:
+    """How many images each row holds, from the placeholders of the rows and of the images, in order.
+
+    Raises:
+        ValueError: A row's are not those of the images that are next.
+    """
+    found, start = [], 0
+    for row, visual in enumerate(placeholders):
+        stop, left = start, visual
+        while stop < len(images) and left >= images[stop]:
+            left, stop = left - images[stop], stop + 1
+        if left:
+            coming = f"the next takes {images[stop]}" if stop < len(images) else "there is no other"
+            raise ValueError(
+                f"input_ids: row {row} holds {visual} image placeholders, which must be those of whole images; "
+                f"{stop - start} images fill {visual - left} of them, and {coming}"
+            )
+        found.append(stop - start)
+        start = stop
+    return tuple(found)
+
+
+def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ...]]:
+    """The images of each row, from their number in each."""
+    stops = [sum(counts[: row + 1]) for row in range(len(counts))]
+    return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
+
+
+def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
     """Works out the first segment of a call with images, and everything that later cuts count with.
 
     Args:
         call: With placeholders and encoded images; gets its rows and plans.
         run: Gets its first segment, cut layers, labels, counts, and what each row has lost.
-        method: Gives each row its plan.
-        num_layers: Decoder layers.
+        planner: Gives each row its plan.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped.
     """
     where, encoded = call.placeholders, call.encoded
     assert where is not None  # a call with images
     assert encoded is not None
-    images = encoded.count if call.origin is None else len(call.origin)
-    rows = count_rows(where, images, encoded.tokens, run.attention_mask)
-    plans = {n: method.plan(num_layers, (encoded.tokens,) * n, images=n) if n else None for n in set(rows.images)}
-    call.rows, call.plans = rows, tuple(plans[n] for n in rows.images)
+    images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
+    call.rows = rows = count_rows(where, [image.tiling for image in images], run.attention_mask)
+    members = by_row(images, rows.images)
+    plans = {row: planner.row(row) for row in set(members)}
+    call.plans = tuple(plans[row] for row in members)
     run.cut_layers = _cut_layers(call.plans)
     run.length = where.shape[1]
-    run.visual = [n * encoded.kept for n in rows.images]
-    run.clusters = max(rows.images) * encoded.clusters
-    kept = torch.ones_like(where)
-    if encoded.index is not None:
-        patches = torch.zeros((encoded.count, encoded.tokens), dtype=torch.bool, device=encoded.index.device)
-        patches = _in_batch(patches.scatter(1, encoded.index, True), call.origin).to(where.device).flatten()
-        number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=patches.shape[0] - 1)  # of each placeholder's patch
-        kept = ~where | patches.gather(0, number).view_as(where)
+    run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
+    codes = None if encoded.codes is None else _codes_of_columns(encoded, call.origin, where)
+    visual, kept = where, torch.ones_like(where)
+    if codes is not None:
+        visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
     positions = positions - (~kept).cumsum(1)
-    lengths = _book_entry(run, rows, encoded.tokens - encoded.kept, where.device)
+    lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
     if rows.tokens is not None and run.attention_mask is not None:
         kept = kept & (where | run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool))
     run.text_tail = _text_tail(kept & ~where)
     columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
-    visual = where.gather(1, columns)
+    visual = visual.gather(1, columns)
     visual = visual if valid is None else visual & valid
     positions = positions.expand(where.shape[0], -1).gather(1, columns)
     run.segments = [Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions)]
-    if encoded.labels is not None:
-        run.labels = _row_labels(_in_batch(encoded.labels, call.origin), encoded.clusters, rows.images).to(where.device)
+    _label(call, run, encoded, codes)
 
 
 def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
     return tuple(sorted({cut.layer for plan in plans if plan is not None for cut in plan.decoder}))
 
 
-def _book_entry(run: Run, rows: Rows, lost: int, device: torch.device) -> Tensor | None:
-    """Books ``lost`` tokens of each image before the language model; returns the rows' visual tokens where ragged."""
+def _codes_of_columns(encoded: EncodedImages, origin: list[int] | None, where: Tensor) -> Tensor:
+    """``[B, L]`` int64: the code of each placeholder, whatever elsewhere."""
+    codes = encoded.codes
+    assert codes is not None  # only then called
+    if origin is not None:
+        each = codes.split([image.tiling.placeholders for image in encoded.images])
+        codes = torch.cat([each[image] for image in origin])
+    number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=codes.shape[0] - 1)
+    return codes.to(where.device).gather(0, number).view_as(where)
+
+
+def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
+    """Books what each row loses before the language model; returns the rows' visual tokens where ragged."""
     if rows.tokens is None:
-        run.slots = [run.length - n * lost for n in rows.images]
-        run.entry_dropped = run.entry_dropped + rows.images[0] * lost
+        run.slots = [run.length - tokens for tokens in lost]
+        run.entry_dropped = run.entry_dropped + lost[0]
         return None
-    run.slots = [tokens - n * lost for tokens, n in zip(rows.tokens, rows.images, strict=True)]
-    run.entry_dropped = run.entry_dropped + on_device(rows.images, device)[:, None] * lost
+    run.slots = [tokens - fewer for tokens, fewer in zip(rows.tokens, lost, strict=True)]
+    run.entry_dropped = run.entry_dropped + on_device(lost, device)[:, None]
     return on_device(run.visual, device)
 
 
@@ -221,27 +193,31 @@ def _text_tail(text: Tensor) -> Tensor:
     return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
 
 
-def _in_batch(per_image: Tensor, origin: list[int] | None) -> Tensor:
-    """Rows of ``per_image`` [C, ...] for each image of the batch."""
-    if origin is None:
-        return per_image
-    return per_image.index_select(0, on_device(origin, per_image.device))
-
-
-def _row_labels(labels: Tensor, clusters: int, images: tuple[int, ...]) -> Tensor:
-    """Cluster labels over each row, ``[images, n1]`` to ``[B, N]``: images apart, -1 past a row's own."""
-    most = max(images)
-    if len(set(images)) == 1:
-        rows = labels.reshape(len(images), most, -1)
-        present = None
+def _label(call: Call, run: Run, encoded: EncodedImages, codes: Tensor | None) -> None:
+    """Gives the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
+    if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
+        return
+    segment, rows = run.segment, call.rows
+    assert rows is not None  # counted by now
+    if not encoded.labels or codes is None:
+        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
+        run.clusters = max(run.visual)
+        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(segment.visual)
+        return
+    labels = codes.gather(1, segment.columns).gather(1, segment.visual)
+    firsts = list(accumulate(encoded.labels, initial=0))
+    origin = call.origin or list(range(len(encoded.images)))
+    members = by_row(origin, rows.images)
+    counts = [sum(encoded.labels[image] for image in row) for row in members]
+    run.clusters = max(counts)
+    if rows.tokens is None and call.origin is None:
+        starts = torch.arange(len(counts), device=labels.device) * counts[0]
     else:
-        starts = [sum(images[:row]) for row in range(len(images))]
-        table = [[start + k if k < n else -1 for k in range(most)] for start, n in zip(starts, images, strict=True)]
-        index = on_device(table, labels.device)
-        rows, present = labels[index.clamp(min=0)], index[..., None] >= 0
-    shifted = rows + clusters * torch.arange(most, device=labels.device)[:, None]
-    labelled = rows >= 0 if present is None else (rows >= 0) & present
-    return torch.where(labelled, shifted, -1).flatten(1)
+        starts = on_device([firsts[row[0]] if row else 0 for row in members], labels.device)
+    run.labels = labels - starts[:, None]
+    if segment.lengths is not None:
+        beyond = torch.arange(labels.shape[1], device=labels.device) >= segment.lengths[:, None]
+        run.labels = run.labels.masked_fill(beyond, -1)
 
 
 def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_llava.families import Parts
-from vitcop_llava.state import Call, EncodedImages
+from vitcop_llava.layout import by_row, share_out
+from vitcop_llava.state import Call, EncodedImages, PlannedImage
 
 
 class FeatureScaleWarning(UserWarning):
@@ -37,11 +38,15 @@ class RowReport:
         images: Its images.
         plan: What was done with them; None for a row without images, which runs unpruned.
         text_tokens: Its columns that are not placeholders, padding included.
+        newlines: Newline tokens of its images in the unpruned model.
+        newlines_kept: How many of them stay, in every layer.
     """
 
     images: int
     plan: Plan | None
     text_tokens: int
+    newlines: int = 0
+    newlines_kept: int = 0
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -87,18 +92,18 @@ class Report:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
         if call.placeholders is None:
             return cls(method, (), parts.shape, size, None, "a text-only prompt: there is nothing to prune")
-        length = call.placeholders.shape[1]
-        if call.encoded is None or call.rows is None:
-            counts = (call.placeholders.sum(1) // parts.visual_tokens).tolist()
-            plans = [identity_plan(parts.shape.num_layers, (parts.visual_tokens,) * n) if n else None for n in counts]
+        if call.rows is None:
+            members = _unpruned_rows(call, parts)
+            plans = [identity_plan(parts.shape.num_layers, _units(row)) if row else None for row in members]
             note: str | None = "the budget keeps every token: the model runs unpruned"
             ratio = None
         else:
-            counts, plans, note = list(call.rows.images), list(call.plans), None
-            ratio = _distance_ratio(call.encoded, method)
-        rows = tuple(
-            RowReport(n, plan, length - n * parts.visual_tokens) for n, plan in zip(counts, plans, strict=True)
-        )
+            encoded = call.encoded
+            assert encoded is not None  # rows are laid out for encoded images
+            images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
+            members, plans, note = by_row(images, call.rows.images), list(call.plans), None
+            ratio = _distance_ratio(encoded, method)
+        rows = tuple(_row_report(call.placeholders.shape[1], *row) for row in zip(members, plans, strict=True))
         return cls(method, rows, parts.shape, size, ratio, note)
 
     @property
@@ -117,10 +122,10 @@ class Report:
     def _total(self, cost: Callable[[LanguageModelShape, int], int]) -> tuple[int, int]:
         pruned = unpruned = 0
         for row in self.rows:
-            length = row.text_tokens + (row.plan.visual_tokens if row.plan else 0)
+            length = row.text_tokens + row.newlines + (row.plan.visual_tokens if row.plan else 0)
             unpruned += self.shape.num_layers * cost(self.shape, length)
             visual = row.plan.tokens_per_layer if row.plan else (0,) * self.shape.num_layers
-            pruned += sum(cost(self.shape, row.text_tokens + tokens) for tokens in visual)
+            pruned += sum(cost(self.shape, row.text_tokens + row.newlines_kept + tokens) for tokens in visual)
         return pruned, unpruned
 
     def __str__(self) -> str:
@@ -149,7 +154,8 @@ class StageSurvivors:
 
     Attributes:
         name, layer: Which cut.
-        patches: ``[k]`` int64 ascending, over the row's images one after the other.
+        patches: ``[k]`` int64 ascending, over the row's images one after the other, each in the order of its
+            placeholders (of tiles: the base, then their merged grid without padding), newlines not counted.
         merged: ``[k]`` bool, which of them stand for the rest of a cluster.
     """
 
@@ -173,6 +179,14 @@ class Survivors:
     clusters: Tensor
     stages: tuple[StageSurvivors, ...]
 
+    def part(self, start: int, stop: int) -> Survivors:
+        """Those of the patches ``start`` to ``stop``, which are counted from 0 then."""
+        stages = []
+        for stage in self.stages:
+            inside = (stage.patches >= start) & (stage.patches < stop)
+            stages.append(replace(stage, patches=stage.patches[inside] - start, merged=stage.merged[inside]))
+        return Survivors(stop - start, self.clusters[start:stop], tuple(stages))
+
 
 def survivors_of(call: Call | None, row: int) -> Survivors:
     """Reads the survivors of one row back from the device.
@@ -186,25 +200,63 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
         raise ValueError(f"row: must be one of the {len(call.rows.images)} rows and hold an image, got {row}")
     plan, encoded, run = call.plans[row], call.encoded, call.run
     assert plan is not None  # checked above
+    images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
+    own = by_row(images, call.rows.images)[row]
     where = call.placeholders[row].cpu()
-    number = where.cumsum(0) - 1  # of the patch at each placeholder
+    number = (_is_patch(own).cumsum(0) - 1)[(where.cumsum(0) - 1).clamp(min=0)]  # of the patch at each placeholder
     found = []
-    for stage in RowReport(call.rows.images[row], plan, 0).stages:
+    for stage in RowReport(len(own), plan, 0).stages:
         segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
         merged = torch.zeros(stage.tokens, dtype=torch.bool)
         if segment.is_merged is not None:
             merged = segment.is_merged[row, : stage.tokens].cpu()
         found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged))
-    clusters = torch.full((plan.visual_tokens,), -1, dtype=torch.int64)
-    if encoded.labels is not None:
-        start = sum(call.rows.images[:row])
-        for slot in range(call.rows.images[row]):
-            image = start + slot if call.origin is None else call.origin[start + slot]
-            index = torch.arange(encoded.tokens) if encoded.index is None else encoded.index[image].cpu()
-            labels = encoded.labels[image].cpu()
-            clusters[index + slot * encoded.tokens] = torch.where(labels >= 0, labels + slot * encoded.clusters, -1)
-    return Survivors(plan.visual_tokens, clusters, tuple(found))
+    return Survivors(plan.visual_tokens, _clusters_of(call, encoded, row), tuple(found))
+
+
+def _clusters_of(call: Call, encoded: EncodedImages, row: int) -> Tensor:
+    """``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
+    assert call.rows is not None  # checked by the caller
+    origin = by_row(call.origin or list(range(len(encoded.images))), call.rows.images)[row]
+    own = [encoded.images[image] for image in origin]
+    if encoded.codes is None or not encoded.labels:
+        return torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64)
+    each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
+    codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
+    return torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]), -1)
+
+
+def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
+    """``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
+    found = []
+    for image in images:
+        places = torch.ones(image.tiling.placeholders, dtype=torch.bool)
+        places[list(image.tiling.newline_places)] = False
+        found.append(places)
+    return torch.cat(found)
+
+
+def _row_report(length: int, images: Sequence[PlannedImage], plan: Plan | None) -> RowReport:
+    newlines = sum(image.tiling.newlines for image in images)
+    text = length - sum(image.tiling.placeholders for image in images)
+    return RowReport(len(images), plan, text, newlines, sum(image.newlines for image in images))
+
+
+def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
+    return tuple(unit for image in images for unit in image.tiling.units)
+
+
+def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
+    """The images of each row of a call that kept everything, read from its placeholders."""
+    assert call.placeholders is not None  # checked by the caller
+    counts = call.placeholders.sum(1).tolist()
+    if call.encoded is not None and call.encoded.images:
+        images = [call.encoded.images[k] for k in call.origin or range(len(call.encoded.images))]
+    else:
+        whole = PlannedImage(parts.tiling, identity_plan(parts.shape.num_layers, parts.tiling.units))
+        images = [whole] * (sum(counts) // parts.visual_tokens)
+    return by_row(images, share_out(counts, [image.tiling.placeholders for image in images]))
 
 
 def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:

@@ -10,9 +10,34 @@ from torch import Tensor
 
 from vitcop_core import Plan
 from vitcop_llava.sequence import Segment
+from vitcop_llava.tiling import Tiling
 
 if TYPE_CHECKING:
     from vitcop_llava.cache import PrunedLayer
+
+
+DROPPED, NEWLINE = -1, -2
+"""Codes of placeholders that stand for no visual token of the pruned model: dropped, and newlines that stay."""
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """What is known of an image from its size alone.
+
+    Attributes:
+        tiling: How it lies in units.
+        plan: What is done with it where it is alone in its prompt.
+        newlines: Newline tokens that stay.
+    """
+
+    tiling: Tiling
+    plan: Plan
+    newlines: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Placeholders that do not enter the language model."""
+        return self.tiling.placeholders - self.plan.entry_tokens - self.newlines
 
 
 @dataclass(eq=False)
@@ -22,37 +47,38 @@ class EncodedImages:
     Attributes:
         owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
             outputs deeply for an assistant, and a reference to the pruner would take the model along.
-        tokens: Visual tokens m of an image before any cut.
-        count: Images C.
-        index: ``[C, n1]`` int64, the kept patches of each image in raster order; None where all were kept.
-        labels: ``[C, n1]`` int64, their clusters, counted from 0 in each image; None where nothing was clustered.
-        clusters: Clusters of each image.
-        keys: ``[n1, d_v]``, the keys of the first image's kept patches, to check the cutoff distance by; None where
+        images: What the images are, in order.
+        codes: ``[placeholders]`` int64 over all images: the cluster of each visual token that stays, counted over the
+            call (0 where nothing was clustered); `DROPPED`, or `NEWLINE` for a newline that stays. None where all stay.
+        labels: Clusters of each image; empty where nothing was clustered.
+        keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
     """
 
     owner: int
-    tokens: int = 0
-    count: int = 0
-    index: Tensor | None = None
-    labels: Tensor | None = None
-    clusters: int = 0
+    images: tuple[PlannedImage, ...] = ()
+    codes: Tensor | None = None
+    labels: tuple[int, ...] = ()
     keys: Tensor | None = None
-
-    @property
-    def kept(self) -> int:
-        """Visual tokens of an image after Stage I."""
-        return self.tokens if self.index is None else self.index.shape[1]
 
 
 @dataclass(eq=False)
 class TowerPass:
-    """Queries, keys and output of the scored vision layer, from the tower's forward to the projector's."""
+    """What is on its way from the tower's forward to the end of the projector's.
+
+    Attributes:
+        encoded: Stage I's result, in the making.
+        queries, keys, feature: Of the scored vision layer.
+        places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
+        patches: Units, and patches of each.
+    """
 
     encoded: EncodedImages
     queries: Tensor | None = None
     keys: Tensor | None = None
     feature: Tensor | None = None
+    places: Tensor | None = None
+    patches: tuple[int, ...] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Rows:
     """How many images and tokens each row holds, on the host.
 
     Attributes:
-        images: Images of each row.
+        images: Images of each row; they follow each other in the order of the batch.
         tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
     """
 

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.checks import check_choice, check_flag, check_int, check_positive, require
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit, count_tokens
+from vitcop_core.methods._vision import take_patches, top_patches
 from vitcop_core.methods.base import Method, unit_counts
 from vitcop_core.methods.official import co_prune_variant, head_mean_norm, official_vic
+from vitcop_core.ops._library import valid_tokens
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
 from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
 from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers, solve_ratios
@@ -146,6 +149,11 @@ class ViTCoP(Method):
         if self.ratios is not None:
             self._check_ratios(self.ratios)
 
+    @property
+    def cuts_depend_on_question(self) -> bool:
+        """Only with ``saliency="attention"``: keys and clusters of an image are settled by what precedes its end."""
+        return self.saliency == "attention"
+
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """The cuts of one sample; see :meth:`Method.plan`.
 
@@ -165,30 +173,34 @@ class ViTCoP(Method):
         first, deep = default_layers(depth) if self.layers is None else self.layers
         ratios = self._solve(retention, depth, first, deep)
         counts = count_tokens(ratios, units, chained=self.switch("counts") == "chained")
-
-        entry = sum(counts.units)
-        cuts: list[DecoderCut] = []
+        entry, cuts = sum(counts.units), list[DecoderCut]()
         if counts.shallow < entry:
             cuts.append(DecoderCut(first, counts.shallow, "co_prune" if self.clustering else "top_tokens"))
         if counts.deep < counts.shallow:
             reindex = self.switch("deep_positions") == "reindexed"
             cuts.append(DecoderCut(deep, counts.deep, "top_tokens", reindex_positions=reindex))
-
         clusters = (0,) * len(units)
         if any(cut.stage == "co_prune" for cut in cuts):
             clusters = self._clusters(ratios, counts)
         vision = VisionCut(counts.units, clusters) if counts.units != units or any(clusters) else None
         return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
 
-    def cut_vision(self, seen: VisionView, keep: int, clusters: int) -> VisionSelection:
+    def cut_vision(
+        self,
+        seen: VisionView,
+        keep: int,
+        clusters: int,
+        keeps: Tensor | None = None,
+        cluster_counts: Tensor | None = None,
+    ) -> VisionSelection:
         """Stage I: the tokens with most CLS attention, and their clusters for Stage II; see :meth:`Method.cut_vision`.
 
         With ``compat="official"`` the last of the clusters is the one for tokens that the released code leaves without
         a label; it may be empty, and has no center.
         """
         saliency = ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:]
-        index = ops.top_tokens(saliency, keep)
-        found = self._cluster(seen, index, clusters) if clusters else None
+        index = top_patches(seen, saliency, keep, keeps)
+        found = self._cluster(seen, index, clusters, keeps, cluster_counts) if clusters else None
         return VisionSelection(index=index, clusters=found, saliency=saliency)
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
@@ -262,33 +274,27 @@ class ViTCoP(Method):
         round_up = self.switch("centers_round") == "ceil"
         if self.compat == "paper":
             return clusters_per_unit(center_ratio, counts, round_up=round_up, capped=True)
-        found = clusters_per_unit(center_ratio, counts, round_up=round_up, capped=False)
-        return tuple(count + 1 for count in found)
+        return tuple(1 + n for n in clusters_per_unit(center_ratio, counts, round_up=round_up, capped=False))
 
-    def _cluster(self, seen: VisionView, index: Tensor, clusters: int) -> Clusters:
+    def _cluster(
+        self, seen: VisionView, index: Tensor, clusters: int, lengths: Tensor | None, counts: Tensor | None
+    ) -> Clusters:
         features = seen.hidden
         if self.switch("vic_features") == "vit_keys":
             features = seen.keys[:, :, 1:].transpose(1, 2).flatten(2)
-        features = _take(features, index)
-        positions = _take(seen.positions, index)
+        features, positions = take_patches(features, index), take_patches(seen.positions, index)
         if self.compat == "paper":
-            return ops.vic(
-                features,
-                positions,
-                clusters,
-                cutoff_distance=self.cutoff_distance,
-                spatial_threshold=self.spatial_threshold,
-            )
-        found = official_vic(features, positions, clusters - 1, self.cutoff_distance, self.spatial_threshold)
-        return found._replace(labels=found.labels.masked_fill(found.labels < 0, clusters - 1))
+            how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
+            return ops.vic(features, positions, clusters, **how, lengths=lengths, counts=counts)
+        centers = None if counts is None else counts - 1
+        thresholds = self.cutoff_distance, self.spatial_threshold
+        found = official_vic(features, positions, clusters - 1, *thresholds, lengths=lengths, counts=centers)
+        rest = clusters - 1 if centers is None else centers.unsqueeze(1)
+        unlabelled = (found.labels < 0) & valid_tokens(features, lengths)
+        return found._replace(labels=torch.where(unlabelled, rest, found.labels))
 
     def _norms(self, seen: DecoderView) -> Tensor:
         """``[B, n]``, the smaller the more important."""
         if self.saliency == "attention":
             return -seen.attention().detach().float()
         return ops.key_norm(seen.keys) if self.switch("knorm") == "joint" else head_mean_norm(seen.keys)
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``."""
-    return tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))

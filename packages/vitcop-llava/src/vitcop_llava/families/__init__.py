@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from vitcop_llava.families import llava
+from vitcop_llava.families import llava, llava_next
 from vitcop_llava.families.base import Parts
 
 __all__ = ["Parts", "locate"]
 
-_FAMILIES = {"LlavaForConditionalGeneration": llava.locate}
+_FAMILIES = {
+    "LlavaForConditionalGeneration": llava.locate,
+    "LlavaNextForConditionalGeneration": llava_next.locate,
+}
 
 
 def locate(model: nn.Module) -> Parts:

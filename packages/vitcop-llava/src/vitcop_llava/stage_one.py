@@ -1,0 +1,148 @@
+"""Stage I over the units of a call: which patches go through the projector, and what becomes of every placeholder.
+
+Counts come from the plans, on the host; indices stay on the device. Units that use different parts of their grid, or
+keep different numbers, are one ragged batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitcop_core import Method, VisionView
+from vitcop_llava.sequence import on_device, places_of, take
+from vitcop_llava.state import DROPPED, NEWLINE, EncodedImages, PlannedImage
+from vitcop_llava.tiling import Box, Tiling
+
+
+@dataclass(frozen=True)
+class UnitCut:
+    """What one unit offers, keeps, and how many labels its tokens have; all 0 for a tile that is padding alone."""
+
+    box: Box
+    eligible: int
+    keep: int
+    clusters: int
+
+    @property
+    def labels(self) -> int:
+        """Labels of its tokens. Beside units that are clustered, each token of one that is not stands for itself."""
+        return self.clusters or self.keep
+
+
+class _Ragged(NamedTuple):
+    """Units that differ, on the device: ``[C, n]`` eligible patches, and ``[C]`` numbers; all int64."""
+
+    eligible: Tensor
+    lengths: Tensor
+    keeps: Tensor
+    clusters: Tensor
+    first_labels: Tensor
+
+
+def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> Tensor | None:
+    """Chooses patches, and writes into ``encoded`` what became of the placeholders.
+
+    Args:
+        method: Decides.
+        seen: The tower's units, without what is eligible.
+        encoded: With its images planned; gets ``codes``, ``labels`` and ``keys``.
+
+    Returns:
+        ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units; None
+        where they are all kept.
+    """
+    cuts = _unit_cuts(encoded.images)
+    units, patches = seen.hidden.shape[:2]
+    total = sum(cut.keep for cut in cuts)
+    is_cut = any(image.plan.vision is not None for image in encoded.images)
+    if not is_cut and not any(image.lost for image in encoded.images):
+        return None
+    ragged = None
+    if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
+        ragged = _ragged(cuts, encoded.images[0].tiling, seen.hidden.device)
+        seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
+    if is_cut:
+        index, labels = _chosen(method, seen, cuts, ragged, encoded)
+    else:  # newlines and padding alone are left out
+        index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
+        index = index if ragged is None else ragged.eligible
+    places = (index + patches * torch.arange(units, device=index.device)[:, None]).flatten()
+    values = torch.zeros_like(places) if labels is None else labels.flatten()
+    if ragged is not None:
+        used = torch.arange(index.shape[1], device=index.device) < ragged.keeps[:, None]
+        own = places_of(used.flatten()[None], total)[0]
+        places, values = places[own], values[own]
+    codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
+    encoded.codes = _packed(codes.view(units, patches), encoded.images)
+    return None if total == units * patches else places
+
+
+def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
+    """The units of all images, in the order in which the tower sees them."""
+    found = []
+    for image in images:
+        cut, tiling = image.plan.vision, image.tiling
+        keeps, clusters = (tiling.units, (0,) * len(tiling.units)) if cut is None else (cut.keep, cut.clusters)
+        planned = iter(zip(keeps, clusters, strict=True))
+        for box, eligible in zip(tiling.boxes, tiling.counts, strict=True):
+            keep, labels = next(planned) if eligible else (0, 0)
+            found.append(UnitCut(box, eligible, keep, labels))
+    return found
+
+
+def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragged:
+    (rows, columns), table, labels = tiling.grid, [], 0
+    for cut in cuts:
+        top, _, left, right = cut.box
+        table.append((top * columns + left, max(right - left, 1), cut.eligible, cut.keep, cut.clusters, labels))
+        labels += cut.labels
+    corners, widths, lengths, keeps, clusters, first_labels = on_device(table, device).unbind(1)
+    number = torch.arange(max(cut.eligible for cut in cuts), device=device)
+    down = torch.div(number, widths[:, None], rounding_mode="floor")
+    eligible = corners[:, None] + down * columns + number - down * widths[:, None]
+    return _Ragged(eligible.clamp(max=rows * columns - 1), lengths, keeps, clusters, first_labels)
+
+
+def _chosen(
+    method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
+) -> tuple[Tensor, Tensor | None]:
+    """What each unit keeps, ``[C, k]``, and its labels, counted over the call; arbitrary past a unit's own number."""
+    keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
+    given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
+    selection = method.cut_vision(seen, keep, clusters, *given)
+    if selection.clusters is None:
+        return selection.index, None
+    index, labels = selection.index, selection.clusters.labels
+    encoded.keys = take(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach(), index[:1, : cuts[0].keep])[0]
+    encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
+    if ragged is None:
+        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
+    itself = torch.arange(labels.shape[1], device=labels.device)
+    labels = torch.where(ragged.clusters[:, None] > 0, labels, itself)
+    return index, labels + ragged.first_labels[:, None]
+
+
+def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
+    """Codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
+    if not any(image.tiling.tiles[0] for image in images):
+        return codes.flatten()
+    found, start = [], 0
+    for image in images:
+        stop = start + len(image.tiling.boxes)
+        found.append(_pack(codes[start:stop], image.tiling, NEWLINE if image.newlines else DROPPED))
+        start = stop
+    return torch.cat(found)
+
+
+def _pack(codes: Tensor, tiling: Tiling, newline: int) -> Tensor:
+    """``[units, m]`` in the order of transformers' packing: the base, then the merged grid without its padding."""
+    (rows, columns), (down, across), (top, bottom, left, right) = tiling.grid, tiling.tiles, tiling.window
+    merged = codes[1:].view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
+    lines = functional.pad(merged[top:bottom, left:right], (0, 1), value=newline)
+    return torch.cat([codes[0], lines.flatten()])
