@@ -1,4 +1,4 @@
-"""Writes the stored results into README.md and docs/benchmarks/index.md, and draws them: ``nox -s figures``.
+"""Writes the stored results into README.md and pages of docs/, and draws them: ``nox -s figures``.
 
 Tables stand between markers such as ``<!-- accuracy: begin -->``; a test holds them against the stored results.
 """
@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
 from vitcop_llava.demo.evaluate import Score
 from vitcop_llava.demo.questions import KINDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGES = (ROOT / "README.md", HERE / "index.md")
+PAGES = (ROOT / "README.md", HERE / "index.md", HERE.parent / "kernels.md")
+IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
 
@@ -89,12 +91,16 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
     "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
     "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
+    "kernels": ("kernels-cpu.json", kernels_table),
+    "registers": ("ptxas.json", registers_table),
 }
 
 
 def rendered(page: str) -> str:
     """A page with every marked table made anew."""
     for name, (file, table) in TABLES.items():
+        if not (HERE / file).exists():
+            continue
         text = table(json.loads((HERE / file).read_text()))
         pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
         page = re.sub(pattern, partial(_between, text), page, flags=re.DOTALL)
@@ -128,7 +134,9 @@ def main() -> None:
     """Rewrites the pages and the plot."""
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
-    draw(json.loads((HERE / "demo-ablations.json").read_text()), HERE.parent / "images" / "accuracy.png")
+    draw(json.loads((HERE / "demo-ablations.json").read_text()), IMAGES / "accuracy.png")
+    if (kernels := HERE / "kernels-cpu.json").exists():
+        draw_growth(json.loads(kernels.read_text()), IMAGES / "kernel-growth.png")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicCache
 
-from vitcop_core import DecoderCut, DecoderView, Method
+from vitcop_core import DecoderView, Method
 from vitcop_llava import layout
 from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
 from vitcop_llava.call_checks import check_call, check_encoded, check_mask, check_text
@@ -26,7 +26,7 @@ from vitcop_llava.families import Parts
 from vitcop_llava.masks import segment_mask, slot_padding
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import last_row_attention, reindexed
-from vitcop_llava.sequence import Segment, cut_segment, put, restore, take
+from vitcop_llava.sequence import Segment, cut_segment, put, restore, survivor_slots, take
 from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
 from vitcop_llava.vision_hooks import encoded_of
 
@@ -177,27 +177,29 @@ class LanguageHooks:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
         selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
         slots = layout.after_cut(run, counts)
-        after, origin, chosen = cut_segment(run.segment, selection.index, keeps, slots, selection.is_merged)
-        after = self._turn(run, cut, after, origin, hidden)
+        assert run.rotary is not None  # set by the first layer
+        survivors = survivor_slots(run.segment, selection.index, keeps)
         if selection.hidden is not None:
-            hidden = put(hidden, selection.hidden, chosen)
+            hidden = put(hidden, selection.hidden, survivors)
+        after, origin, moved = cut_segment(
+            run.segment, survivors, keeps, slots, selection.is_merged, along=(hidden, *run.rotary)
+        )
+        hidden, cosines, sines = moved
+        run.rotary = (cosines, sines)
+        if cut.reindex_positions:
+            after = self._reindex(run, after, origin, hidden)
         if run.labels is not None:
             run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
         run.segments.append(after)
         run.projections.clear()
-        return take(hidden, origin)
+        return hidden
 
-    def _turn(self, run: Run, cut: DecoderCut, after: Segment, origin: Tensor, hidden: Tensor) -> Segment:
-        """Gives the tokens after a cut their rotations: their own, or those of new positions."""
-        assert run.rotary is not None  # set by the first layer
-        if not cut.reindex_positions:
-            cosines, sines = (take(part.expand(origin.shape[0], -1, -1), origin) for part in run.rotary)
-            run.rotary = (cosines, sines)
-            return after
+    def _reindex(self, run: Run, after: Segment, origin: Tensor, like: Tensor) -> Segment:
+        """Gives the tokens after a cut new positions, and their rotations."""
         before = run.segment
         padding = None if run.keys is None or run.keys.padding is None else run.keys.padding[:, -before.slots :]
         positions = reindexed(before.position_ids, padding).gather(1, origin)
-        run.rotary = self._parts.rotary(hidden, positions)
+        run.rotary = self._parts.rotary(like, positions)
         return replace(after, position_ids=positions)
 
     def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
