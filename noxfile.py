@@ -85,6 +85,8 @@ def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
     install_group(session, "test")
     install_packages(session, *PACKAGES)
+    if not session.posargs:  # vitcop-core on its references; below, where vitcop-cuda is loaded, it runs on the kernels
+        session.run("pytest", "-q", CORE)
     session.run("pytest", *session.posargs)
 
 

@@ -2,8 +2,8 @@
 
 All take a batch, and ``lengths`` makes it ragged; a row's result never depends on its neighbours. Scores and distances
 are computed in float32 or better whatever the input dtype. Sizes come from the arguments and never from tensor values,
-so no operator waits for the device, and none looks at lengths, counts or labels on one: those that do not fit are cut to
-what does (the compiled CPU kernels refuse them). ``REFERENCES`` has the pure-torch implementation of each by name.
+so no operator waits for the device, and none looks at lengths, counts or labels on one: those that do not fit are cut
+to what does (the compiled CPU kernels refuse them). ``REFERENCES`` has the pure-torch implementation of each by name.
 """
 
 from vitcop_core.ops._library import REFERENCES

@@ -3,8 +3,8 @@
 Where the algorithm as printed is undefined, this is what happens. Equal densities: the token with the lower index
 counts as denser, so that "denser" is a total order and duplicates cannot point at each other. Infinite importance:
 centers are ordered by importance, then density, then index. A token that is no center and has no denser token nearby
-gets the label of the center nearest in feature space. NaN or infinite features give labels within range and the same ones
-every time, but no meaning.
+gets the label of the center nearest in feature space. NaN or infinite features give labels within range, the same ones
+every time, and no meaning.
 """
 
 import math
