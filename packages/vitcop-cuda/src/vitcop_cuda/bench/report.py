@@ -87,6 +87,8 @@ def draw_growth(stored: Stored, target: Path) -> None:
         fitted = [1e3 * law["factor"] * n ** law["exponent"] for n in tokens]
         left.loglog(tokens, fitted, "k--", linewidth=1, label=f"$n^{{{law['exponent']:.2f}}}$")
     left.set(xlabel="tokens", ylabel="ms", title="vic, one row")
+    left.set_xticks(tokens, labels=map(str, tokens))
+    left.minorticks_off()
     batches = [row["batch"] for row in stored["growth_by_batch"]]
     right.plot(batches, [row["over_one"] for row in stored["growth_by_batch"]], marker="o", label="kernel")
     right.plot(batches, batches, "k--", linewidth=1, label="one call a row")
