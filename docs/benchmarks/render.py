@@ -87,10 +87,36 @@ def prefill_table(stored: Stored) -> str:
     return "\n".join(lines)
 
 
+def reuse_table(stored: Stored) -> str:
+    """Many questions about one image on its prefix, beside one question asked as usual."""
+    sizes, place = stored["sizes"], stored["environment"]
+    rows = {
+        "one question, unpruned": "unpruned",
+        "one question, pruned": "pruned",
+        f"{sizes['questions']} questions on one prefix": "reuse",
+        "of which the image": "encode",
+        "of which the questions": "answer",
+    }
+    usual = statistics.median(stored["pruned"])
+    lines = ["| | time | of one pruned question |", "|---|---|---|"]
+    for name, key in rows.items():
+        seconds = statistics.median(stored[key])
+        lines.append(f"| {name} | {seconds:.1f} s | {seconds / usual:.2f} |")
+    lines += [
+        "",
+        f"Medians of {len(stored['reuse'])} interleaved rounds: the shape of {stored['shape']}, random weights, "
+        f"{stored['dtype']}, {stored['retained_tokens']} of {stored['visual_tokens']} visual tokens, questions of "
+        f"{sizes['question_tokens']} tokens and answers of {sizes['new_tokens']}, on {place['cores']} cores of "
+        f"{place['processor']}. `{stored['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
     "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
     "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
+    "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),
 }
