@@ -11,7 +11,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitcop_core import DecoderCut, DecoderView, VisionView, ViTCoP, ops
+from vitcop_core import (
+    DecoderCut,
+    DecoderView,
+    FastV,
+    Method,
+    PromptView,
+    PyramidDrop,
+    SparseVLM,
+    VisionView,
+    VisionZip,
+    ViTCoP,
+    ops,
+)
 
 _FORBIDDEN = (
     "_local_scalar_dense",
@@ -141,3 +153,29 @@ def test_decoder_cut_never_waits(
     keeps = torch.tensor([min(length, 7) for length in lengths])
     with no_host_sync():
         method.cut_decoder(DecoderCut(2, 7, stage), view, keeps)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+def test_visionzip_never_waits(vision_view: Callable[..., VisionView], ragged: bool) -> None:
+    view = vision_view()
+    view = replace(view, hidden_cls=view.hidden[:, 0])
+    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    if ragged:
+        view = replace(view, eligible=torch.arange(20).expand(2, -1), lengths=torch.tensor([20, 7]))
+        given = torch.tensor([12, 3]), torch.tensor([4, 1])
+    with no_host_sync():
+        VisionZip(retained_tokens=12).cut_vision(view, 12, 4, *given)
+
+
+@pytest.mark.parametrize("method", [FastV(keep=7), PyramidDrop(ratio=0.5), SparseVLM(counts=(7, 5, 3))], ids=str)
+@pytest.mark.parametrize("lengths", [[20, 20], [20, 9, 1]], ids=["even", "ragged"])
+def test_attention_cut_never_waits(
+    decoder_view: Callable[..., DecoderView], method: Method, lengths: list[int]
+) -> None:
+    view = decoder_view(lengths, 4)
+    attention = view.attention()
+    prompt = PromptView(view.hidden, view.lengths, view.hidden[:, :5], None)
+    view = replace(view, own_attention=view.attention, attention_of=lambda _: attention, prompt=lambda: prompt)
+    keeps = torch.tensor([min(length, 7) for length in lengths])
+    with no_host_sync():
+        method.cut_decoder(DecoderCut(2, 7, "recycle", recycled=1, pack_positions=True), view, keeps)

@@ -129,6 +129,23 @@ def test_ragged_batch_reads_once(
     )
 
 
+BASELINES = [
+    vitcop_llava.FastV(retained_tokens=48),
+    vitcop_llava.PyramidDrop(retained_tokens=48),
+    vitcop_llava.SparseVLM(retained_tokens=48),
+    vitcop_llava.VisionZip(retained_tokens=48),
+]
+
+
+@pytest.mark.parametrize("method", BASELINES, ids=lambda method: type(method).__name__)
+def test_baselines_wait_where_vitcop_does(model: Any, prompt: Make, pictures: Make, pad: Any, method: Any) -> None:
+    ids = prompt(3, "image", 2, "image", 8).expand(2, -1).contiguous()
+    assert waits(model, method, {"input_ids": ids, "pixel_values": pictures(4)}) == []
+    batch = pad([prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)])
+    found = waits(model, method, {**batch, "pixel_values": pictures(3)})
+    assert {place for place, _ in found} - {"on_device"} == {"count_rows"}
+
+
 NEXT_BATCHES: dict[str, tuple[list[list[Any]], set[str]]] = {
     "one-image": ([[2, (96, 96), 3]], set()),
     "one-row": ([[2, (131, 77), 3, (10, 90), 2]], set()),
@@ -178,8 +195,9 @@ def test_detector_notices_a_wait(
 
 
 HOOKS = (
-    "cache call_checks language_hooks layout masks planning rope sequence sizes stage_one state vision_hooks".split()
-)
+    "appending cache call_checks language_hooks layout masks planning rope scoring sequence sizes stage_one state "
+    "vision_hooks"
+).split()
 ALLOWED = {
     ("layout", "count_rows", "tolist"),  # placeholders, of rows with different images
     ("sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor

@@ -26,6 +26,8 @@ class PrunedLayer(DynamicLayer):
         covered: Logical columns that the first P slots stand for.
         entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
             a position id is smaller than the logical position.
+        shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
+            the positions of what its cuts leave.
         text_tail: int64 of no dimension: newest of the covered columns that hold text in every row, none of it dropped.
         has_padding: Whether ``columns`` holds any padding.
         group: Layers of one group hold the same columns, and share their attention mask.
@@ -41,6 +43,7 @@ class PrunedLayer(DynamicLayer):
         self.columns: Tensor | None = None
         self.covered = 0
         self.entry_dropped: Tensor | int = 0
+        self.shift: Tensor | int = 0
         self.text_tail: Tensor | None = None
         self.has_padding = False
         self.group = 0
@@ -64,11 +67,12 @@ class PrunedLayer(DynamicLayer):
         *,
         has_padding: bool,
         group: int,
+        shift: Tensor | int = 0,
     ) -> None:
         """Records what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered = columns, covered
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
-        self.has_padding, self.group = has_padding, group
+        self.has_padding, self.group, self.shift = has_padding, group, shift
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
         """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
@@ -158,6 +162,8 @@ class PrunedLayer(DynamicLayer):
             self.columns = self.columns.index_select(0, rows.to(self.columns.device))
         if isinstance(self.entry_dropped, Tensor):
             self.entry_dropped = self.entry_dropped.index_select(0, rows.to(self.entry_dropped.device))
+        if isinstance(self.shift, Tensor):
+            self.shift = self.shift.index_select(0, rows.to(self.shift.device))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorders keys, values and row state."""
@@ -176,6 +182,8 @@ class PrunedLayer(DynamicLayer):
             self.columns = self.columns.repeat_interleave(repeats, dim=0)
         if isinstance(self.entry_dropped, Tensor):
             self.entry_dropped = self.entry_dropped.repeat_interleave(repeats, dim=0)
+        if isinstance(self.shift, Tensor):
+            self.shift = self.shift.repeat_interleave(repeats, dim=0)
 
 
 def check_cache(cache: object) -> None:

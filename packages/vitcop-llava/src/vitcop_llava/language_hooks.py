@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicCache
 
-from vitcop_core import DecoderView, Method
+from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
+from vitcop_llava.appending import append_segment
 from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
 from vitcop_llava.call_checks import check_call, check_encoded, check_mask, check_text
 from vitcop_llava.families import Parts
 from vitcop_llava.masks import segment_mask, slot_padding
 from vitcop_llava.planning import Planner
-from vitcop_llava.rope import last_row_attention, reindexed
-from vitcop_llava.sequence import Segment, cut_segment, put, restore, survivor_slots, take
+from vitcop_llava.rope import last_row_attention, packed, reindexed
+from vitcop_llava.scoring import Scoring, own_padding
+from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
 from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
 from vitcop_llava.vision_hooks import encoded_of
 
@@ -115,6 +117,8 @@ class LanguageHooks:
         if cache is not None:
             check_cuts(cache, run.cut_layers)
         embeds = take(embeds, run.segment.columns)
+        if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
+            run.entry = embeds
         run.keys = self._keys_of(run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache}
@@ -122,7 +126,7 @@ class LanguageHooks:
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
         embeds: Tensor = kwargs["inputs_embeds"]
         call.run = run = self._new_run(kwargs["past_key_values"], kwargs)
-        positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
+        run.positions = positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
         return {**kwargs, "position_ids": positions, "attention_mask": self._mask_of_group(run, embeds, layer=0)}
 
     def _new_run(self, cache: DynamicCache | None, kwargs: Kwargs) -> Run:
@@ -130,7 +134,9 @@ class LanguageHooks:
         if cache is None:
             return Run(None, mask, past=0)
         layers = install_layers(cache, self._parts.shape.num_layers)
-        return Run(layers, mask, layers[0].get_seq_length(), layers[0].entry_dropped)
+        run = Run(layers, mask, layers[0].get_seq_length(), layers[0].entry_dropped)
+        run.shifts = [layer.shift for layer in layers]
+        return run
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call = active_call(self._owner)
@@ -156,7 +162,8 @@ class LanguageHooks:
             return None
         run, hidden = call.run, args[0]
         if not run.segments:
-            return args, {**kwargs, "attention_mask": self._mask_of_group(run, hidden, layer=index)}
+            own = {"attention_mask": self._mask_of_group(run, hidden, layer=index)}
+            return args, {**kwargs, **own, **self._rotary_of_group(run, hidden, layer=index)}
         if run.rotary is None:
             run.rotary = kwargs["position_embeddings"]
         if index in run.cut_layers:
@@ -166,7 +173,8 @@ class LanguageHooks:
         assert keys is not None  # made where the segment began
         if run.layers is not None:
             what = (keys.columns, covered, run.entry_dropped, run.text_tail)
-            run.layers[index].describe(*what, has_padding=keys.has_padding, group=group)
+            shift = run.shifts[index] + run.packed
+            run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
         if group == 0:
             return None
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
@@ -176,29 +184,38 @@ class LanguageHooks:
     def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
         selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
+        if cut.pack_positions:
+            run.packed = run.packed + layout.lost(run, counts, hidden.device)
         slots = layout.after_cut(run, counts)
         assert run.rotary is not None  # set by the first layer
-        survivors = survivor_slots(run.segment, selection.index, keeps)
-        if selection.hidden is not None:
-            hidden = put(hidden, selection.hidden, survivors)
-        after, origin, moved = cut_segment(
-            run.segment, survivors, keeps, slots, selection.is_merged, along=(hidden, *run.rotary)
-        )
-        hidden, cosines, sines = moved
-        run.rotary = (cosines, sines)
-        if cut.reindex_positions:
-            after = self._reindex(run, after, origin, hidden)
+        if selection.appended is None or selection.appended_at is None:
+            survivors = survivor_slots(run.segment, selection.index, keeps)
+            if selection.hidden is not None:
+                hidden = put(hidden, selection.hidden, survivors)
+            along = (hidden, *run.rotary)
+            after, origin, moved = cut_segment(run.segment, survivors, keeps, slots, selection.is_merged, along)
+            hidden, cosines, sines = moved
+            run.rotary = (cosines, sines)
+        else:
+            totals = None if keeps is None else on_device(counts, hidden.device)
+            after, origin = append_segment(run.segment, selection.index, selection.appended_at, totals, slots)
+            hidden = take(torch.cat([hidden, selection.appended], dim=1), origin)
+        after = self._renumber(run, index, cut, after, origin, hidden)
         if run.labels is not None:
             run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
         run.segments.append(after)
         run.projections.clear()
         return hidden
 
-    def _reindex(self, run: Run, after: Segment, origin: Tensor, like: Tensor) -> Segment:
-        """Gives the tokens after a cut new positions, and their rotations."""
-        before = run.segment
-        padding = None if run.keys is None or run.keys.padding is None else run.keys.padding[:, -before.slots :]
-        positions = reindexed(before.position_ids, padding).gather(1, origin)
+    def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
+        """Gives the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
+        if cut.pack_positions:
+            first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
+            positions = packed(first, own_padding(run, after), after.slots).expand(origin.shape[0], -1)
+        elif cut.reindex_positions:
+            positions = reindexed(run.segment.position_ids, own_padding(run, run.segment)).gather(1, origin)
+        else:
+            return after
         run.rotary = self._parts.rotary(like, positions)
         return replace(after, position_ids=positions)
 
@@ -211,6 +228,7 @@ class LanguageHooks:
             keys = held.to(hidden.device)
             own = keys[:, :, -segment.slots :]
         places = segment.visual[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
+        scoring = Scoring(self._parts, run, index, hidden, keys, rotate_keys=held is None)
         return DecoderView(
             hidden=take(hidden, segment.visual),
             keys=own.gather(2, places),
@@ -218,6 +236,10 @@ class LanguageHooks:
             num_clusters=run.clusters,
             lengths=segment.lengths,
             attention=partial(self._attention, run, index, keys, rotate_keys=held is None),
+            own_attention=scoring.of_own_layer,
+            attention_of=scoring.of_text,
+            prompt=scoring.prompt,
+            notes=run.notes,
         )
 
     def _attention(self, run: Run, index: int, keys: Tensor, *, rotate_keys: bool) -> Tensor:
@@ -263,3 +285,14 @@ class LanguageHooks:
                 padding = slot_padding(columns, run.attention_mask, has_padding=held.has_padding)
             run.masks[held.group] = segment_mask(self._parts.config, like, queries, held.physical_length, padding)
         return run.masks[held.group]
+
+    def _rotary_of_group(self, run: Run, like: Tensor, layer: int) -> Kwargs:
+        """The rotations of a layer that continues from a cache whose positions were packed there."""
+        assert run.layers is not None  # only a cache can be continued
+        held = run.layers[layer]
+        if isinstance(held.shift, int) and held.shift == 0:
+            return {}
+        if held.group not in run.rotaries:
+            assert run.positions is not None  # set where the call began
+            run.rotaries[held.group] = self._parts.rotary(like, run.positions - held.shift)
+        return {"position_embeddings": run.rotaries[held.group]}

@@ -221,15 +221,24 @@ def _label(call: Call, run: Run, encoded: EncodedImages, codes: Tensor | None) -
 
 
 def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:
-    """The cut before ``layer``: with the most that any row keeps, how many each keeps (on the device, and on the host).
+    """The cut before ``layer``, with the most that any row keeps and recycles; how many each keeps, on the device (None
+    where rows are alike); and how many it then has, on the host.
 
     Rows without images, and rows whose plan has nothing to cut here, keep what they have.
     """
     cuts = [next((cut for cut in plan.decoder if cut.layer == layer), None) if plan else None for plan in call.plans]
-    counts = [visual if cut is None else cut.keep for cut, visual in zip(cuts, run.visual, strict=True)]
+    stay = [visual if cut is None else cut.keep for cut, visual in zip(cuts, run.visual, strict=True)]
+    made = [0 if cut is None else cut.recycled for cut in cuts]
     cut = next(cut for cut in cuts if cut is not None)
-    keeps = None if run.segment.lengths is None else on_device(counts, device)
-    return replace(cut, keep=max(counts)), keeps, counts
+    keeps = None if run.segment.lengths is None else on_device(stay, device)
+    cut = replace(cut, keep=max(stay), recycled=max(made))
+    return cut, keeps, [keep + recycled for keep, recycled in zip(stay, made, strict=True)]
+
+
+def lost(run: Run, counts: list[int], device: torch.device) -> Tensor | int:
+    """By how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
+    fewer = [had - has for had, has in zip(run.visual, counts, strict=True)]
+    return fewer[0] if len(set(fewer)) == 1 else on_device(fewer, device)[:, None]
 
 
 def after_cut(run: Run, counts: list[int]) -> int:

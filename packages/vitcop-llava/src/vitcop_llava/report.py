@@ -54,8 +54,14 @@ class RowReport:
         if self.plan is None:
             return ()
         found = []
+        is_staged = all(cut.stage in ("co_prune", "top_tokens") for cut in self.plan.decoder)
         if self.plan.entry_tokens < self.plan.visual_tokens:
-            found.append(Stage("Stage I", None, self.plan.entry_tokens))
+            is_staged = is_staged and (self.plan.num_clusters == 0 or len(self.plan.decoder) > 0)
+            found.append(Stage("Stage I" if is_staged else "Vision cut", None, self.plan.entry_tokens))
+        if not is_staged:  # another method than ViTCoP, whose cuts have no names
+            for order, cut in enumerate(self.plan.decoder, start=1):
+                found.append(Stage(f"Cut {order}", cut.layer, cut.tokens))
+            return tuple(found)
         names = {"co_prune": "Stage II", "top_tokens": "Stage III"}
         for order, cut in enumerate(self.plan.decoder):
             name = "Stage II" if order == 0 and len(self.plan.decoder) > 1 else names[cut.stage]
@@ -211,6 +217,8 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
         merged = torch.zeros(stage.tokens, dtype=torch.bool)
         if segment.is_merged is not None:
             merged = segment.is_merged[row, : stage.tokens].cpu()
+        columns, order = columns.sort()  # appended tokens come last in the sequence
+        merged = merged[order]
         found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged))
     return Survivors(plan.visual_tokens, _clusters_of(call, encoded, row), tuple(found))
 

@@ -169,6 +169,8 @@ def restore(hidden: Tensor, segment: Segment, placeholders: Tensor) -> Tensor:
     slots = torch.full((rows, length + 1), -1, dtype=torch.int64, device=columns.device)
     slots = slots.scatter(1, columns, numbers)[:, :-1]
     last = placeholders & ~functional.pad(placeholders, (0, 1))[:, 1:]
-    slots = torch.where(last & (slots < 0), slots.cummax(dim=1).values, slots)
+    # Tokens that a cut appended stand behind all others of the images, whatever their column.
+    final = last & (placeholders.flip(1).cumsum(1).flip(1) == 1)
+    slots = torch.where((last & (slots < 0)) | final, slots.cummax(dim=1).values, slots)
     found = take(hidden, slots.clamp(min=0))
     return found.masked_fill((slots < 0)[..., None], 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitcop_core import Method, VisionView
+from vitcop_core import Method, VisionSelection, VisionView
 from vitcop_llava.sequence import on_device, places_of, take
 from vitcop_llava.state import DROPPED, NEWLINE, EncodedImages, PlannedImage
 from vitcop_llava.tiling import Box, Tiling
@@ -28,6 +28,7 @@ class UnitCut:
     eligible: int
     keep: int
     clusters: int
+    is_cut: bool = True
 
     @property
     def labels(self) -> int:
@@ -45,7 +46,7 @@ class _Ragged(NamedTuple):
     first_labels: Tensor
 
 
-def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> Tensor | None:
+def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> tuple[Tensor | None, Tensor | None]:
     """Chooses patches, and writes into ``encoded`` what became of the placeholders.
 
     Args:
@@ -54,21 +55,23 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> T
         encoded: With its images planned; gets ``codes``, ``labels`` and ``keys``.
 
     Returns:
-        ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units; None
-        where they are all kept.
+        ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units, None
+        where they are all kept as they are; and ``[N, d_v]`` what goes through the projector for them, None where it is
+        the patches themselves.
     """
     cuts = _unit_cuts(encoded.images)
     units, patches = seen.hidden.shape[:2]
     total = sum(cut.keep for cut in cuts)
     is_cut = any(image.plan.vision is not None for image in encoded.images)
     if not is_cut and not any(image.lost for image in encoded.images):
-        return None
+        return None, None
     ragged = None
     if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
         ragged = _ragged(cuts, encoded.images[0].tiling, seen.hidden.device)
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
+    made = None
     if is_cut:
-        index, labels = _chosen(method, seen, cuts, ragged, encoded)
+        index, labels, made = _chosen(method, seen, cuts, ragged, encoded)
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
@@ -78,9 +81,10 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> T
         used = torch.arange(index.shape[1], device=index.device) < ragged.keeps[:, None]
         own = places_of(used.flatten()[None], total)[0]
         places, values = places[own], values[own]
+        made = None if made is None else made[own]
     codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
     encoded.codes = _packed(codes.view(units, patches), encoded.images)
-    return None if total == units * patches else places
+    return (None if total == units * patches and made is None else places), made
 
 
 def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
@@ -92,7 +96,7 @@ def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
         planned = iter(zip(keeps, clusters, strict=True))
         for box, eligible in zip(tiling.boxes, tiling.counts, strict=True):
             keep, labels = next(planned) if eligible else (0, 0)
-            found.append(UnitCut(box, eligible, keep, labels))
+            found.append(UnitCut(box, eligible, keep, labels, cut is not None))
     return found
 
 
@@ -111,21 +115,35 @@ def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragge
 
 def _chosen(
     method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
-) -> tuple[Tensor, Tensor | None]:
-    """What each unit keeps, ``[C, k]``, and its labels, counted over the call; arbitrary past a unit's own number."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What each unit keeps, ``[C, k]``, its labels, counted over the call, and ``[C k, d_v]`` features that are to be
+    projected instead of those of patches; arbitrary past a unit's own number.
+    """
     keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
     given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
     selection = method.cut_vision(seen, keep, clusters, *given)
     if selection.clusters is None:
-        return selection.index, None
+        return selection.index, None, _made(selection, seen, cuts)
     index, labels = selection.index, selection.clusters.labels
     encoded.keys = take(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach(), index[:1, : cuts[0].keep])[0]
     encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
     if ragged is None:
-        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
+        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None], None
     itself = torch.arange(labels.shape[1], device=labels.device)
     labels = torch.where(ragged.clusters[:, None] > 0, labels, itself)
-    return index, labels + ragged.first_labels[:, None]
+    return index, labels + ragged.first_labels[:, None], None
+
+
+def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> Tensor | None:
+    """``[C k, d_v]``: the features that a selection brings along; those of the patches for units that are not cut."""
+    if selection.hidden is None:
+        return None
+    made = selection.hidden
+    if not all(cut.is_cut for cut in cuts):
+        own = take(seen.hidden, selection.index.clamp(max=seen.hidden.shape[1] - 1))
+        is_cut = on_device([int(cut.is_cut) for cut in cuts], made.device) > 0
+        made = torch.where(is_cut[:, None, None], made, own)
+    return made.flatten(0, 1)
 
 
 def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:

@@ -132,6 +132,13 @@ class Run:
         slots: Physical tokens of each row in the current segment.
         masks: The mask of each group of layers, while continuing from a pruned cache.
         projections: Outputs of q_proj and k_proj of the layer before a cut.
+        entry: ``[B, P, d]``, the embeddings of the first segment, where a cut asks for them.
+        notes: What a method's cuts tell those that follow.
+        packed: By how much tokens after the current segment's images are numbered lower than at the entry, for what
+            cuts of this call dropped and packed: an int, or ``[B, 1]`` int64.
+        shifts: The same of each layer for earlier calls.
+        positions: The caller's position ids, less what was lost at the entry, while continuing from a pruned cache.
+        rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
     """
 
     layers: list[PrunedLayer] | None
@@ -150,6 +157,12 @@ class Run:
     slots: list[int] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
     projections: dict[str, Tensor] = field(default_factory=dict)
+    entry: Tensor | None = None
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    packed: Tensor | int = 0
+    shifts: list[Tensor | int] = field(default_factory=list)
+    positions: Tensor | None = None
+    rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def segment(self) -> Segment:
@@ -160,9 +173,16 @@ class Run:
         """What ``layer`` ran on."""
         return self.segments[sum(layer >= cut for cut in self.cut_layers)]
 
+    def shift_step(self, layer: int) -> Tensor | int:
+        """By how much earlier calls packed more in ``layer`` than in the one before it."""
+        return self.shifts[layer] - self.shifts[layer - 1] if self.shifts else 0
+
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
-        self.layers = self.attention_mask = self.keys = self.rotary = None
+        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = None
+        self.shifts = []
+        self.notes.clear()
+        self.rotaries.clear()
         self.masks.clear()
         self.projections.clear()
 

@@ -136,11 +136,13 @@ class VisionHooks:
         queries, keys = self._check_feature(tower, features)
         if not encoded.images:
             encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
-        tower.places = run_stage_one(self._method, self._view(queries, keys, features), encoded)
+        assert tower.feature is not None  # checked with the features
+        view = self._view(queries, keys, features, tower.feature[:, 0])
+        tower.places, made = run_stage_one(self._method, view, encoded)
         if tower.places is None:
             return None
         tower.patches = features.shape[:2]
-        return (features.flatten(0, 1).index_select(0, tower.places)[None],)
+        return (features.flatten(0, 1).index_select(0, tower.places)[None] if made is None else made[None],)
 
     def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
         tower = active_tower(self._owner)
@@ -167,7 +169,7 @@ class VisionHooks:
             raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
         return queries, keys
 
-    def _view(self, queries: Tensor, keys: Tensor, features: Tensor) -> VisionView:
+    def _view(self, queries: Tensor, keys: Tensor, features: Tensor, feature_cls: Tensor) -> VisionView:
         heads = self._parts.vision_heads
         return VisionView(
             query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
@@ -175,4 +177,5 @@ class VisionHooks:
             scale=self._parts.vision_scale,
             positions=grid_positions(*self._parts.grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
+            hidden_cls=feature_cls,
         )
