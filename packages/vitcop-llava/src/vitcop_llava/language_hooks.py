@@ -21,13 +21,14 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core import DecoderView, Method
 from vitcop_llava import layout
 from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
-from vitcop_llava.call_checks import check_call, check_encoded, check_mask, check_text
+from vitcop_llava.call_checks import PIXELS, check_call, check_encoded, check_mask, check_text
+from vitcop_llava.clips import check_frames
 from vitcop_llava.families import Parts
 from vitcop_llava.masks import segment_mask, slot_padding
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import last_row_attention, reindexed
 from vitcop_llava.sequence import Segment, cut_segment, put, restore, survivor_slots, take
-from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
+from vitcop_llava.state import Call, Keys, Run, Source, active_call, close_call, open_call
 from vitcop_llava.vision_hooks import encoded_of
 
 Kwargs = dict[str, Any]
@@ -41,7 +42,7 @@ class LanguageHooks:
     ) -> None:
         self._parts, self._method, self._planner, self._owner, self._finished = parts, method, planner, owner, finished
         self._signature = inspect.signature(parts.base.forward)
-        self.identity = method.plan(parts.shape.num_layers, parts.tiling.units).is_identity
+        self.identity = planner.keeps_all(parts)
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
@@ -62,25 +63,38 @@ class LanguageHooks:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         call = open_call(self._owner)
-        cache, output = given.get("past_key_values"), (given.get("mm_encoder_outputs") or {}).get("image")
+        cache = given.get("past_key_values")
         past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
-        pixels = given.get("pixel_values")
-        has_images = output is not None or (pixels is not None and len(pixels) > 0)
-        if has_images and not self.identity:
+        sources = self._sources(given)
+        if sources and not self.identity:
             check_cache(cache)
-            if output is not None:
-                call.encoded = check_encoded(encoded_of(output), self._owner)
-                call.origin = layout.image_origin(output.pooler_output, call.encoded)
+            for kind, source in sources.items():
+                output = (given.get("mm_encoder_outputs") or {}).get(kind)
+                if output is not None:
+                    source.encoded = check_encoded(encoded_of(output), self._owner)
+                    source.origin = layout.image_origin(output.pooler_output, source.encoded)
+                    if kind == "video":
+                        clips = [image.tiling for image in source.images]
+                        check_frames([c.frames for c in clips], clips[0].tokens // clips[0].frames, source.where)
             check_call(given, self._parts)
-        if is_pruned(cache) or (has_images and not self.identity):
+        if is_pruned(cache) or (sources and not self.identity):
             check_mask(given, past)
-        if has_images:
-            call.placeholders = layout.placeholders(given, self._parts)
-        elif call.is_fresh and not self.identity and given.get("input_ids") is not None:
-            check_text(given["input_ids"], self._parts.image_token_id)
+        if call.is_fresh and not self.identity and given.get("input_ids") is not None:
+            check_text(given["input_ids"], {k: v for k, v in self._parts.token_ids.items() if k not in sources})
+        if sources:
+            call.sources, call.placeholders = sources, layout.either([source.where for source in sources.values()])
         elif is_forked(cache):
-            check_follows(layout.placeholders(given, self._parts))
+            check_follows(layout.either([source.where for source in self._sources(given, every=True).values()]))
+
+    def _sources(self, given: Kwargs, *, every: bool = False) -> dict[str, Source]:
+        """The images and clips of a call, by kind; with ``every``, also the kinds that it has none of."""
+        found, outputs = {}, given.get("mm_encoder_outputs") or {}
+        for kind, token_id in self._parts.token_ids.items():
+            pixels = given.get(PIXELS[kind])
+            if every or outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
+                found[kind] = Source(layout.placeholders(given, self._parts, token_id))
+        return found
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = active_call(self._owner)
