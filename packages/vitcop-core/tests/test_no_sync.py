@@ -119,6 +119,7 @@ METHODS = {
     "paper": ViTCoP(retained_tokens=64),
     "official": ViTCoP(retained_tokens=64, compat="official"),
     "attention": ViTCoP(retained_tokens=64, saliency="attention"),
+    "temporal": ViTCoP(retained_tokens=64, change_share=0.5, cluster_frames=2),
     "vision_hidden": ViTCoP(retained_tokens=64, vic_features="vision_hidden", merge="anchor_plus_mean"),
 }
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -126,16 +127,22 @@ methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 @methods
 @pytest.mark.parametrize("clusters", [0, 4])
-def test_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: ViTCoP, clusters: int) -> None:
-    view = vision_view()
+@pytest.mark.parametrize("frames", [None, (2,)], ids=str)
+def test_vision_cut_never_waits(
+    vision_view: Callable[..., VisionView], method: ViTCoP, clusters: int, frames: tuple[int, ...] | None
+) -> None:
+    view = replace(vision_view(), frames=frames)
     with no_host_sync():
         method.cut_vision(view, 12, clusters)
 
 
 @methods
-def test_ragged_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: ViTCoP) -> None:
+@pytest.mark.parametrize("frames", [None, (2,), (1, 1)], ids=str)
+def test_ragged_vision_cut_never_waits(
+    vision_view: Callable[..., VisionView], method: ViTCoP, frames: tuple[int, ...] | None
+) -> None:
     eligible, lengths = torch.arange(20).expand(2, -1), torch.tensor([20, 7])
-    view = replace(vision_view(), eligible=eligible, lengths=lengths)
+    view = replace(vision_view(), eligible=eligible, lengths=lengths, frames=frames)
     keeps, clusters = torch.tensor([12, 3]), torch.tensor([4, 2])
     with no_host_sync():
         method.cut_vision(view, 12, 4, keeps, clusters)

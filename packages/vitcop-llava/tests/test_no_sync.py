@@ -195,13 +195,14 @@ def test_detector_notices_a_wait(
 
 
 HOOKS = (
-    "appending cache call_checks language_hooks layout masks planning rope scoring sequence sizes stage_one state "
-    "vision_hooks"
+    "appending attending cache call_checks clips language_hooks layout masks planning rope scoring sequence sizes "
+    "stage_one state vision_hooks"
 ).split()
 ALLOWED = {
     ("layout", "count_rows", "tolist"),  # placeholders, of rows with different images
     ("sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
     ("call_checks", "check_text", "item"),  # placeholders, of a prompt without images
+    ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips
     ("cache", "_uncover", "item"),  # rolling back
 }
 

@@ -12,6 +12,8 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
+from vitcop_core.checks import require
+
 
 class Clusters(NamedTuple):
     """Tokens grouped by density-peak clustering.
@@ -60,9 +62,12 @@ class Selection:
 class VisionView:
     """What a cut before the language model sees: C units of m patches each, of which it may choose n or fewer.
 
+    Where the model pools its features before the projector, as it does for frames of video, the m "patches" are what it
+    pools to, and the vision layer has M = m * pool ** 2 patches (or a few more, in lines that pooling leaves out).
+
     Attributes:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature.
-        keys: ``[C, H, 1 + m, e]`` that layer's keys, CLS first.
+        keys: ``[C, H, 1 + M, e]`` that layer's keys, CLS first; M is m unless patches are pooled.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
         hidden: ``[C, m, d_v]`` the selected features, before the projector.
@@ -72,6 +77,12 @@ class VisionView:
         lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
         hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
             out; None where no method that may want it is shown the view.
+        pool: Side of the square of the vision layer's patches that each of the m stands for.
+        grid: Rows and columns of the vision layer's patches; needed with ``pool`` above 1.
+        frames: How many units each clip has, where the units are frames of video in order; None where they are not.
+
+    Raises:
+        ValueError: Patches are pooled and there is no grid, or the frames are not the C units.
     """
 
     query_cls: Tensor
@@ -82,6 +93,41 @@ class VisionView:
     eligible: Tensor | None = None
     lengths: Tensor | None = None
     hidden_cls: Tensor | None = None
+    pool: int = 1
+    grid: tuple[int, int] | None = None
+    frames: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that grid and frames fit."""
+        require(self.pool == 1 or self.grid is not None, "grid", "given where patches are pooled", self.grid)
+        units = self.hidden.shape[0]
+        fits = self.frames is None or sum(self.frames) == units
+        require(fits, "frames", f"those of {units} units", self.frames)
+
+    def pooled(self, values: Tensor) -> Tensor:
+        """Averages what belongs to the vision layer's patches over those of each token.
+
+        Args:
+            values: ``[C, M, ...]`` floating, without CLS.
+
+        Returns:
+            ``[C, m, ...]``; ``values`` itself where nothing is pooled, float32 or wider where something is.
+        """
+        if self.pool == 1:
+            return values
+        assert self.grid is not None  # checked on construction
+        side, (rows, columns) = self.pool, (extent // self.pool for extent in self.grid)
+        laid = values.unflatten(1, self.grid)[:, : rows * side, : columns * side]
+        laid = laid.float() if laid.element_size() < 4 else laid
+        parts = [laid[:, down::side, across::side] for down in range(side) for across in range(side)]
+        total: Tensor = parts[0]
+        for part in parts[1:]:  # one after the other: what a reduction gives may depend on how many units there are
+            total = total + part
+        return total.div(side**2).flatten(1, 2)
+
+    def key_features(self) -> Tensor:
+        """The tokens' keys, heads side by side, ``[C, m, H * e]``."""
+        return self.pooled(self.keys[:, :, 1:].transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +137,22 @@ class VisionSelection:
     Attributes:
         index: ``[C, keep]`` int64 ascending, among the m patches; m after the last one of a unit that keeps fewer. The
             i-th output takes the placeholder of the i-th of them; without ``hidden`` it is that patch.
-        clusters: The clusters of the kept tokens, labelled from 0 within each unit; None where there are none.
+        clusters: The clusters of the kept tokens, labelled from 0 within each unit, or within each of ``spans``; None
+            where there are none.
         saliency: ``[C, m]`` float32, what they were chosen by; larger is more important.
         hidden: ``[C, keep, d_v]``, the features that go through the projector, where they are not just those of the
             patches at ``index``; 0 after a unit's last. None where they are.
+        counts: ``[C]`` int64, how many each unit keeps, where the method shared a clip's tokens out among its frames by
+            what they show; None where it kept what it was told.
+        spans: How many units that follow each other share their clusters, span by span; None where none do.
     """
 
     index: Tensor
     clusters: Clusters | None
     saliency: Tensor
     hidden: Tensor | None = None
+    counts: Tensor | None = None
+    spans: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,33 +12,27 @@ from vitcop_llava.state import EncodedImages
 Given = dict[str, Any]
 
 
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument of ``forward`` that each kind of input comes in."""
+
+
 def check_call(given: Given, parts: Parts) -> None:
-    """Raises for a call with images that cannot be pruned.
+    """Raises for a call with images or clips that cannot be pruned.
 
     Raises:
-        ValueError: More images than the prompt has room for, a feature other than the configured one, or gradient
-            checkpointing.
+        ValueError: More images or clips than the prompt has room for, a feature other than the configured one, or
+            gradient checkpointing.
     """
-    encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    if encoded is not None:
-        images, needed = len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)
-    else:  # sizes may be on the device: there the images tell when they are encoded
-        images = len(given["pixel_values"])
-        needed = images * parts.visual_tokens if parts.anyres is None else 0
     ids = given.get("input_ids")
     room = (given["inputs_embeds"][..., 0] if ids is None else ids).numel()
-    if needed > room:  # the reverse takes counting placeholders, which transformers does
-        raise ValueError(
-            f"pixel_values: {images} images stand for {needed} placeholders in input_ids, which has {room} tokens in "
-            "all; prompt and images must agree"
-        )
-    layer = given.get("vision_feature_layer")
-    if layer is not None and layer not in (parts.feature_layer, parts.feature_layer - parts.vision_states):
-        raise ValueError(f"vision_feature_layer: must be {parts.feature_layer}, as configured, got {layer!r}")
-    if given.get("vision_feature_select_strategy") not in (None, "default"):
-        raise ValueError(
-            f"vision_feature_select_strategy: must be 'default', got {given['vision_feature_select_strategy']!r}"
-        )
+    for kind in parts.token_ids:
+        images, needed = _needed(kind, given, parts)
+        if needed > room:  # the reverse takes counting placeholders, which transformers does
+            raise ValueError(
+                f"{PIXELS[kind]}: {images} {kind}s stand for {needed} placeholders in input_ids, which has {room} "
+                "tokens in all; prompt and images must agree"
+            )
+    check_feature_choice(given, parts)
     if parts.language_model.training and getattr(parts.language_model, "gradient_checkpointing", False):
         raise ValueError(
             "model: gradient checkpointing runs the layers a second time outside the call that pruned them; "
@@ -46,18 +40,49 @@ def check_call(given: Given, parts: Parts) -> None:
         )
 
 
-def check_text(ids: Tensor, image_token_id: int) -> None:
-    """Raises for a prompt that has placeholders and no images; it is looked at once, where it begins.
+def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
+    """How many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
+    encoded = (given.get("mm_encoder_outputs") or {}).get(kind)
+    if encoded is not None:
+        return len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)
+    # Sizes may be on the device, and clips are looked at when they are encoded: then the images themselves tell.
+    pixels = given.get(PIXELS[kind])
+    images = 0 if pixels is None else len(pixels)
+    return images, images * parts.visual_tokens if kind == "image" and parts.anyres is None else 0
+
+
+def check_feature_choice(given: Given, parts: Parts) -> None:
+    """Raises where a call asks for another feature of the vision tower than the configured one.
+
+    Raises:
+        ValueError: It does.
+    """
+    layer = given.get("vision_feature_layer")
+    if layer is not None and layer not in (parts.feature_layer, parts.feature_layer - parts.vision_states):
+        raise ValueError(f"vision_feature_layer: must be {parts.feature_layer}, as configured, got {layer!r}")
+    if given.get("vision_feature_select_strategy") not in (None, "default"):
+        raise ValueError(
+            f"vision_feature_select_strategy: must be 'default', got {given['vision_feature_select_strategy']!r}"
+        )
+
+
+def check_text(ids: Tensor, token_ids: dict[str, int]) -> None:
+    """Raises for a prompt that has placeholders of a kind that there is none of; it is looked at once, at its start.
+
+    Args:
+        ids: ``[B, L]`` int64, the prompt.
+        token_ids: The placeholders of the kinds that the call brings nothing of.
 
     Raises:
         ValueError: It has.
     """
-    found = int((ids == image_token_id).sum().item())
-    if found:
-        raise ValueError(
-            f"pixel_values: the prompt holds {found} image placeholders (token {image_token_id}) in input_ids, and "
-            "there is no image; give the images with the prompt, or leave the placeholders out"
-        )
+    for kind, token_id in token_ids.items():
+        found = int((ids == token_id).sum().item())
+        if found:
+            raise ValueError(
+                f"{PIXELS[kind]}: the prompt holds {found} {kind} placeholders (token {token_id}) in input_ids, and "
+                f"there is no {kind}; give the {kind}s with the prompt, or leave the placeholders out"
+            )
 
 
 def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:

@@ -21,15 +21,16 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
 from vitcop_llava.appending import append_segment
+from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
 from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
-from vitcop_llava.call_checks import check_call, check_encoded, check_mask, check_text
+from vitcop_llava.call_checks import PIXELS, check_call, check_encoded, check_mask, check_text
+from vitcop_llava.clips import check_frames
 from vitcop_llava.families import Parts
-from vitcop_llava.masks import segment_mask, slot_padding
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import last_row_attention, packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
 from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
-from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
+from vitcop_llava.state import Call, Run, Source, active_call, close_call, open_call
 from vitcop_llava.vision_hooks import encoded_of
 
 Kwargs = dict[str, Any]
@@ -43,7 +44,7 @@ class LanguageHooks:
     ) -> None:
         self._parts, self._method, self._planner, self._owner, self._finished = parts, method, planner, owner, finished
         self._signature = inspect.signature(parts.base.forward)
-        self.identity = method.plan(parts.shape.num_layers, parts.tiling.units).is_identity
+        self.identity = planner.keeps_all(parts)
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
@@ -64,25 +65,38 @@ class LanguageHooks:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         call = open_call(self._owner)
-        cache, output = given.get("past_key_values"), (given.get("mm_encoder_outputs") or {}).get("image")
+        cache = given.get("past_key_values")
         past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
-        pixels = given.get("pixel_values")
-        has_images = output is not None or (pixels is not None and len(pixels) > 0)
-        if has_images and not self.identity:
+        sources = self._sources(given)
+        if sources and not self.identity:
             check_cache(cache)
-            if output is not None:
-                call.encoded = check_encoded(encoded_of(output), self._owner)
-                call.origin = layout.image_origin(output.pooler_output, call.encoded)
+            for kind, source in sources.items():
+                output = (given.get("mm_encoder_outputs") or {}).get(kind)
+                if output is not None:
+                    source.encoded = check_encoded(encoded_of(output), self._owner)
+                    source.origin = layout.image_origin(output.pooler_output, source.encoded)
+                    if kind == "video":
+                        clips = [image.tiling for image in source.images]
+                        check_frames([c.frames for c in clips], clips[0].tokens // clips[0].frames, source.where)
             check_call(given, self._parts)
-        if is_pruned(cache) or (has_images and not self.identity):
+        if is_pruned(cache) or (sources and not self.identity):
             check_mask(given, past)
-        if has_images:
-            call.placeholders = layout.placeholders(given, self._parts)
-        elif call.is_fresh and not self.identity and given.get("input_ids") is not None:
-            check_text(given["input_ids"], self._parts.image_token_id)
+        if call.is_fresh and not self.identity and given.get("input_ids") is not None:
+            check_text(given["input_ids"], {k: v for k, v in self._parts.token_ids.items() if k not in sources})
+        if sources:
+            call.sources, call.placeholders = sources, layout.either([source.where for source in sources.values()])
         elif is_forked(cache):
-            check_follows(layout.placeholders(given, self._parts))
+            check_follows(layout.either([source.where for source in self._sources(given, every=True).values()]))
+
+    def _sources(self, given: Kwargs, *, every: bool = False) -> dict[str, Source]:
+        """The images and clips of a call, by kind; with ``every``, also the kinds that it has none of."""
+        found, outputs = {}, given.get("mm_encoder_outputs") or {}
+        for kind, token_id in self._parts.token_ids.items():
+            pixels = given.get(PIXELS[kind])
+            if every or outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
+                found[kind] = Source(layout.placeholders(given, self._parts, token_id))
+        return found
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = active_call(self._owner)
@@ -119,7 +133,7 @@ class LanguageHooks:
         embeds = take(embeds, run.segment.columns)
         if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
             run.entry = embeds
-        run.keys = self._keys_of(run, embeds, layer=0)
+        run.keys = keys_of(self._parts, run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache}
 
@@ -127,7 +141,7 @@ class LanguageHooks:
         embeds: Tensor = kwargs["inputs_embeds"]
         call.run = run = self._new_run(kwargs["past_key_values"], kwargs)
         run.positions = positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        return {**kwargs, "position_ids": positions, "attention_mask": self._mask_of_group(run, embeds, layer=0)}
+        return {**kwargs, "position_ids": positions, "attention_mask": mask_of_group(self._parts, run, embeds, layer=0)}
 
     def _new_run(self, cache: DynamicCache | None, kwargs: Kwargs) -> Run:
         mask: Tensor | None = kwargs.get("attention_mask")
@@ -162,13 +176,13 @@ class LanguageHooks:
             return None
         run, hidden = call.run, args[0]
         if not run.segments:
-            own = {"attention_mask": self._mask_of_group(run, hidden, layer=index)}
-            return args, {**kwargs, **own, **self._rotary_of_group(run, hidden, layer=index)}
+            own = {"attention_mask": mask_of_group(self._parts, run, hidden, layer=index)}
+            return args, {**kwargs, **own, **rotary_of_group(self._parts, run, hidden, layer=index)}
         if run.rotary is None:
             run.rotary = kwargs["position_embeddings"]
         if index in run.cut_layers:
             hidden = self._cut(call, run, index, hidden)
-            run.keys = self._keys_of(run, hidden, layer=index)
+            run.keys = keys_of(self._parts, run, hidden, layer=index)
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
         assert keys is not None  # made where the segment began
         if run.layers is not None:
@@ -256,43 +270,3 @@ class LanguageHooks:
         call = active_call(self._owner)
         if call is not None and call.run is not None and index + 1 in call.run.cut_layers:
             call.run.projections[name] = output
-
-    # What the queries of a layer attend to.
-
-    def _keys_of(self, run: Run, like: Tensor, layer: int) -> Keys:
-        """What the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
-        segment, past = run.segment, 0
-        columns, has_padding = segment.columns + run.past, segment.valid is not None
-        if segment.valid is not None:
-            columns = columns.masked_fill(~segment.valid, -1)
-        if run.layers is not None and (past := run.layers[layer].physical_length):
-            held = run.layers[layer]
-            columns = torch.cat([held.slot_columns(columns.shape[0], columns.device), columns], dim=1)
-            has_padding = has_padding or held.has_padding
-        padding = slot_padding(columns, run.attention_mask, has_padding=has_padding)
-        mask = segment_mask(self._parts.config, like, segment.slots, past, padding)
-        return Keys(columns, has_padding, padding, mask)
-
-    def _mask_of_group(self, run: Run, like: Tensor, layer: int) -> Any:
-        """The mask of a layer that continues from its cache with nothing to cut."""
-        assert run.layers is not None  # only a cache can be continued
-        held = run.layers[layer]
-        if held.group not in run.masks:
-            rows, queries, padding = like.shape[0], like.shape[1], None
-            if held.has_padding or run.attention_mask is not None:
-                new = torch.arange(queries, device=like.device) + run.past
-                columns = torch.cat([held.slot_columns(rows, like.device), new.expand(rows, -1)], dim=1)
-                padding = slot_padding(columns, run.attention_mask, has_padding=held.has_padding)
-            run.masks[held.group] = segment_mask(self._parts.config, like, queries, held.physical_length, padding)
-        return run.masks[held.group]
-
-    def _rotary_of_group(self, run: Run, like: Tensor, layer: int) -> Kwargs:
-        """The rotations of a layer that continues from a cache whose positions were packed there."""
-        assert run.layers is not None  # only a cache can be continued
-        held = run.layers[layer]
-        if isinstance(held.shift, int) and held.shift == 0:
-            return {}
-        if held.group not in run.rotaries:
-            assert run.positions is not None  # set where the call began
-            run.rotaries[held.group] = self._parts.rotary(like, run.positions - held.shift)
-        return {"position_embeddings": run.rotaries[held.group]}

@@ -1,4 +1,4 @@
-"""How a batch lies: which row holds which images, what each row keeps, where every token stands.
+"""How a batch lies: which row holds which images and clips, what each row keeps, where every token stands.
 
 Counts come from shapes and plans. Only where no shape tells how many images each row holds (rows with different
 numbers, or rows whose text alone is as long as an image) are they read back from the device, once a prefill, before
@@ -19,8 +19,7 @@ from vitcop_core import DecoderCut, Plan
 from vitcop_llava.families import Parts
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import Segment, compact, on_device, places_of
-from vitcop_llava.state import DROPPED, Call, EncodedImages, Rows, Run
-from vitcop_llava.tiling import Tiling
+from vitcop_llava.state import DROPPED, Call, EncodedImages, PlannedImage, Rows, Run, Source
 
 Given = dict[str, Any]
 Item = TypeVar("Item")
@@ -48,13 +47,13 @@ def image_origin(features: Sequence[Tensor], encoded: EncodedImages) -> list[int
     return origin
 
 
-def placeholders(given: Given, parts: Parts) -> Tensor:
-    """Where the image placeholders stand: ``[B, L]`` bool."""
+def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
+    """Where the placeholders of one kind stand: ``[B, L]`` bool."""
     ids: Tensor | None = given.get("input_ids")
     if ids is not None:
-        return ids == parts.image_token_id
+        return ids == token_id
     embeds: Tensor = given["inputs_embeds"]
-    token: Tensor = parts.embeddings(torch.full((), parts.image_token_id, dtype=torch.int64, device=embeds.device))
+    token: Tensor = parts.embeddings(torch.full((), token_id, dtype=torch.int64, device=embeds.device))
     return (embeds == token).all(-1)
 
 
@@ -70,35 +69,53 @@ def logical_positions(kwargs: Given, embeds: Tensor, past: int) -> Tensor:
     return torch.arange(past, past + length, device=embeds.device)[None]
 
 
-def count_rows(where: Tensor, tilings: Sequence[Tiling], attention_mask: Tensor | None) -> Rows:
-    """How many images each row holds.
+def count_rows(sources: Sequence[Source], attention_mask: Tensor | None) -> Rows:
+    """How many images and clips each row holds.
 
     Args:
-        where: ``[B, L]`` bool, the placeholders.
-        tilings: Images of the batch, in order.
+        sources: The images of the batch, the clips, or both.
         attention_mask: ``[B, past + L]`` or None.
 
     Raises:
-        ValueError: A row's placeholders are not those of a whole number of images.
+        ValueError: A row's placeholders are not those of a whole number of images or clips.
     """
-    rows, length = where.shape
+    masks = [source.where for source in sources]
+    tilings = [[image.tiling for image in source.images] for source in sources]
+    rows, length = masks[0].shape
     if rows == 1:
-        return Rows((len(tilings),))
-    most = length // tilings[0].placeholders
-    if len(tilings) == rows * most and len(set(tilings)) == 1:  # no row can hold more, so none holds fewer
-        return Rows((most,) * rows)
-    text = ~where
+        return Rows(tuple((len(each),) for each in tilings))
+    if len(sources) == 1 and len(set(tilings[0])) == 1:
+        most = length // tilings[0][0].placeholders
+        if len(tilings[0]) == rows * most:  # no row can hold more, so none holds fewer
+            return Rows(((most,) * rows,))
+    text = ~either(masks)
     if attention_mask is not None:
-        text = text & attention_mask[:, -length:].to(device=where.device, dtype=torch.bool)
-    counts = torch.stack([where.sum(1), text.sum(1)], dim=1).tolist()  # the one read of placeholders in a prefill
-    images = share_out([visual for visual, _ in counts], [tiling.placeholders for tiling in tilings])
-    if len(set(by_row(tilings, images))) == 1:
-        return Rows(images)
-    return Rows(images, tuple(visual + words for visual, words in counts))
+        text = text & attention_mask[:, -length:].to(device=text.device, dtype=torch.bool)
+    found = torch.stack([*(mask.sum(1) for mask in masks), text.sum(1)], dim=1)
+    table = found.tolist()  # the one read of placeholders in a prefill
+    counts = tuple(
+        share_out([row[number] for row in table], [tiling.placeholders for tiling in each], source.results.kind)
+        for number, (source, each) in enumerate(zip(sources, tilings, strict=True))
+    )
+    rows_alike = len(set(members_of(sources, counts))) == 1
+    return Rows(counts, None if rows_alike else tuple(map(sum, table)))
 
 
-def share_out(placeholders: Sequence[int], images: Sequence[int]) -> tuple[int, ...]:
+def either(masks: Sequence[Tensor]) -> Tensor:
+    """Where any of the masks is True."""
+    found = masks[0]
+    for mask in masks[1:]:
+        found = found | mask
+    return found
+
+
+def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
     """How many images each row holds, from the placeholders of the rows and of the images, in order.
+
+    Args:
+        placeholders: Of each row.
+        images: Of each image or clip.
+        kind: What they are, for the message of an error.
 
     Raises:
         ValueError: A row's are not those of the images that are next.
@@ -111,8 +128,8 @@ def share_out(placeholders: Sequence[int], images: Sequence[int]) -> tuple[int, 
         if left:
             coming = f"the next takes {images[stop]}" if stop < len(images) else "there is no other"
             raise ValueError(
-                f"input_ids: row {row} holds {visual} image placeholders, which must be those of whole images; "
-                f"{stop - start} images fill {visual - left} of them, and {coming}"
+                f"input_ids: row {row} holds {visual} {kind} placeholders, which must be those of whole {kind}s; "
+                f"{stop - start} {kind}s fill {visual - left} of them, and {coming}"
             )
         found.append(stop - start)
         start = stop
@@ -125,6 +142,12 @@ def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ..
     return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
 
 
+def members_of(sources: Sequence[Source], counts: Sequence[Sequence[int]]) -> list[tuple[PlannedImage, ...]]:
+    """The images and clips of each row, images first, whatever their order in the prompt."""
+    each = [by_row(source.images, count) for source, count in zip(sources, counts, strict=True)]
+    return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
+
+
 def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
     """Works out the first segment of a call with images, and everything that later cuts count with.
 
@@ -134,18 +157,16 @@ def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
         planner: Gives each row its plan.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped.
     """
-    where, encoded = call.placeholders, call.encoded
+    where, sources = call.placeholders, list(call.sources.values())
     assert where is not None  # a call with images
-    assert encoded is not None
-    images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
-    call.rows = rows = count_rows(where, [image.tiling for image in images], run.attention_mask)
-    members = by_row(images, rows.images)
+    call.rows = rows = count_rows(sources, run.attention_mask)
+    members = members_of(sources, rows.counts)
     plans = {row: planner.row(row) for row in set(members)}
     call.plans = tuple(plans[row] for row in members)
     run.cut_layers = _cut_layers(call.plans)
     run.length = where.shape[1]
     run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
-    codes = None if encoded.codes is None else _codes_of_columns(encoded, call.origin, where)
+    codes = _codes_of_columns(sources)
     visual, kept = where, torch.ones_like(where)
     if codes is not None:
         visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
@@ -159,20 +180,31 @@ def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
     visual = visual if valid is None else visual & valid
     positions = positions.expand(where.shape[0], -1).gather(1, columns)
     run.segments = [Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions)]
-    _label(call, run, encoded, codes)
+    _label(call, run, codes)
 
 
 def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
     return tuple(sorted({cut.layer for plan in plans if plan is not None for cut in plan.decoder}))
 
 
-def _codes_of_columns(encoded: EncodedImages, origin: list[int] | None, where: Tensor) -> Tensor:
-    """``[B, L]`` int64: the code of each placeholder, whatever elsewhere."""
-    codes = encoded.codes
-    assert codes is not None  # only then called
-    if origin is not None:
-        each = codes.split([image.tiling.placeholders for image in encoded.images])
-        codes = torch.cat([each[image] for image in origin])
+def _codes_of_columns(sources: Sequence[Source]) -> Tensor | None:
+    """``[B, L]`` int64: the code of each placeholder, whatever elsewhere; None where every placeholder stays."""
+    found = None
+    if all(source.results.codes is None for source in sources):
+        return None
+    for source in sources:
+        own = _codes_of_source(source)
+        found = own if found is None else torch.where(source.where, own, found)
+    return found
+
+
+def _codes_of_source(source: Source) -> Tensor:
+    codes, where = source.results.codes, source.where
+    if codes is None:
+        return torch.zeros_like(where, dtype=torch.int64)
+    if source.origin is not None:
+        each = codes.split([image.tiling.placeholders for image in source.results.images])
+        codes = torch.cat([each[image] for image in source.origin])
     number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=codes.shape[0] - 1)
     return codes.to(where.device).gather(0, number).view_as(where)
 
@@ -193,31 +225,47 @@ def _text_tail(text: Tensor) -> Tensor:
     return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
 
 
-def _label(call: Call, run: Run, encoded: EncodedImages, codes: Tensor | None) -> None:
+def _label(call: Call, run: Run, codes: Tensor | None) -> None:
     """Gives the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
     if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
         return
-    segment, rows = run.segment, call.rows
-    assert rows is not None  # counted by now
-    if not encoded.labels or codes is None:
+    segment, sources = run.segment, list(call.sources.values())
+    if codes is None or not any(source.results.labels for source in sources):
         # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
         run.clusters = max(run.visual)
         run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(segment.visual)
         return
-    labels = codes.gather(1, segment.columns).gather(1, segment.visual)
-    firsts = list(accumulate(encoded.labels, initial=0))
-    origin = call.origin or list(range(len(encoded.images)))
-    members = by_row(origin, rows.images)
-    counts = [sum(encoded.labels[image] for image in row) for row in members]
-    run.clusters = max(counts)
-    if rows.tokens is None and call.origin is None:
-        starts = torch.arange(len(counts), device=labels.device) * counts[0]
-    else:
-        starts = on_device([firsts[row[0]] if row else 0 for row in members], labels.device)
-    run.labels = labels - starts[:, None]
-    if segment.lengths is not None:
+    codes = codes.gather(1, segment.columns).gather(1, segment.visual)
+    assert call.rows is not None  # counted by now
+    counts, labels, before = call.rows.counts, None, [0] * len(run.visual)
+    for source, count in zip(sources, counts, strict=True):
+        is_own = source.where.gather(1, segment.columns).gather(1, segment.visual)
+        own, clusters = _labels_of_source(source, count, codes, is_own, ragged=call.rows.tokens is not None)
+        if labels is not None:
+            own = torch.where(is_own, own + on_device(before, own.device)[:, None], labels)
+        labels, before = own, [first + more for first, more in zip(before, clusters, strict=True)]
+    run.clusters, run.labels = max(before), labels
+    if segment.lengths is not None and labels is not None:
         beyond = torch.arange(labels.shape[1], device=labels.device) >= segment.lengths[:, None]
-        run.labels = run.labels.masked_fill(beyond, -1)
+        run.labels = labels.masked_fill(beyond, -1)
+
+
+def _labels_of_source(
+    source: Source, count: Sequence[int], codes: Tensor, is_own: Tensor, *, ragged: bool
+) -> tuple[Tensor, list[int]]:
+    """Labels of a source's tokens, counted from 0 in each row, and how many each row has; arbitrary elsewhere."""
+    encoded = source.results
+    if not encoded.labels:  # beside others that are clustered, each of its tokens stands for itself
+        kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, count)]
+        return (is_own.cumsum(1) - 1).clamp(min=0), kept
+    firsts = list(accumulate(encoded.labels, initial=0))
+    members = by_row(source.numbers, count)
+    clusters = [sum(encoded.labels[image] for image in row) for row in members]
+    if not ragged and source.origin is None:
+        starts = torch.arange(len(clusters), device=codes.device) * clusters[0]
+    else:
+        starts = on_device([firsts[row[0]] if row else 0 for row in members], codes.device)
+    return codes - starts[:, None], clusters
 
 
 def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:

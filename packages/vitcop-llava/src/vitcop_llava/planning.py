@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitcop_core import Method, Plan, pooled_plan
+from vitcop_llava.families import Parts
 from vitcop_llava.state import PlannedImage
 from vitcop_llava.tiling import Tiling
+
+_LENGTHS = (1, 8, 32)
+"""Frames of the clips that a budget is tried on before there are any."""
 
 
 class BudgetError(ValueError):
@@ -25,17 +29,37 @@ class Planner:
     def __init__(self, method: Method, num_layers: int, *, keep_newlines: bool) -> None:
         self._method, self._num_layers, self._keep_newlines = method, num_layers, keep_newlines
 
+    def keeps_all(self, parts: Parts) -> bool:
+        """Whether the budget keeps every token, whatever comes.
+
+        A model that reads clips is asked for several lengths: a number of tokens may be all of one and not of another.
+
+        Raises:
+            ValueError: The budget cannot be met for anything that the model takes.
+        """
+        tilings, found, errors = [parts.tiling], list[bool](), list[ValueError]()
+        if parts.video is not None:
+            tilings += [parts.video.clip(frames) for frames in _LENGTHS]
+        for tiling in tilings:
+            try:
+                found.append(self._method.plan(self._num_layers, tiling.units).is_identity)
+            except ValueError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return all(found) and not errors
+
     def images(
         self, tilings: Sequence[Tiling], sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[PlannedImage, ...]:
-        """The plan of each image by itself.
+        """The plan of each image or clip by itself.
 
         Args:
-            tilings: The images.
-            sizes: Their heights and widths, for the message of an error.
+            tilings: The images or clips.
+            sizes: The images' heights and widths, for the message of an error.
 
         Raises:
-            BudgetError: The budget does not fit an image.
+            BudgetError: The budget does not fit one of them.
         """
         found: dict[Tiling, PlannedImage] = {}
         for number, tiling in enumerate(tilings):
@@ -44,9 +68,11 @@ class Planner:
                     found[tiling] = self._image(tiling)
                 except ValueError as error:
                     height, width = sizes[number] if sizes else (0, 0)
+                    what = f"image_sizes: an image of {height} x {width} pixels"
+                    if tiling.frames:
+                        what = f"pixel_values_videos: a clip of {tiling.frames} frames"
                     raise BudgetError(
-                        f"image_sizes: an image of {height} x {width} pixels has {tiling.tokens} visual tokens, for "
-                        f"which the budget cannot be met: {error}"
+                        f"{what} has {tiling.tokens} visual tokens, for which the budget cannot be met: {error}"
                     ) from error
         return tuple(found[tiling] for tiling in tilings)
 

@@ -19,7 +19,7 @@ from vitcop_llava.language_hooks import LanguageHooks
 from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of
 from vitcop_llava.state import Call, abandon
-from vitcop_llava.vision_hooks import SizeHooks, VisionHooks
+from vitcop_llava.vision_hooks import FeatureHooks, VisionHooks
 
 
 class Settings(NamedTuple):
@@ -62,8 +62,7 @@ class Pruner:
         vision = VisionHooks(parts, method, planner, self._owner)
         try:
             self._handles.extend(language.attach())
-            if parts.anyres is not None:
-                self._handles.extend(SizeHooks(parts, planner, self._owner).attach())
+            self._handles.extend(FeatureHooks(parts, planner, self._owner).attach())
             if not language.identity:
                 self._handles.extend(vision.attach())
         except BaseException:
@@ -149,8 +148,9 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pr
     taken for text.
 
     Args:
-        model: A ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration`` with a CLIP tower and a
-            Llama, Mistral or Qwen2 language model.
+        model: A ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``, or with vitcop-video
+            installed a ``LlavaNextVideoForConditionalGeneration``, with a CLIP tower and a Llama, Mistral or Qwen2
+            language model.
         method: The settings, for example ``ViTCoP(retained_tokens=64)``.
         keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
             patches; True keeps those of lines that have patches, through all cuts and beside the budget.

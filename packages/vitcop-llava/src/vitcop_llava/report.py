@@ -13,7 +13,7 @@ from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_llava.families import Parts
-from vitcop_llava.layout import by_row, share_out
+from vitcop_llava.layout import by_row, members_of, share_out
 from vitcop_llava.state import Call, EncodedImages, PlannedImage
 
 
@@ -35,7 +35,7 @@ class RowReport:
     """One row of the batch.
 
     Attributes:
-        images: Its images.
+        images: Its images and clips.
         plan: What was done with them; None for a row without images, which runs unpruned.
         text_tokens: Its columns that are not placeholders, padding included.
         newlines: Newline tokens of its images in the unpruned model.
@@ -104,11 +104,9 @@ class Report:
             note: str | None = "the budget keeps every token: the model runs unpruned"
             ratio = None
         else:
-            encoded = call.encoded
-            assert encoded is not None  # rows are laid out for encoded images
-            images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
-            members, plans, note = by_row(images, call.rows.images), list(call.plans), None
-            ratio = _distance_ratio(encoded, method)
+            members, plans, note = members_of([*call.sources.values()], call.rows.counts), list(call.plans), None
+            ratios = [_distance_ratio(source.results, method) for source in call.sources.values()]
+            ratio = next((found for found in ratios if found is not None), None)
         rows = tuple(_row_report(call.placeholders.shape[1], *row) for row in zip(members, plans, strict=True))
         return cls(method, rows, parts.shape, size, ratio, note)
 
@@ -200,16 +198,14 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     Raises:
         ValueError: The call pruned nothing, or has no such row with an image.
     """
-    if call is None or call.encoded is None or call.rows is None or call.run is None or call.placeholders is None:
+    if call is None or call.rows is None or call.run is None or call.placeholders is None:
         raise ValueError("row: no image has been pruned yet, so there are no survivors")
-    if not 0 <= row < len(call.rows.images) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.rows.images)} rows and hold an image, got {row}")
-    plan, encoded, run = call.plans[row], call.encoded, call.run
+    if not 0 <= row < len(call.plans) or call.plans[row] is None:
+        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {row}")
+    plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
-    images = [encoded.images[k] for k in call.origin or range(len(encoded.images))]
-    own = by_row(images, call.rows.images)[row]
-    where = call.placeholders[row].cpu()
-    number = (_is_patch(own).cumsum(0) - 1)[(where.cumsum(0) - 1).clamp(min=0)]  # of the patch at each placeholder
+    own = members_of([*call.sources.values()], call.rows.counts)[row]
+    number = _patch_numbers(call, row)
     found = []
     for stage in RowReport(len(own), plan, 0).stages:
         segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
@@ -220,19 +216,37 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
         columns, order = columns.sort()  # appended tokens come last in the sequence
         merged = merged[order]
         found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged))
-    return Survivors(plan.visual_tokens, _clusters_of(call, encoded, row), tuple(found))
+    return Survivors(plan.visual_tokens, _clusters_of(call, row), tuple(found))
 
 
-def _clusters_of(call: Call, encoded: EncodedImages, row: int) -> Tensor:
+def _patch_numbers(call: Call, row: int) -> Tensor:
+    """``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
+    assert call.rows is not None  # checked by the caller
+    numbers, before = torch.zeros(call.sources[next(iter(call.sources))].where.shape[1], dtype=torch.int64), 0
+    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
+        own = by_row(source.images, count)[row]
+        if own:
+            where, places = source.where[row].cpu(), _is_patch(own)
+            numbers[where] = before + (places.cumsum(0) - 1)[: int(where.sum())]
+            before += int(places.sum())
+    return numbers
+
+
+def _clusters_of(call: Call, row: int) -> Tensor:
     """``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
     assert call.rows is not None  # checked by the caller
-    origin = by_row(call.origin or list(range(len(encoded.images))), call.rows.images)[row]
-    own = [encoded.images[image] for image in origin]
-    if encoded.codes is None or not encoded.labels:
-        return torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64)
-    each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
-    codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
-    return torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]), -1)
+    found, before = [], 0
+    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
+        origin, encoded = by_row(source.numbers, count)[row], source.results
+        own = [encoded.images[image] for image in origin]
+        if not own or encoded.codes is None or not encoded.labels:
+            found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64))
+            continue
+        each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
+        codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
+        found.append(torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]) + before, -1))
+        before += sum(encoded.labels[image] for image in origin)
+    return torch.cat(found)
 
 
 def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
@@ -256,15 +270,17 @@ def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
 
 
 def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
-    """The images of each row of a call that kept everything, read from its placeholders."""
-    assert call.placeholders is not None  # checked by the caller
-    counts = call.placeholders.sum(1).tolist()
-    if call.encoded is not None and call.encoded.images:
-        images = [call.encoded.images[k] for k in call.origin or range(len(call.encoded.images))]
-    else:
-        whole = PlannedImage(parts.tiling, identity_plan(parts.shape.num_layers, parts.tiling.units))
-        images = [whole] * (sum(counts) // parts.visual_tokens)
-    return by_row(images, share_out(counts, [image.tiling.placeholders for image in images]))
+    """The images and clips of each row of a call that kept everything, read from its placeholders."""
+    each = []
+    for source in call.sources.values():
+        counts = source.where.sum(1).tolist()
+        if source.encoded is not None and source.encoded.images:
+            images = source.images
+        else:
+            whole = PlannedImage(parts.tiling, identity_plan(parts.shape.num_layers, parts.tiling.units))
+            images = [whole] * (sum(counts) // parts.visual_tokens)
+        each.append(by_row(images, share_out(counts, [image.tiling.placeholders for image in images])))
+    return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
 
 
 def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
@@ -277,8 +293,7 @@ def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
     if not low <= ratio <= high:
         warnings.warn(
             f"the median distance between clustered features is {ratio:.2g} times cutoff_distance={cutoff:g}, outside "
-            f"{low:g} to {high:g}: densities then say little, and a cutoff_distance near {ratio * cutoff:.3g} is worth "
-            "a try",
+            f"{low:g} to {high:g}: densities then say little; try a cutoff_distance near {ratio * cutoff:.3g}",
             FeatureScaleWarning,
             stacklevel=4,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,6 @@ class _Ragged(NamedTuple):
     lengths: Tensor
     keeps: Tensor
     clusters: Tensor
-    first_labels: Tensor
 
 
 def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> tuple[Tensor | None, Tensor | None]:
@@ -69,16 +69,16 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
     if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
         ragged = _ragged(cuts, encoded.images[0].tiling, seen.hidden.device)
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
-    made = None
+    made, keeps = None, None if ragged is None else ragged.keeps
     if is_cut:
-        index, labels, made = _chosen(method, seen, cuts, ragged, encoded)
+        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded)
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
     places = (index + patches * torch.arange(units, device=index.device)[:, None]).flatten()
     values = torch.zeros_like(places) if labels is None else labels.flatten()
-    if ragged is not None:
-        used = torch.arange(index.shape[1], device=index.device) < ragged.keeps[:, None]
+    if keeps is not None:
+        used = torch.arange(index.shape[1], device=index.device) < keeps[:, None]
         own = places_of(used.flatten()[None], total)[0]
         places, values = places[own], values[own]
         made = None if made is None else made[own]
@@ -101,37 +101,47 @@ def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
 
 
 def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragged:
-    (rows, columns), table, labels = tiling.grid, [], 0
+    (rows, columns), table = tiling.grid, []
     for cut in cuts:
         top, _, left, right = cut.box
-        table.append((top * columns + left, max(right - left, 1), cut.eligible, cut.keep, cut.clusters, labels))
-        labels += cut.labels
-    corners, widths, lengths, keeps, clusters, first_labels = on_device(table, device).unbind(1)
+        table.append((top * columns + left, max(right - left, 1), cut.eligible, cut.keep, cut.clusters))
+    corners, widths, lengths, keeps, clusters = on_device(table, device).unbind(1)
     number = torch.arange(max(cut.eligible for cut in cuts), device=device)
     down = torch.div(number, widths[:, None], rounding_mode="floor")
     eligible = corners[:, None] + down * columns + number - down * widths[:, None]
-    return _Ragged(eligible.clamp(max=rows * columns - 1), lengths, keeps, clusters, first_labels)
+    return _Ragged(eligible.clamp(max=rows * columns - 1), lengths, keeps, clusters)
 
 
 def _chosen(
     method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What each unit keeps, ``[C, k]``, its labels, counted over the call, and ``[C k, d_v]`` features that are to be
-    projected instead of those of patches; arbitrary past a unit's own number.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What Stage I chose in each unit.
+
+    Returns:
+        ``[C, k]`` the patches kept; ``[C, k]`` their labels, counted over the call; ``[C k, d_v]`` features that are to
+        be projected instead of those of patches; ``[C]`` how many are a unit's own, where less than k. The first three
+        are arbitrary past a unit's own number.
     """
     keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
     given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
     selection = method.cut_vision(seen, keep, clusters, *given)
+    keeps = given[0] if selection.counts is None else selection.counts
     if selection.clusters is None:
-        return selection.index, None, _made(selection, seen, cuts)
+        return selection.index, None, _made(selection, seen, cuts), keeps
     index, labels = selection.index, selection.clusters.labels
-    encoded.keys = take(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach(), index[:1, : cuts[0].keep])[0]
+    encoded.keys = seen.pooled(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach())[0]
+    if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
+        encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
     encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
-    if ragged is None:
-        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None], None
-    itself = torch.arange(labels.shape[1], device=labels.device)
-    labels = torch.where(ragged.clusters[:, None] > 0, labels, itself)
-    return index, labels + ragged.first_labels[:, None], None
+    if ragged is None and selection.spans is None:
+        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None], None, keeps
+    firsts = _first_labels(cuts, selection.spans, labels.device)
+    if ragged is not None and keeps is not None:
+        # Where a clip's tokens are shared out anew, those of a frame begin where the frames before it end now.
+        drift = (keeps - ragged.keeps).cumsum(0) - (keeps - ragged.keeps)
+        itself = torch.arange(labels.shape[1], device=labels.device) + drift[:, None]
+        labels = torch.where(ragged.clusters[:, None] > 0, labels, itself)
+    return index, labels + firsts[:, None], None, keeps
 
 
 def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> Tensor | None:
@@ -144,6 +154,15 @@ def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> 
         is_cut = on_device([int(cut.is_cut) for cut in cuts], made.device) > 0
         made = torch.where(is_cut[:, None, None], made, own)
     return made.flatten(0, 1)
+
+
+def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torch.device) -> Tensor:
+    """``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together."""
+    starts = list(accumulate((cut.labels for cut in cuts), initial=0))
+    firsts = accumulate(spans or (1,) * len(cuts), initial=0)
+    leaders = [first for first, span in zip(firsts, spans or (1,) * len(cuts), strict=False) for _ in range(span)]
+    own = [starts[first if cut.clusters else unit] for unit, (cut, first) in enumerate(zip(cuts, leaders, strict=True))]
+    return on_device(own, device)
 
 
 def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:

@@ -22,7 +22,7 @@ DROPPED, NEWLINE = -1, -2
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """What is known of an image from its size alone.
+    """What is known of an image from its size alone, or of a clip from its number of frames.
 
     Attributes:
         tiling: How it lies in units.
@@ -42,7 +42,7 @@ class PlannedImage:
 
 @dataclass(eq=False)
 class EncodedImages:
-    """What Stage I kept of every image of a call; travels with the tower's output object.
+    """What Stage I kept of every image of a call, or of every clip; travels with the tower's output object.
 
     Attributes:
         owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
@@ -53,9 +53,11 @@ class EncodedImages:
         labels: Clusters of each image; empty where nothing was clustered.
         keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
+        kind: ``"image"``, or ``"video"`` for clips.
     """
 
     owner: int
+    kind: str = "image"
     images: tuple[PlannedImage, ...] = ()
     codes: Tensor | None = None
     labels: tuple[int, ...] = ()
@@ -81,16 +83,48 @@ class TowerPass:
     patches: tuple[int, ...] = (0, 0)
 
 
+@dataclass(eq=False)
+class Source:
+    """The images of a call, or its clips.
+
+    Attributes:
+        where: ``[B, L]`` bool, where their placeholders stand.
+        encoded: Stage I's result, in batch order; None until they are encoded.
+        origin: Which encoded one each of the batch is, where `generate` repeated them; None: one to one.
+    """
+
+    where: Tensor
+    encoded: EncodedImages | None = None
+    origin: list[int] | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which encoded one each of the batch is."""
+        return self.origin or list(range(len(self.results.images)))
+
+    @property
+    def images(self) -> list[PlannedImage]:
+        """Those of the batch, in order."""
+        return [self.results.images[number] for number in self.numbers]
+
+    @property
+    def results(self) -> EncodedImages:
+        """Stage I's result, which is there once the language model runs."""
+        assert self.encoded is not None  # transformers encodes before it calls the language model
+        return self.encoded
+
+
 @dataclass(frozen=True)
 class Rows:
     """How many images and tokens each row holds, on the host.
 
     Attributes:
-        images: Images of each row; they follow each other in the order of the batch.
+        counts: For each source, how many images or clips each row holds; they follow each other in the order of the
+            batch.
         tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
     """
 
-    images: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
     tokens: tuple[int, ...] | None = None
 
 
@@ -195,9 +229,9 @@ class Call:
         owner: The number of the pruner whose hooks run.
         outer: The call that was active before, put back at the end.
         is_fresh: Whether the prompt starts here: there is no cache, or an empty one.
-        placeholders: ``[B, L]`` bool, where this call's image placeholders stand; None for a call without images.
-        encoded: Stage I's result, of the images in batch order.
-        origin: Which encoded image each image of the batch is, where `generate` repeated them; None: one to one.
+        placeholders: ``[B, L]`` bool, where this call's placeholders stand, of every kind; None for a call without
+            images and clips.
+        sources: Its images and its clips, by kind, images first.
         rows: The layout.
         plans: The plan of each row; None for a row without images.
         run: The language model's part.
@@ -207,11 +241,15 @@ class Call:
     outer: Call | None = None
     is_fresh: bool = True
     placeholders: Tensor | None = None
-    encoded: EncodedImages | None = None
-    origin: list[int] | None = None
+    sources: dict[str, Source] = field(default_factory=dict)
     rows: Rows | None = None
     plans: tuple[Plan | None, ...] = ()
     run: Run | None = None
+
+    def take(self, encoded: EncodedImages) -> None:
+        """Notes what was encoded on the way to the language model."""
+        if encoded.kind in self.sources:
+            self.sources[encoded.kind].encoded = encoded
 
 
 _call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)

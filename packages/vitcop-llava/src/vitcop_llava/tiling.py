@@ -18,24 +18,26 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """One image in units.
+    """One image in units, or one clip of video.
 
     Attributes:
-        grid: Rows and columns of patches of a unit.
+        grid: Rows and columns of patches of a unit; of tokens where the model pools them.
         tiles: Rows and columns of tiles; (0, 0) for an image that is one unit and no more.
         window: What is left of the tiles' merged grid without the padding, in patches.
+        frames: Frames of a clip, each a unit; 0 for an image.
     """
 
     grid: tuple[int, int]
     tiles: tuple[int, int] = (0, 0)
     window: Box = (0, 0, 0, 0)
+    frames: int = 0
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
-        """What the model uses of each unit, on the unit's own grid: of the base everything, then tile by tile."""
+        """What the model uses of each unit, on its own grid: of base and frames everything, then tile by tile."""
         rows, columns = self.grid
         top, bottom, left, right = self.window
-        found = [(0, rows, 0, columns)]
+        found = [(0, rows, 0, columns)] * max(self.frames, 1)
         for down in range(self.tiles[0]):
             first, last = _within(top, bottom, down * rows, rows)
             for across in range(self.tiles[1]):

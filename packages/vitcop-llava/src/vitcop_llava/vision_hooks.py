@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import Method, VisionView
+from vitcop_llava.call_checks import check_feature_choice
+from vitcop_llava.clips import check_frames, read_clips, split_clips
 from vitcop_llava.families import Parts
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import grid_positions
@@ -23,7 +25,6 @@ from vitcop_llava.stage_one import run_stage_one
 from vitcop_llava.state import EncodedImages, TowerPass, active_call, active_tower, set_tower
 
 _ENCODED = "_vitcop_encoded"
-_FEATURES = "get_image_features"
 
 
 def encoded_of(output: object) -> EncodedImages | None:
@@ -50,30 +51,51 @@ class _Replacement:
             self._attributes[self._name] = self._before
 
 
-class SizeHooks:
-    """For families that tile images by size: learns the sizes, which no module is told, from the call that encodes."""
+class FeatureHooks:
+    """Learns, from the call that encodes, what no module is told: sizes of images that are tiled, lengths of clips."""
 
     def __init__(self, parts: Parts, planner: Planner, owner: int) -> None:
         self._parts, self._planner, self._owner = parts, planner, owner
 
     def attach(self) -> Iterator[_Replacement]:
-        """Wraps ``get_image_features`` of the base module, yielding the handle."""
-        original: Callable[..., Any] = getattr(self._parts.base, _FEATURES)
-        # A partial of bound methods, since a deep copy of the model then calls the copy.
-        wrapped = update_wrapper(partial(self._encode, original), original)
-        yield _Replacement(self._parts.base, _FEATURES, wrapped)
+        """Wraps the functions of the base module that encode, yielding the handles."""
+        if self._parts.anyres is not None:
+            yield self._wrap("get_image_features", self._encode_images)
+        if self._parts.video is not None:
+            yield self._wrap("get_video_features", self._encode_clips)
 
-    def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(original).bind(*args, **kwargs).arguments
-        given = {**bound, **bound.pop("kwargs", {})}
+    def _wrap(self, name: str, around: Callable[..., Any]) -> _Replacement:
+        original: Callable[..., Any] = getattr(self._parts.base, name)
+        # A partial of bound methods, since a deep copy of the model then calls the copy.
+        return _Replacement(self._parts.base, name, update_wrapper(partial(around, original), original))
+
+    def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = _arguments(original, args, kwargs)
         anyres = self._parts.anyres
         assert anyres is not None  # only then attached
         sizes = read_sizes(given.get("image_sizes"))
         tilings = [anyres.tile(*size) for size in sizes]
         check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
-        encoded = EncodedImages(self._owner, self._planner.images(tilings, sizes))
         # From here on they are numbers on the host, which transformers needs not read back once more for every image.
         given["image_sizes"] = sizes
+        return self._encode(original, given, EncodedImages(self._owner, images=self._planner.images(tilings, sizes)))
+
+    def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given, video = _arguments(original, args, kwargs), self._parts.video
+        assert video is not None  # only then attached
+        check_feature_choice(given, self._parts)
+        name = next(iter(inspect.signature(original).parameters))  # transformers has renamed it
+        frames, given[name] = read_clips(given.get(name), video.frame_size)
+        images = self._planner.images([video.clip(count) for count in frames])
+        call = active_call(self._owner)
+        if call is not None and "video" in call.sources:
+            check_frames(frames, images[0].tiling.tokens // frames[0], call.sources["video"].where)
+        output = self._encode(original, given, EncodedImages(self._owner, "video", images))
+        if hasattr(output, "pooler_output"):
+            output.pooler_output = split_clips(output.pooler_output, frames)
+        return output
+
+    def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
         set_tower(TowerPass(encoded))
         try:
             output = original(**given)
@@ -83,8 +105,13 @@ class SizeHooks:
             setattr(output, _ENCODED, encoded)
         call = active_call(self._owner)
         if call is not None:
-            call.encoded = encoded
+            call.take(encoded)
         return output
+
+
+def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    return {**bound, **bound.pop("kwargs", {})}
 
 
 class VisionHooks:
@@ -105,7 +132,8 @@ class VisionHooks:
         yield parts.projector.register_forward_hook(self._after_projector, always_call=True)
 
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._parts.anyres is None:
+        tower = active_tower(self._owner)
+        if self._parts.anyres is None and (tower is None or tower.encoded.kind == "image"):
             set_tower(TowerPass(EncodedImages(self._owner)))
 
     def _keep_projection(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -126,7 +154,7 @@ class VisionHooks:
         setattr(output, _ENCODED, tower.encoded)
         call = active_call(self._owner)
         if call is not None:
-            call.encoded = tower.encoded
+            call.take(tower.encoded)
 
     def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         tower = active_tower(self._owner)
@@ -136,9 +164,7 @@ class VisionHooks:
         queries, keys = self._check_feature(tower, features)
         if not encoded.images:
             encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
-        assert tower.feature is not None  # checked with the features
-        view = self._view(queries, keys, features, tower.feature[:, 0])
-        tower.places, made = run_stage_one(self._method, view, encoded)
+        tower.places, made = run_stage_one(self._method, self._view(tower, queries, keys, features), encoded)
         if tower.places is None:
             return None
         tower.patches = features.shape[:2]
@@ -156,26 +182,37 @@ class VisionHooks:
         return room.index_copy(0, tower.places, output[0]).view(units, patches, -1)
 
     def _check_feature(self, tower: TowerPass, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns queries and keys of the scored layer, if the features are that layer's patches."""
+        """Returns queries and keys of the scored layer, if the features are that layer's patches, pooled or not."""
         queries, keys = tower.queries, tower.keys
-        if queries is None or keys is None or tower.feature is None or features.shape[1] != keys.shape[1] - 1:
+        rows, columns = grid = self._parts.grid
+        video = self._parts.video if tower.encoded.kind == "video" else None
+        wanted = features.shape[1] if video is None else rows * columns
+        if queries is None or keys is None or tower.feature is None or wanted != keys.shape[1] - 1:
             raise ValueError(
                 "vision_feature_layer and vision_feature_select_strategy: must select hidden state "
                 f"{self._parts.feature_layer} of the vision tower without CLS, as the model's configuration says; this "
                 f"call selected features of shape {tuple(features.shape)}"
             )
-        rows, columns = self._parts.grid
+        rows, columns = grid if video is None else video.grid
         if features.shape[1] != rows * columns:
             raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
         return queries, keys
 
-    def _view(self, queries: Tensor, keys: Tensor, features: Tensor, feature_cls: Tensor) -> VisionView:
-        heads = self._parts.vision_heads
+    def _view(self, tower: TowerPass, queries: Tensor, keys: Tensor, features: Tensor) -> VisionView:
+        assert tower.feature is not None  # checked with the features
+        heads, video = self._parts.vision_heads, self._parts.video
+        of_video: dict[str, Any] = {}
+        grid = self._parts.grid
+        if video is not None and tower.encoded.kind == "video":
+            frames = tuple(image.tiling.frames for image in tower.encoded.images)
+            of_video = {"pool": video.pool, "grid": grid, "frames": frames}
+            grid = video.grid
         return VisionView(
             query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
             keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
             scale=self._parts.vision_scale,
-            positions=grid_positions(*self._parts.grid, features.device).expand(features.shape[0], -1, -1),
+            positions=grid_positions(*grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
-            hidden_cls=feature_cls,
+            hidden_cls=tower.feature[:, 0],
+            **of_video,
         )

@@ -72,6 +72,35 @@ def official_vic(
     return Clusters(labels, centers, density, distance.masked_fill(~valid, 0), importance.masked_fill(~valid, 0))
 
 
+def labelled_official_vic(
+    features: Tensor,
+    positions: Tensor,
+    clusters: int,
+    cutoff_distance: float,
+    spatial_threshold: float,
+    *,
+    lengths: Tensor | None,
+    counts: Tensor | None,
+) -> Clusters:
+    """As :func:`official_vic`, the last of ``clusters`` being the one for tokens that it leaves without a label.
+
+    Args:
+        features: As there, like the rest.
+        positions: ``[B, n, 2]`` floating.
+        clusters: Centers of each row, and one more.
+        cutoff_distance: d_c.
+        spatial_threshold: tau.
+        lengths: ``[B]`` int64 or None.
+        counts: ``[B]`` int64, ``clusters`` of each row; or None.
+    """
+    centers = None if counts is None else counts - 1
+    thresholds = cutoff_distance, spatial_threshold
+    found = official_vic(features, positions, clusters - 1, *thresholds, lengths=lengths, counts=centers)
+    rest = clusters - 1 if centers is None else centers.unsqueeze(1)
+    unlabelled = (found.labels < 0) & valid_tokens(features, lengths)
+    return found._replace(labels=torch.where(unlabelled, rest, found.labels))
+
+
 def head_mean_norm(keys: Tensor) -> Tensor:
     """Norm of the keys' mean over heads: ``[B, G, n, e]`` to ``[B, n]`` float32.
 

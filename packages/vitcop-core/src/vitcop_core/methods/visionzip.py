@@ -104,14 +104,14 @@ class VisionZip(BudgetedMethod):
         if seen.hidden_cls is None:
             raise ValueError("hidden_cls must be given for VisionZip; got None")
         units, patches = seen.hidden.shape[:2]
-        saliency = ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:]
+        saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
         offered = seen.eligible
         if offered is None:
             offered = torch.arange(patches, device=saliency.device).expand(units, -1)
         total = torch.full((units,), keep, device=offered.device) if keeps is None else keeps
         merged = torch.full_like(total, clusters) if cluster_counts is None else cluster_counts
         clusters = max(clusters, 1)  # a unit that keeps one token has none, and its column stays empty
-        hidden, keys = take_patches(seen.hidden, offered), take_patches(_mean_keys(seen.keys), offered)
+        hidden, keys = take_patches(seen.hidden, offered), take_patches(_mean_keys(seen), offered)
 
         most = max(min(keep, offered.shape[1]), 1)
         ranked = saliency.gather(1, offered)
@@ -143,9 +143,9 @@ class _Groups(NamedTuple):
     joined: Tensor
 
 
-def _mean_keys(keys: Tensor) -> Tensor:
-    """``[C, H, 1 + m, e]`` to ``[C, m, e]``: the patches' keys averaged over heads, of length 1."""
-    mean = keys[:, :, 1:].detach().to(accumulator(keys)).mean(1)
+def _mean_keys(seen: VisionView) -> Tensor:
+    """``[C, m, e]``: the patches' keys averaged over heads, of length 1."""
+    mean = seen.pooled(seen.keys[:, :, 1:].detach().to(accumulator(seen.keys)).mean(1))
     return torch.nn.functional.normalize(mean, dim=-1)
 
 

@@ -12,6 +12,6 @@ from vitcop_core.ops.co_prune import co_prune
 from vitcop_core.ops.gather_tokens import gather_tokens
 from vitcop_core.ops.key_norm import key_norm
 from vitcop_core.ops.top_tokens import top_tokens
-from vitcop_core.ops.vic import vic
+from vitcop_core.ops.vic import vic, vic_in_time
 
-__all__ = ["REFERENCES", "cls_saliency", "co_prune", "gather_tokens", "key_norm", "top_tokens", "vic"]
+__all__ = ["REFERENCES", "cls_saliency", "co_prune", "gather_tokens", "key_norm", "top_tokens", "vic", "vic_in_time"]

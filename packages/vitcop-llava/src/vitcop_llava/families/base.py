@@ -35,6 +35,7 @@ class Parts:
         grid: Rows and columns of patches of one unit.
         shape: What costs are computed from.
         anyres: How images of any size are tiled; None where each is one unit.
+        video: How clips are read; None for a model of images alone.
     """
 
     base: nn.Module
@@ -54,6 +55,12 @@ class Parts:
     grid: tuple[int, int]
     shape: LanguageModelShape
     anyres: Anyres | None = None
+    video: Video | None = None
+
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """The placeholder's id of each kind of input, by its name in ``mm_encoder_outputs``."""
+        return {"image": self.image_token_id} | ({} if self.video is None else {"video": self.video.token_id})
 
     @property
     def tiling(self) -> Tiling:
@@ -88,6 +95,27 @@ class Anyres:
     def largest(self) -> Tiling:
         """How an image lies that fills the largest pinpoint."""
         return max((self.tile(*point) for point in self.pinpoints), key=lambda tiling: tiling.tokens)
+
+
+@dataclass(frozen=True)
+class Video:
+    """How a family reads clips: frame by frame, as images that are one unit each, and with patches pooled.
+
+    Attributes:
+        token_id: The placeholder's id in ``input_ids``.
+        grid: Rows and columns of tokens of one frame, after pooling.
+        pool: Side of the square of patches that becomes one token.
+        frame_size: Side of a frame in pixels.
+    """
+
+    token_id: int
+    grid: tuple[int, int]
+    pool: int
+    frame_size: int
+
+    def clip(self, frames: int) -> Tiling:
+        """A clip of so many frames in units."""
+        return Tiling(self.grid, frames=frames)
 
 
 def decoder_shape(config: PreTrainedConfig) -> LanguageModelShape:
