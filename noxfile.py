@@ -12,7 +12,7 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["lint", "typecheck", "tests", "docs", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "cross_check", "docs", "build"]
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -49,8 +49,10 @@ def install_group(session: nox.Session, group: str) -> None:
 
 
 def install_packages(session: nox.Session, *packages: str) -> None:
-    """Installs packages of this repository as editable, built with the session's own setuptools."""
+    """Installs packages of this repository as editable, built with the session's own setuptools and torch."""
     install(session, "setuptools", "wheel")
+    if CUDA in packages:
+        install_group(session, "kernels")
     install(session, "--no-build-isolation", *(part for package in packages for part in ("--editable", package)))
 
 
@@ -75,7 +77,9 @@ def typecheck(session: nox.Session) -> None:
     install_packages(session, *PACKAGES)
     install_torchcodec(session)
     session.run(
-        "mypy", "noxfile.py", "docs/conf.py", "docs/benchmarks/render.py", *(f"{package}/src" for package in PACKAGES)
+        "mypy",
+        *("noxfile.py", "docs/conf.py", "docs/benchmarks/render.py", "scripts"),
+        *(f"{package}/src" for package in PACKAGES),
     )
     # One run a folder: test modules are no packages, and their names repeat.
     for folder in ("tests", *(f"{package}/tests" for package in PACKAGES)):
@@ -89,7 +93,53 @@ def tests(session: nox.Session) -> None:
     install_group(session, "test")
     install_packages(session, *PACKAGES)
     install_torchcodec(session)
+    if not session.posargs:  # vitcop-core on its references; below, where vitcop-cuda is loaded, it runs on the kernels
+        session.run("pytest", "-q", CORE)
     session.run("pytest", *session.posargs)
+
+
+# What goes through the kernels in a process that sanitizers watch.
+SANITIZED = [f"{CUDA}/tests/test_{name}.py" for name in ("matches_reference", "properties", "bad_input")]
+RACE_CHECK = f"{CUDA}/tests/native/race_check.cpp"
+SANITIZERS = {"thread": [], "address,undefined": ["-fno-sanitize-recover=undefined"]}
+
+
+@nox.session
+def cross_check(session: nox.Session) -> None:
+    """Kernels against references, under sanitizers too, and nvcc's verdict; --require-nvcc, or arguments for pytest."""
+    install_group(session, "test")
+    install_packages(session, CORE, CUDA)
+    install(session, "tqdm")
+    for_nvcc = [argument for argument in session.posargs if argument == "--require-nvcc"]
+    session.run("pytest", CUDA, *(argument for argument in session.posargs if argument not in for_nvcc))
+
+    libraries = [runtime_library(session, name) for name in ("libasan.so", "libubsan.so")]
+    # Leaks are none of its business here: Python keeps much until it ends. test_memory.py watches the kernels.
+    watched = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    session.run("pytest", "-q", "--sanitize=address", *SANITIZED, env=watched)
+
+    # Without torch, whose own threads ThreadSanitizer does not understand.
+    flags = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", f"-I{CUDA}/csrc", f"-I{CUDA}/csrc/include", "-pthread"]
+    for name, more in SANITIZERS.items():
+        program = str(Path(session.create_tmp()) / f"race_check_{name.partition(',')[0]}")
+        command = ("g++", *flags, f"-fsanitize={name}", *more, RACE_CHECK, "-o", program)
+        session.run(*command, external=True)
+        session.run(program, external=True)
+    session.run("python", "scripts/cuda_compile.py", *for_nvcc)
+
+
+def runtime_library(session: nox.Session, name: str) -> str:
+    """Where the compiler keeps a sanitizer's library, which has to be loaded before the interpreter's own."""
+    found = str(session.run("gcc", f"-print-file-name={name}", silent=True, external=True)).strip()
+    if not Path(found).is_absolute():
+        session.error(f"the compiler has no {name}")
+    return found
+
+
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Everything that needs a GPU, on the Python and torch that are there; an argument names the output folder."""
+    session.run("bash", "scripts/gpu_check.sh", *session.posargs, external=True)
 
 
 @nox.session
@@ -107,7 +157,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def figures(session: nox.Session) -> None:
     """Tables and pictures of README and docs, from the stored results and the demo model."""
-    install_packages(session, CORE, LLAVA)
+    install_packages(session, CORE, CUDA, LLAVA)
     install(session, "matplotlib")
     session.run("python", "docs/benchmarks/render.py")
     folder = session.create_tmp()
@@ -130,6 +180,7 @@ def docs(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Wheels and source distributions in dist/, then the wheels in an environment of their own."""
     install_group(session, "build")
+    install_group(session, "kernels")
     install(session, "setuptools", "wheel")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Writes the stored results into README.md and docs/benchmarks/index.md, and draws them: ``nox -s figures``.
+"""Writes the stored results into README.md and pages of docs/, and draws them: ``nox -s figures``.
 
 Tables stand between markers such as ``<!-- accuracy: begin -->``; a test holds them against the stored results.
 """
@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
 from vitcop_llava.demo.evaluate import Score
 from vitcop_llava.demo.questions import KINDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGES = (ROOT / "README.md", HERE / "index.md")
+PAGES = (ROOT / "README.md", HERE / "index.md", HERE.parent / "kernels.md")
+IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
 
@@ -85,16 +87,46 @@ def prefill_table(stored: Stored) -> str:
     return "\n".join(lines)
 
 
+def reuse_table(stored: Stored) -> str:
+    """Many questions about one image on its prefix, beside one question asked as usual."""
+    sizes, place = stored["sizes"], stored["environment"]
+    rows = {
+        "one question, unpruned": "unpruned",
+        "one question, pruned": "pruned",
+        f"{sizes['questions']} questions on one prefix": "reuse",
+        "of which the image": "encode",
+        "of which the questions": "answer",
+    }
+    usual = statistics.median(stored["pruned"])
+    lines = ["| | time | of one pruned question |", "|---|---|---|"]
+    for name, key in rows.items():
+        seconds = statistics.median(stored[key])
+        lines.append(f"| {name} | {seconds:.1f} s | {seconds / usual:.2f} |")
+    lines += [
+        "",
+        f"Medians of {len(stored['reuse'])} interleaved rounds: the shape of {stored['shape']}, random weights, "
+        f"{stored['dtype']}, {stored['retained_tokens']} of {stored['visual_tokens']} visual tokens, questions of "
+        f"{sizes['question_tokens']} tokens and answers of {sizes['new_tokens']}, on {place['cores']} cores of "
+        f"{place['processor']}. `{stored['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
     "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
     "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
+    "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
+    "kernels": ("kernels-cpu.json", kernels_table),
+    "registers": ("ptxas.json", registers_table),
 }
 
 
 def rendered(page: str) -> str:
     """A page with every marked table made anew."""
     for name, (file, table) in TABLES.items():
+        if not (HERE / file).exists():
+            continue
         text = table(json.loads((HERE / file).read_text()))
         pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
         page = re.sub(pattern, partial(_between, text), page, flags=re.DOTALL)
@@ -128,7 +160,9 @@ def main() -> None:
     """Rewrites the pages and the plot."""
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
-    draw(json.loads((HERE / "demo-ablations.json").read_text()), HERE.parent / "images" / "accuracy.png")
+    draw(json.loads((HERE / "demo-ablations.json").read_text()), IMAGES / "accuracy.png")
+    if (kernels := HERE / "kernels-cpu.json").exists():
+        draw_growth(json.loads(kernels.read_text()), IMAGES / "kernel-growth.png")
 
 
 if __name__ == "__main__":

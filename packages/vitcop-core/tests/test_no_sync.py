@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitcop_core import DecoderCut, DecoderView, VisionView, ViTCoP, ops
+from vitcop_core import (
+    DecoderCut,
+    DecoderView,
+    FastV,
+    Method,
+    PromptView,
+    PyramidDrop,
+    SparseVLM,
+    VisionView,
+    VisionZip,
+    ViTCoP,
+    ops,
+)
 
 _FORBIDDEN = (
     "_local_scalar_dense",
@@ -106,6 +119,7 @@ METHODS = {
     "paper": ViTCoP(retained_tokens=64),
     "official": ViTCoP(retained_tokens=64, compat="official"),
     "attention": ViTCoP(retained_tokens=64, saliency="attention"),
+    "temporal": ViTCoP(retained_tokens=64, change_share=0.5, cluster_frames=2),
     "vision_hidden": ViTCoP(retained_tokens=64, vic_features="vision_hidden", merge="anchor_plus_mean"),
 }
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -113,10 +127,25 @@ methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 @methods
 @pytest.mark.parametrize("clusters", [0, 4])
-def test_vision_cut_never_waits(vision_view: Callable[..., VisionView], method: ViTCoP, clusters: int) -> None:
-    view = vision_view()
+@pytest.mark.parametrize("frames", [None, (2,)], ids=str)
+def test_vision_cut_never_waits(
+    vision_view: Callable[..., VisionView], method: ViTCoP, clusters: int, frames: tuple[int, ...] | None
+) -> None:
+    view = replace(vision_view(), frames=frames)
     with no_host_sync():
         method.cut_vision(view, 12, clusters)
+
+
+@methods
+@pytest.mark.parametrize("frames", [None, (2,), (1, 1)], ids=str)
+def test_ragged_vision_cut_never_waits(
+    vision_view: Callable[..., VisionView], method: ViTCoP, frames: tuple[int, ...] | None
+) -> None:
+    eligible, lengths = torch.arange(20).expand(2, -1), torch.tensor([20, 7])
+    view = replace(vision_view(), eligible=eligible, lengths=lengths, frames=frames)
+    keeps, clusters = torch.tensor([12, 3]), torch.tensor([4, 2])
+    with no_host_sync():
+        method.cut_vision(view, 12, 4, keeps, clusters)
 
 
 @methods
@@ -131,3 +160,29 @@ def test_decoder_cut_never_waits(
     keeps = torch.tensor([min(length, 7) for length in lengths])
     with no_host_sync():
         method.cut_decoder(DecoderCut(2, 7, stage), view, keeps)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+def test_visionzip_never_waits(vision_view: Callable[..., VisionView], ragged: bool) -> None:
+    view = vision_view()
+    view = replace(view, hidden_cls=view.hidden[:, 0])
+    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    if ragged:
+        view = replace(view, eligible=torch.arange(20).expand(2, -1), lengths=torch.tensor([20, 7]))
+        given = torch.tensor([12, 3]), torch.tensor([4, 1])
+    with no_host_sync():
+        VisionZip(retained_tokens=12).cut_vision(view, 12, 4, *given)
+
+
+@pytest.mark.parametrize("method", [FastV(keep=7), PyramidDrop(ratio=0.5), SparseVLM(counts=(7, 5, 3))], ids=str)
+@pytest.mark.parametrize("lengths", [[20, 20], [20, 9, 1]], ids=["even", "ragged"])
+def test_attention_cut_never_waits(
+    decoder_view: Callable[..., DecoderView], method: Method, lengths: list[int]
+) -> None:
+    view = decoder_view(lengths, 4)
+    attention = view.attention()
+    prompt = PromptView(view.hidden, view.lengths, view.hidden[:, :5], None)
+    view = replace(view, own_attention=view.attention, attention_of=lambda _: attention, prompt=lambda: prompt)
+    keeps = torch.tensor([min(length, 7) for length in lengths])
+    with no_host_sync():
+        method.cut_decoder(DecoderCut(2, 7, "recycle", recycled=1, pack_positions=True), view, keeps)

@@ -278,6 +278,17 @@ def test_co_prune_fills_the_budget_whatever_the_norms() -> None:
             assert (kept.index < TOKENS).all()
 
 
+def test_co_prune_ranks_a_cluster_with_infinities_of_both_signs_last() -> None:
+    norms = torch.tensor([[torch.inf, 1, -torch.inf, 1, 2, 2, 3, 3]])
+    labels = torch.tensor([[0, 1, 0, 1, 2, 2, 3, 3]])
+    for clusters in (4, 6):  # the last two labels have no token
+        kept = ops.co_prune(torch.zeros(1, 8, 2), labels, norms, 3, clusters)
+        assert kept.slot is not None
+        # Two clusters of smallest sums stay groups; the third, 3 + 3, and the infinite one become one.
+        assert kept.slot[0, [0, 2, 6, 7]].unique().numel() == 1
+        assert kept.slot[0].unique().numel() == 3
+
+
 def test_vic_puts_duplicates_at_distance_zero() -> None:
     # Sizes at which products of equal rows come out differently, by where in the matrix they stand.
     features = 100 + 5 * torch.randn(1, 23, 1000, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitcop_core import DecoderCut, LanguageModelShape, Plan, VisionCut, ViTCoP, identity_plan
+from vitcop_core import DecoderCut, LanguageModelShape, Plan, VisionCut, ViTCoP, identity_plan, pooled_plan
 
 SHAPE_7B = LanguageModelShape(32, 4096, 11008, 32, 32, 128)
 SHAPE_13B = LanguageModelShape(40, 5120, 13824, 40, 40, 128)
@@ -120,3 +120,30 @@ def test_costs_reject_another_model() -> None:
         replace(SHAPE_7B, num_heads=0)
     with pytest.raises(TypeError, match="head_dim"):
         replace(SHAPE_7B, head_dim=128.0)  # type: ignore[arg-type]
+
+
+def test_pooled_plan_enters_images_as_alone_and_cuts_them_together() -> None:
+    images = [ViTCoP(retained_tokens=64).plan(32, units) for units in ((576, 576), (300,))]
+    whole = ViTCoP(retained_tokens=64).plan(32, (576, 576, 300), images=2)
+    pooled = pooled_plan(whole, images)
+    assert pooled.vision is not None
+    assert [pooled.vision.keep, pooled.vision.clusters] == [
+        sum((image.vision.keep for image in images if image.vision), ()),
+        sum((image.vision.clusters for image in images if image.vision), ()),
+    ]
+    assert pooled.decoder == whole.decoder
+    assert abs(pooled.average_tokens - 128) < 2
+
+
+def test_pooled_plan_leaves_out_a_cut_that_would_keep_everything() -> None:
+    image = Plan(8, (6,), VisionCut((2,), (0,)), ())
+    whole = Plan(8, (6, 6), None, (DecoderCut(2, 4, "top_tokens"), DecoderCut(6, 3, "top_tokens")))
+    assert pooled_plan(whole, [image, image]).decoder == (DecoderCut(6, 3, "top_tokens"),)
+    assert pooled_plan(identity_plan(8, (6, 6)), [identity_plan(8, (6,))] * 2).is_identity
+
+
+def test_pooled_plan_rejects_other_units_or_layers() -> None:
+    with pytest.raises(ValueError, match=r"images must be plans for the units \(6, 6\)"):
+        pooled_plan(identity_plan(8, (6, 6)), [identity_plan(8, (6,))])
+    with pytest.raises(ValueError, match="images must be plans for the same layers"):
+        pooled_plan(identity_plan(8, (6,)), [identity_plan(9, (6,))])

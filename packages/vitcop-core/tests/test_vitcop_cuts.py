@@ -213,3 +213,48 @@ def test_cutoff_scale_is_the_median_distance() -> None:
     assert scale.item() == 2.0
     assert CUTOFF_SCALE_RANGE[0] < scale.item() < CUTOFF_SCALE_RANGE[1]
     assert cutoff_scale(corners, 4.0).item() == 4.0
+
+
+RAGGED = {
+    "paper": PAPER,
+    "official": OFFICIAL,
+    "vision_hidden": replace(PAPER, vic_features="vision_hidden"),
+}
+
+
+@pytest.mark.parametrize("method", RAGGED.values(), ids=RAGGED)
+def test_units_that_use_parts_of_their_grid_are_cut_as_alone(
+    vision_view: Callable[..., VisionView], method: ViTCoP
+) -> None:
+    view = vision_view()
+    eligible = torch.stack([torch.arange(24), torch.arange(24) + 5])
+    lengths, keeps, clusters = torch.tensor([24, 9]), torch.tensor([10, 4]), torch.tensor([4, 2])
+    chosen = method.cut_vision(replace(view, eligible=eligible, lengths=lengths), 10, 4, keeps, clusters)
+    assert chosen.clusters is not None
+    for unit in range(2):
+        length, keep, labels = (int(counts[unit]) for counts in (lengths, keeps, clusters))
+        own = slice(unit, unit + 1)
+        patches = view.positions.shape[1]
+        alone = VisionView(
+            view.query_cls[own],
+            view.keys[own],
+            view.scale,
+            view.positions[own],
+            view.hidden[own],
+            eligible[own, :length],
+        )
+        wanted = method.cut_vision(alone, keep, labels)
+        assert wanted.clusters is not None
+        assert set(wanted.index[0].tolist()) <= set(eligible[unit, :length].tolist())
+        assert torch.equal(chosen.index[unit, :keep], wanted.index[0])
+        assert bool((chosen.index[unit, keep:] == patches).all())
+        assert torch.equal(chosen.clusters.labels[unit, :keep], wanted.clusters.labels[0])
+        assert bool((chosen.clusters.labels[unit, keep:] == -1).all())
+
+
+def test_unit_of_padding_alone_keeps_nothing(vision_view: Callable[..., VisionView]) -> None:
+    view = replace(vision_view(), eligible=torch.zeros(2, 6, dtype=torch.int64), lengths=torch.tensor([0, 1]))
+    chosen = PAPER.cut_vision(view, 1, 1, torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert chosen.index.tolist() == [[36], [0]]
+    assert chosen.clusters is not None
+    assert chosen.clusters.labels.tolist() == [[-1], [0]]

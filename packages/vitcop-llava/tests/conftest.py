@@ -5,8 +5,10 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -14,14 +16,22 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     MistralConfig,
     Qwen2Config,
 )
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from vitcop_llava import ViTCoP
+from vitcop_llava.demo.build import demo_processor
+from vitcop_llava.images import read_image
 
 IMAGE_TOKEN = 99
 PATCHES = 144
+NEXT_TILE = 48
+PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
@@ -35,24 +45,28 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
-    needs_none = "pictures" in request.fixturenames and "gradients" not in request.node.path.name
+    needs_none = (
+        bool({"pictures", "next_inputs"} & set(request.fixturenames)) and "gradients" not in request.node.path.name
+    )
     with torch.set_grad_enabled(not needs_none):
         yield
 
 
-@cache
-def _build(kind: str, attention: str, kv_heads: int, seed: int) -> Any:
-    vision = CLIPVisionConfig(
+def _vision(side: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=96,
+        image_size=side,
         patch_size=8,
         projection_dim=32,
     )
+
+
+def _text(kind: str, kv_heads: int, vocabulary: int) -> Any:
     sizes: dict[str, Any] = {
-        "vocab_size": 100,
+        "vocab_size": vocabulary,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 8,
@@ -65,24 +79,64 @@ def _build(kind: str, attention: str, kv_heads: int, seed: int) -> Any:
     }
     if kind == "mistral":
         sizes["sliding_window"] = None
+    return TEXT_CONFIGS[kind](**sizes)
+
+
+@cache
+def _build(kind: str, attention: str, kv_heads: int, seed: int) -> Any:
     make: Any = LlavaConfig
     config = make(
-        vision_config=vision,
-        text_config=TEXT_CONFIGS[kind](**sizes),
+        vision_config=_vision(96),
+        text_config=_text(kind, kv_heads, 100),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=PATCHES,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
+    return _randomised(LlavaForConditionalGeneration, config, attention, seed)
+
+
+@cache
+def _build_next(kind: str, attention: str) -> Any:
+    tokenizer = _next_processor().tokenizer
+    config = LlavaNextConfig(
+        vision_config=_vision(NEXT_TILE),
+        text_config=_text(kind, 2, len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return _randomised(LlavaNextForConditionalGeneration, config, attention, 0)
+
+
+@cache
+def _next_processor() -> Any:
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": NEXT_TILE},
+        crop_size={"height": NEXT_TILE, "width": NEXT_TILE},
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=demo_processor(12).tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def _randomised(family: Any, config: Any, attention: str, seed: int) -> Any:
     config._attn_implementation = attention if attention in ("eager", "sdpa") else "sdpa"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = LlavaForConditionalGeneration(config)
+        model = family(config)
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
     model.model.language_model.config._attn_implementation = attention
-    model.generation_config.suppress_tokens = [IMAGE_TOKEN]  # an answer that is computed again must hold no placeholder
+    # An answer that is computed again must hold no placeholder.
+    model.generation_config.suppress_tokens = [config.image_token_id]
     return model.eval()
 
 
@@ -165,5 +219,81 @@ def budget() -> Callable[..., ViTCoP]:
         if share == "1/18":  # out of reach of 8 layers that are first cut before the third
             settings.setdefault("layers", (1, 6))
         return ViTCoP(**{"cutoff_distance": 3.0, **retention, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_next() -> Callable[..., Any]:
+    """A LLaVA-NeXT model of 8 decoder layers and tiles of 6 x 6 patches; one object for each set of arguments."""
+
+    @cache
+    def make(kind: str = "llama", attention: str = "sdpa") -> Any:
+        model = _build_next(kind, attention)
+        ids = torch.tensor([[1, *[model.config.image_token_id] * 114, 5]])
+        with torch.no_grad():
+            given = {
+                "pixel_values": torch.zeros(1, 3, 3, NEXT_TILE, NEXT_TILE),
+                "image_sizes": torch.tensor([[48, 96]]),
+            }
+            model(input_ids=ids, **given, output_hidden_states=True)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def next_model(build_next: Callable[..., Any]) -> Any:
+    return build_next()
+
+
+@pytest.fixture(scope="session")
+def next_processor() -> Any:
+    return _next_processor()
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Image.Image]:
+    """A picture of a width and height, read from a PNG or JPEG file."""
+    folder = tmp_path_factory.mktemp("photos")
+
+    @cache
+    def make(width: int, height: int, kind: str = "png", seed: int = 0) -> Image.Image:
+        rng = np.random.default_rng([width, height, seed])
+        coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        path = folder / f"{width}x{height}-{seed}.{kind}"
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path)
+        return read_image(path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def next_inputs(photo: Callable[..., Image.Image]) -> Callable[..., dict[str, Any]]:
+    """LLaVA-NeXT's inputs, by transformers' own processor, from rows of parts.
+
+    A number stands for so many words, a pair for a picture of that width and height.
+    """
+    words = "what color is the circle and where".split()
+
+    def make(rows: list[list[Any]], side: str = "left", seed: int = 0) -> dict[str, Any]:
+        texts, images = [], []
+        for row in rows:
+            text = []
+            for part in row:
+                if isinstance(part, int):
+                    text += [words[(seed + k) % len(words)] for k in range(part)]
+                else:
+                    text.append("<image>")
+                    images.append(photo(*part, kind=("png", "jpg")[sum(part) % 2], seed=seed))
+            texts.append(" ".join(text))
+        inputs = _next_processor()(
+            text=texts, images=images or None, padding=True, padding_side=side, return_tensors="pt"
+        )
+        return {
+            name: inputs[name]
+            for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+            if name in inputs
+        }
 
     return make

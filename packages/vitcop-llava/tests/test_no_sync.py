@@ -129,6 +129,47 @@ def test_ragged_batch_reads_once(
     )
 
 
+BASELINES = [
+    vitcop_llava.FastV(retained_tokens=48),
+    vitcop_llava.PyramidDrop(retained_tokens=48),
+    vitcop_llava.SparseVLM(retained_tokens=48),
+    vitcop_llava.VisionZip(retained_tokens=48),
+]
+
+
+@pytest.mark.parametrize("method", BASELINES, ids=lambda method: type(method).__name__)
+def test_baselines_wait_where_vitcop_does(model: Any, prompt: Make, pictures: Make, pad: Any, method: Any) -> None:
+    ids = prompt(3, "image", 2, "image", 8).expand(2, -1).contiguous()
+    assert waits(model, method, {"input_ids": ids, "pixel_values": pictures(4)}) == []
+    batch = pad([prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)])
+    found = waits(model, method, {**batch, "pixel_values": pictures(3)})
+    assert {place for place, _ in found} - {"on_device"} == {"count_rows"}
+
+
+NEXT_BATCHES: dict[str, tuple[list[list[Any]], set[str]]] = {
+    "one-image": ([[2, (96, 96), 3]], set()),
+    "one-row": ([[2, (131, 77), 3, (10, 90), 2]], set()),
+    "same-size": ([[2, (131, 77), 3], [1, (131, 77), 4]], set()),
+    "ragged": ([[2, (131, 77), 3], [(10, 90), 2, (96, 96), 3], [4]], {"count_rows"}),
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "tensor"])
+@pytest.mark.parametrize("batch", NEXT_BATCHES)
+def test_tiles_read_sizes_alone(
+    next_model: Any, next_inputs: Any, budget: Any, batch: str, as_list: bool, settings: dict[str, Any]
+) -> None:
+    rows, reads = NEXT_BATCHES[batch]
+    given = next_inputs(rows)
+    if as_list:
+        given["image_sizes"] = given["image_sizes"].tolist()
+    found = waits(next_model, budget("1/6", **settings), given)
+    # `on_device` copies from pinned memory, and does not wait.
+    assert {place for place, _ in found} - {"on_device"} == (reads if as_list else reads | {"read_sizes"})
+    assert sum(name == "tolist" for _, name in found) <= 1 + len(reads)
+
+
 @pytest.mark.parametrize("how", ["item", "tolist", "bool", "mask"])
 def test_detector_notices_a_wait(
     model: Any, prompt: Make, pictures: Make, budget: Any, monkeypatch: pytest.MonkeyPatch, how: str
@@ -153,8 +194,17 @@ def test_detector_notices_a_wait(
     assert waits(model, budget(), given)
 
 
-HOOKS = ["cache", "language_hooks", "layout", "masks", "rope", "sequence", "state", "vision_hooks"]
-ALLOWED = {("layout", "count_rows", "tolist"), ("cache", "_uncover", "item")}
+HOOKS = (
+    "appending attending cache call_checks clips language_hooks layout masks planning rope scoring sequence sizes "
+    "stage_one state vision_hooks"
+).split()
+ALLOWED = {
+    ("layout", "count_rows", "tolist"),  # placeholders, of rows with different images
+    ("sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
+    ("call_checks", "check_text", "item"),  # placeholders, of a prompt without images
+    ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips
+    ("cache", "_uncover", "item"),  # rolling back
+}
 
 
 def test_source_reads_from_the_device_at_one_place_only() -> None:

@@ -3,7 +3,7 @@
 Integers and fractions only: no tensors, no model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from vitcop_core.checks import check_int, require
 from vitcop_core.cost import LanguageModelShape, layer_kv_bytes, layer_macs
 
-DecoderStage = Literal["co_prune", "top_tokens"]
+DecoderStage = Literal["co_prune", "top_tokens", "last_token", "recycle"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class VisionCut:
 
     Attributes:
         keep: Tokens kept in each unit.
-        clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``; 0 where nothing is clustered.
+        clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``, or how many of the tokens that it keeps
+            are made of several; 0 where nothing is clustered.
     """
 
     keep: tuple[int, ...]
@@ -42,22 +43,42 @@ class DecoderCut:
 
     Attributes:
         layer: Index, from 0, of the first layer that runs on the smaller set.
-        keep: Visual tokens left in the sample. The cut of a padded batch carries the largest of its rows.
-        stage: What decides: ``"co_prune"`` (elites and merged clusters) or ``"top_tokens"`` (saliency alone).
-        reindex_positions: Whether the kept tokens, from this layer on, get new position ids 0, 1, ... in sequence
-            order, as the released code does in its last stage; otherwise they carry their own.
+        keep: Visual tokens left in the sample, ``recycled`` apart. The cut of a padded batch carries the largest of its
+            rows.
+        stage: What decides: ``"co_prune"`` (elites and merged clusters), ``"top_tokens"`` (ViTCoP's saliency
+            alone), ``"last_token"`` (the attention of the prompt's last token) or ``"recycle"`` (that of other text,
+            and tokens made of what was dropped).
+        reindex_positions: Whether the kept tokens, from this layer on, get the position ids 0, 1, ... that they would
+            have had in the sequence before the cut, as ViTCoP's released code does in its last stage; otherwise they
+            carry their own.
+        recycled: Tokens made of dropped ones, which follow the last visual token of the sample. The cut of a padded
+            batch carries the largest of its rows.
+        pack_positions: Whether all tokens from this layer on, the generated ones too, are numbered as if what the cut
+            dropped had never been there.
     """
 
     layer: int
     keep: int
     stage: DecoderStage
     reindex_positions: bool = False
+    recycled: int = 0
+    pack_positions: bool = False
 
     def __post_init__(self) -> None:
-        """Check the layer and the count."""
+        """Check the layer and the counts."""
         # The keys that a cut reads come from the layer before it.
         check_int("layer", self.layer, 1)
         check_int("keep", self.keep, 1)
+        check_int("recycled", self.recycled, 0)
+        both = self.reindex_positions and self.pack_positions
+        require(not both, "pack_positions", "False with reindex_positions", self.pack_positions)
+        # A token that never was has no position to keep.
+        require(self.pack_positions or not self.recycled, "pack_positions", "True with recycled", self.pack_positions)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens that the layer runs on: kept and recycled."""
+        return self.keep + self.recycled
 
 
 @dataclass(frozen=True)
@@ -93,8 +114,8 @@ class Plan:
         layer, tokens = 0, self.entry_tokens
         for cut in self.decoder:
             require(layer < cut.layer < self.num_layers, "layer", f"in ({layer}, {self.num_layers})", cut.layer)
-            require(cut.keep < tokens, "keep", f"less than the {tokens} tokens before the cut", cut.keep)
-            layer, tokens = cut.layer, cut.keep
+            require(cut.tokens < tokens, "keep", f"less than the {tokens} tokens before the cut", cut.tokens)
+            layer, tokens = cut.layer, cut.tokens
 
     @property
     def visual_tokens(self) -> int:
@@ -159,16 +180,48 @@ class Plan:
         return sum(self.kv_bytes_per_layer(shape, text_tokens, bytes_per_element))
 
     def _tokens(self) -> Iterator[int]:
-        keep = {cut.layer: cut.keep for cut in self.decoder}
+        left = {cut.layer: cut.tokens for cut in self.decoder}
         tokens = self.entry_tokens
         for layer in range(self.num_layers):
-            tokens = keep.get(layer, tokens)
+            tokens = left.get(layer, tokens)
             yield tokens
 
     def _lengths(self, shape: LanguageModelShape, text_tokens: int) -> list[int]:
         require(shape.num_layers == self.num_layers, "shape", f"a model of {self.num_layers} layers", shape.num_layers)
         check_int("text_tokens", text_tokens, 0)
         return [tokens + text_tokens for tokens in self._tokens()]
+
+
+def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
+    """The plan of a sample whose images enter the language model as each one's own plan says.
+
+    An image is cut in the vision tower before it is known what shares its prompt, so what it enters with follows from
+    its own size alone. The cuts inside the language model are the sample's: they choose among the tokens of all images
+    together.
+
+    Args:
+        whole: The plan of all units together, which has the cuts inside the language model. One that would keep
+            everything that enters is left out.
+        images: The plan of each image by itself, in order; together they have the units of ``whole``.
+
+    Raises:
+        ValueError: The units or the layers disagree.
+    """
+    units = tuple(unit for image in images for unit in image.units)
+    require(units == whole.units, "images", f"plans for the units {whole.units}", units)
+    require(all(p.num_layers == whole.num_layers for p in images), "images", "plans for the same layers", images)
+    keep: list[int] = []
+    clusters: list[int] = []
+    for image in images:
+        keep.extend(image.units if image.vision is None else image.vision.keep)
+        clusters.extend((0,) * len(image.units) if image.vision is None else image.vision.clusters)
+    decoder: list[DecoderCut] = []
+    for cut in whole.decoder:
+        if cut.tokens < (decoder[-1].tokens if decoder else sum(keep)):
+            decoder.append(cut)
+    cuts_units = any(image.vision is not None for image in images)
+    vision = VisionCut(tuple(keep), tuple(clusters)) if cuts_units else None
+    return Plan(num_layers=whole.num_layers, units=units, vision=vision, decoder=tuple(decoder))
 
 
 def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:

@@ -2,14 +2,17 @@
 
 A method reads one of the views and returns a selection; the model adapter gathers what was selected. In the shapes, B
 is the batch, C the units of one call, n or m tokens, H query heads, G key-value heads, e the width of a head, d and d_v
-the hidden widths of the language model and the vision tower, k and c the tokens and the cluster centers chosen.
+the hidden widths of the language model and the vision tower, k and c the tokens and the cluster centers chosen, t text
+tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
 
 from torch import Tensor
+
+from vitcop_core.checks import require
 
 
 class Clusters(NamedTuple):
@@ -41,24 +44,45 @@ class Selection:
         hidden: ``[B, k, d]`` the outputs' hidden states where some were merged; None where all are as they were.
         is_merged: ``[B, k]`` bool, whether an output stands for a group (also a group of one); None as ``hidden``.
         slot: ``[B, n]`` int64, the output that each token went into; k in padding. None as ``hidden``.
+        appended: ``[B, c, d]``, hidden states of c more tokens, which follow the last of the n in the sequence (text
+            between it and a token that was kept before it stays where it is). None where none are made.
+        appended_at: ``[B, c]`` int64, which of the n tokens each of those is named after; n, after the last one, in
+            rows that have fewer than c. None as ``appended``.
     """
 
     index: Tensor
     hidden: Tensor | None = None
     is_merged: Tensor | None = None
     slot: Tensor | None = None
+    appended: Tensor | None = None
+    appended_at: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class VisionView:
-    """What a cut before the language model sees: C units with m tokens each.
+    """What a cut before the language model sees: C units of m patches each, of which it may choose n or fewer.
+
+    Where the model pools its features before the projector, as it does for frames of video, the m "patches" are what it
+    pools to, and the vision layer has M = m * pool ** 2 patches (or a few more, in lines that pooling leaves out).
 
     Attributes:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature.
-        keys: ``[C, H, 1 + m, e]`` that layer's keys, CLS first.
+        keys: ``[C, H, 1 + M, e]`` that layer's keys, CLS first; M is m unless patches are pooled.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
         hidden: ``[C, m, d_v]`` the selected features, before the projector.
+        eligible: ``[C, n]`` int64 ascending, the patches that the model uses of each unit (the others are padding of
+            the picture); anything after a unit's own number. None where it uses all m. The softmax over a unit's
+            patches still runs over all of them, as it does in the tower.
+        lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
+        hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
+            out; None where no method that may want it is shown the view.
+        pool: Side of the square of the vision layer's patches that each of the m stands for.
+        grid: Rows and columns of the vision layer's patches; needed with ``pool`` above 1.
+        frames: How many units each clip has, where the units are frames of video in order; None where they are not.
+
+    Raises:
+        ValueError: Patches are pooled and there is no grid, or the frames are not the C units.
     """
 
     query_cls: Tensor
@@ -66,6 +90,44 @@ class VisionView:
     scale: float
     positions: Tensor
     hidden: Tensor
+    eligible: Tensor | None = None
+    lengths: Tensor | None = None
+    hidden_cls: Tensor | None = None
+    pool: int = 1
+    grid: tuple[int, int] | None = None
+    frames: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that grid and frames fit."""
+        require(self.pool == 1 or self.grid is not None, "grid", "given where patches are pooled", self.grid)
+        units = self.hidden.shape[0]
+        fits = self.frames is None or sum(self.frames) == units
+        require(fits, "frames", f"those of {units} units", self.frames)
+
+    def pooled(self, values: Tensor) -> Tensor:
+        """Averages what belongs to the vision layer's patches over those of each token.
+
+        Args:
+            values: ``[C, M, ...]`` floating, without CLS.
+
+        Returns:
+            ``[C, m, ...]``; ``values`` itself where nothing is pooled, float32 or wider where something is.
+        """
+        if self.pool == 1:
+            return values
+        assert self.grid is not None  # checked on construction
+        side, (rows, columns) = self.pool, (extent // self.pool for extent in self.grid)
+        laid = values.unflatten(1, self.grid)[:, : rows * side, : columns * side]
+        laid = laid.float() if laid.element_size() < 4 else laid
+        parts = [laid[:, down::side, across::side] for down in range(side) for across in range(side)]
+        total: Tensor = parts[0]
+        for part in parts[1:]:  # one after the other: what a reduction gives may depend on how many units there are
+            total = total + part
+        return total.div(side**2).flatten(1, 2)
+
+    def key_features(self) -> Tensor:
+        """The tokens' keys, heads side by side, ``[C, m, H * e]``."""
+        return self.pooled(self.keys[:, :, 1:].transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +135,45 @@ class VisionSelection:
     """The tokens that enter the language model.
 
     Attributes:
-        index: ``[C, keep]`` int64 ascending.
-        clusters: The clusters of the kept tokens, labelled from 0 within each unit; None where there are none.
+        index: ``[C, keep]`` int64 ascending, among the m patches; m after the last one of a unit that keeps fewer. The
+            i-th output takes the placeholder of the i-th of them; without ``hidden`` it is that patch.
+        clusters: The clusters of the kept tokens, labelled from 0 within each unit, or within each of ``spans``; None
+            where there are none.
         saliency: ``[C, m]`` float32, what they were chosen by; larger is more important.
+        hidden: ``[C, keep, d_v]``, the features that go through the projector, where they are not just those of the
+            patches at ``index``; 0 after a unit's last. None where they are.
+        counts: ``[C]`` int64, how many each unit keeps, where the method shared a clip's tokens out among its frames by
+            what they show; None where it kept what it was told.
+        spans: How many units that follow each other share their clusters, span by span; None where none do.
     """
 
     index: Tensor
     clusters: Clusters | None
     saliency: Tensor
+    hidden: Tensor | None = None
+    counts: Tensor | None = None
+    spans: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PromptView:
+    """The prompt as it enters the first layer: visual tokens, and the text after the last of them.
+
+    Attributes:
+        visual: ``[B, n, d]`` embeddings of the visual tokens that enter.
+        lengths: ``[B]`` int64, the valid ones of each row, which come first; None where all n are.
+        text: ``[B, t, d]`` embeddings of what follows the last visual token; of a prompt that ends with it, that token.
+        text_lengths: ``[B]`` int64, the valid ones of each row, which come first; None where all t are.
+    """
+
+    visual: Tensor
+    lengths: Tensor | None
+    text: Tensor
+    text_lengths: Tensor | None
+
+
+def _not_shown(*args: object) -> NoReturn:
+    raise NotImplementedError("this view of the language model does not offer what the method asks for")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +188,15 @@ class DecoderView:
         num_clusters: The largest number of clusters of a row; 0 without clusters.
         lengths: ``[B]`` int64, the valid tokens of each row, which come first; None where all n are.
         attention: Gives ``[B, n]``, the attention that the last prompt token pays to each visual token in the layer
-            before the cut, averaged over heads. Computed only when called.
+            before the cut, averaged over heads. Like all that follow it is computed only when called, in float32, by a
+            softmax over everything that the token attends to.
+        own_attention: Gives the same for the layer that the cut stands before, as it would be on the uncut sequence:
+            of its own input norm, query and key projections and rotary positions.
+        attention_of: Takes ``[B, t]`` bool, some of the text tokens in :attr:`PromptView.text`, and gives ``[B, n]``
+            the attention that they pay to each visual token in the layer before the cut, averaged over heads and over
+            them; 0 in a row without any.
+        prompt: Gives the prompt as it entered the first layer.
+        notes: What the method's earlier cuts of the same prefill wrote down for its later ones.
     """
 
     hidden: Tensor
@@ -104,3 +205,7 @@ class DecoderView:
     num_clusters: int
     lengths: Tensor | None
     attention: Callable[[], Tensor]
+    own_attention: Callable[[], Tensor] = _not_shown
+    attention_of: Callable[[Tensor], Tensor] = _not_shown
+    prompt: Callable[[], PromptView] = _not_shown
+    notes: dict[str, Tensor] = field(default_factory=dict)

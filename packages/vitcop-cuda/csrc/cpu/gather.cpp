@@ -13,6 +13,7 @@ std::vector<Tensor> gather_tokens(at::TensorList tensors, const Tensor& index) {
         const bool is_there = token >= 0 && token < kernel.tokens;
         for (int p = 0; p < kernel.count; ++p) {
           const GatherPart& part = kernel.parts[p];
+          if (part.bytes == 0) continue;  // no memory, and no pointer to any
           char* to = part.to + unit * part.bytes;
           if (is_there) {
             std::memcpy(to, part.from + row * part.stride_batch + token * part.stride_token, part.bytes);

@@ -6,35 +6,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitcop_core import LanguageModelShape, Method, Plan, ViTCoP
+    from vitcop_core import FastV, LanguageModelShape, Method, Plan, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+    from vitcop_llava.prefix import ImagePrefix, encode_image
     from vitcop_llava.pruner import Pruner, prune
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
+    from vitcop_llava.tiling import Tiling, tile_image
 
 __all__ = [
+    "FastV",
     "FeatureScaleWarning",
+    "ImagePrefix",
     "LanguageModelShape",
     "Method",
     "Plan",
     "Pruner",
+    "PyramidDrop",
     "Report",
+    "SparseVLM",
     "Survivors",
+    "Tiling",
     "ViTCoP",
+    "VisionZip",
+    "encode_image",
     "prune",
+    "tile_image",
 ]
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {
+    "FastV": "vitcop_core",
     "FeatureScaleWarning": "vitcop_llava.report",
+    "ImagePrefix": "vitcop_llava.prefix",
     "LanguageModelShape": "vitcop_core",
     "Method": "vitcop_core",
     "Plan": "vitcop_core",
     "Pruner": "vitcop_llava.pruner",
+    "PyramidDrop": "vitcop_core",
     "Report": "vitcop_llava.report",
+    "SparseVLM": "vitcop_core",
     "Survivors": "vitcop_llava.report",
+    "Tiling": "vitcop_llava.tiling",
     "ViTCoP": "vitcop_core",
+    "VisionZip": "vitcop_core",
+    "encode_image": "vitcop_llava.prefix",
     "prune": "vitcop_llava.pruner",
+    "tile_image": "vitcop_llava.tiling",
 }
 
 

@@ -194,7 +194,7 @@ def measure(model: LlavaForConditionalGeneration, retain: list[int], repeats: in
     with torch.inference_mode():
         for repeat in tqdm(range(repeats + 1), desc="rounds", file=sys.stderr):
             for name, run in runs.items():
-                seconds = _timed(run, model.device)
+                seconds = timed(run, model.device)
                 if repeat:
                     times[name].append(seconds)
     full_macs = identity_plan(shape.num_layers, (visual,)).macs(shape, text)
@@ -214,7 +214,8 @@ def measure(model: LlavaForConditionalGeneration, retain: list[int], repeats: in
     return Result(visual, text, times["unpruned", visual], budgets)
 
 
-def _timed(run: Callable[[], object], device: torch.device) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, everything that it started on the device included."""
     started = time.perf_counter()
     run()
     if device.type == "cuda":

@@ -7,7 +7,8 @@ layer, so that beam search, row selection and two conversations side by side nev
 
 from __future__ import annotations
 
-from typing import Any, cast
+from copy import copy
+from typing import Any, Self, cast
 
 import torch
 from torch import LongTensor, Tensor
@@ -25,19 +26,24 @@ class PrunedLayer(DynamicLayer):
         covered: Logical columns that the first P slots stand for.
         entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
             a position id is smaller than the logical position.
+        shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
+            the positions of what its cuts leave.
         text_tail: int64 of no dimension: newest of the covered columns that hold text in every row, none of it dropped.
         has_padding: Whether ``columns`` holds any padding.
         group: Layers of one group hold the same columns, and share their attention mask.
+        is_shared: Whether the layer is a `fork` that was not updated yet: one row, standing for as many as come.
     """
 
     def __init__(self) -> None:
         DynamicLayer.__init__(self)
+        self.is_shared = False
         self._forget()
 
     def _forget(self) -> None:
         self.columns: Tensor | None = None
         self.covered = 0
         self.entry_dropped: Tensor | int = 0
+        self.shift: Tensor | int = 0
         self.text_tail: Tensor | None = None
         self.has_padding = False
         self.group = 0
@@ -61,17 +67,36 @@ class PrunedLayer(DynamicLayer):
         *,
         has_padding: bool,
         group: int,
+        shift: Tensor | int = 0,
     ) -> None:
         """Records what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered = columns, covered
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
-        self.has_padding, self.group = has_padding, group
+        self.has_padding, self.group, self.shift = has_padding, group, shift
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
         """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
         tail = torch.arange(self.physical_length - self.described, device=device) + self.covered
         tail = tail.expand(rows, -1)
-        return tail if self.columns is None else torch.cat([self.columns, tail], dim=1)
+        if self.columns is None:
+            return tail
+        return torch.cat([self.columns.expand(rows, -1) if self.is_shared else self.columns, tail], dim=1)
+
+    def fork(self) -> Self:
+        """A layer with the content of this one, which has one row, for as many rows as its first update brings.
+
+        Keys and values are the same tensors until then, and are never written to: updates make new ones.
+        """
+        forked = copy(self)
+        forked.is_shared = True
+        return forked
+
+    def _unshare(self, rows: int) -> None:
+        assert self.keys is not None  # a fork has content
+        assert self.values is not None
+        self.keys, self.values = (held.expand(rows, -1, -1, -1) for held in (self.keys, self.values))
+        self.columns = None if self.columns is None else self.columns.expand(rows, -1)
+        self.is_shared = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -87,6 +112,8 @@ class PrunedLayer(DynamicLayer):
                 "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
                 "`with vitcop_llava.prune(model, method)`, or start from a new cache"
             )
+        if self.is_shared:
+            self._unshare(key_states.shape[0])
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys, values
 
@@ -124,9 +151,10 @@ class PrunedLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Empties the layer and forgets what was dropped."""
+        # First of all: some versions of transformers would write zeros, into what a fork shares too.
+        self.keys = self.values = None
+        self.is_initialized = self.is_shared = False
         super().reset()
-        self.keys = self.values = None  # some versions of transformers keep the length, and zeros
-        self.is_initialized = False
         self._forget()
 
     def _select(self, rows: Tensor) -> None:
@@ -134,6 +162,8 @@ class PrunedLayer(DynamicLayer):
             self.columns = self.columns.index_select(0, rows.to(self.columns.device))
         if isinstance(self.entry_dropped, Tensor):
             self.entry_dropped = self.entry_dropped.index_select(0, rows.to(self.entry_dropped.device))
+        if isinstance(self.shift, Tensor):
+            self.shift = self.shift.index_select(0, rows.to(self.shift.device))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorders keys, values and row state."""
@@ -152,6 +182,8 @@ class PrunedLayer(DynamicLayer):
             self.columns = self.columns.repeat_interleave(repeats, dim=0)
         if isinstance(self.entry_dropped, Tensor):
             self.entry_dropped = self.entry_dropped.repeat_interleave(repeats, dim=0)
+        if isinstance(self.shift, Tensor):
+            self.shift = self.shift.repeat_interleave(repeats, dim=0)
 
 
 def check_cache(cache: object) -> None:
@@ -178,6 +210,26 @@ def is_pruned(cache: object) -> bool:
     """Whether some layer of ``cache`` dropped tokens."""
     layers = cache.layers if isinstance(cache, Cache) else []
     return any(isinstance(layer, PrunedLayer) and layer.columns is not None for layer in layers)
+
+
+def is_forked(cache: object) -> bool:
+    """Whether ``cache`` holds a prefix that nothing has followed yet."""
+    layers = cache.layers if isinstance(cache, Cache) else []
+    return any(isinstance(layer, PrunedLayer) and layer.is_shared for layer in layers)
+
+
+def check_follows(placeholders: Tensor) -> None:
+    """Raises where tokens ``[B, L]`` that are to follow a prefix, without images, have placeholders (bool) among them.
+
+    Raises:
+        ValueError: The prompt is given as a whole, and its beginning would be read a second time, as text.
+    """
+    if bool(placeholders.any()):  # waits for the device, once a conversation
+        raise ValueError(
+            "input_ids: must be what follows the prefix in past_key_values, got image placeholders without images. "
+            "generate skips what the cache holds, but not with an assistant or prompt lookup: transformers begins "
+            "those with an empty cache. A direct call of the model takes the question's tokens alone"
+        )
 
 
 def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vitcop_llava.report import StageSurvivors, Survivors
+from vitcop_llava.tiling import Tiling
 
 PANEL = 336
 """Pixels along a panel's side, at least: the smallest multiple of the model's own side that is no smaller."""
@@ -39,7 +40,41 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
-def survival_picture(view: Image.Image, survivors: Survivors, grid: tuple[int, int], caption: str = "") -> Image.Image:
+def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, caption: str = "") -> Image.Image:
+    """As `survival_picture`, for an image in tiles: one sheet for the small copy of the whole, one for the tiles.
+
+    Args:
+        image: the picture, of any size.
+        survivors: of a row with this image alone.
+        tiling: how the image is tiled.
+        caption: a line under the panels.
+
+    Raises:
+        ValueError: where the survivors are not of one image tiled like that.
+    """
+    base, (top, bottom, left, right) = tiling.counts[0], tiling.window
+    if survivors.patches != tiling.tokens:
+        raise ValueError(f"survivors: must be of one image of {tiling.tokens} patches, got {survivors.patches}")
+    grids = [
+        ("Small, as a whole", 0, base, tiling.grid),
+        ("In tiles", base, tiling.tokens, (bottom - top, right - left)),
+    ]
+    sheets = []
+    for title, start, stop, (rows, columns) in grids:
+        if start < stop:
+            cell = -(-PANEL // max(rows, columns))
+            view = image.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
+            last = caption if stop == tiling.tokens else ""
+            sheets.append(survival_picture(view, survivors.part(start, stop), (rows, columns), last, title))
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
+    for number, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, sum(before.height for before in sheets[:number])))
+    return whole
+
+
+def survival_picture(
+    view: Image.Image, survivors: Survivors, grid: tuple[int, int], caption: str = "", title: str = "The image"
+) -> Image.Image:
     """Draws the image and, beside it, what each stage left.
 
     Args:
@@ -47,6 +82,7 @@ def survival_picture(view: Image.Image, survivors: Survivors, grid: tuple[int, i
         survivors: of a row with this image alone.
         grid: rows and columns of patches.
         caption: a line under the panels.
+        title: of the first panel.
 
     Raises:
         ValueError: where the survivors are not of one image with that grid.
@@ -56,7 +92,7 @@ def survival_picture(view: Image.Image, survivors: Survivors, grid: tuple[int, i
             f"survivors: must be of one image with {grid[0]} x {grid[1]} patches, got {survivors.patches} patches"
         )
     canvas = _Canvas(view, grid, survivors)
-    panels = [("The image", f"{survivors.patches} visual tokens", view)]
+    panels = [(title, f"{survivors.patches} visual tokens", view)]
     for number, stage in enumerate(survivors.stages):
         before = survivors.patches if number == 0 else len(survivors.stages[number - 1].patches)
         where = "before the language model" if stage.layer is None else f"before layer {stage.layer}"

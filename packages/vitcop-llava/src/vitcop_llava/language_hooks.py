@@ -20,12 +20,17 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
-from vitcop_llava.cache import check_cache, check_cuts, install_layers, is_pruned
+from vitcop_llava.appending import append_segment
+from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
+from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
+from vitcop_llava.call_checks import PIXELS, check_call, check_encoded, check_mask, check_text
+from vitcop_llava.clips import check_frames
 from vitcop_llava.families import Parts
-from vitcop_llava.masks import segment_mask, slot_padding
-from vitcop_llava.rope import last_row_attention, reindexed
-from vitcop_llava.sequence import Segment, cut_segment, put, restore, take
-from vitcop_llava.state import Call, Keys, Run, active_call, close_call, open_call
+from vitcop_llava.planning import Planner
+from vitcop_llava.rope import last_row_attention, packed, reindexed
+from vitcop_llava.scoring import Scoring, own_padding
+from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
+from vitcop_llava.state import Call, Run, Source, active_call, close_call, open_call
 from vitcop_llava.vision_hooks import encoded_of
 
 Kwargs = dict[str, Any]
@@ -34,10 +39,12 @@ Kwargs = dict[str, Any]
 class LanguageHooks:
     """The hooks on base module, language model and decoder layers. Holds no state of any call."""
 
-    def __init__(self, parts: Parts, method: Method, owner: int, finished: Callable[[Call], None]) -> None:
-        self._parts, self._method, self._owner, self._finished = parts, method, owner, finished
+    def __init__(
+        self, parts: Parts, method: Method, planner: Planner, owner: int, finished: Callable[[Call], None]
+    ) -> None:
+        self._parts, self._method, self._planner, self._owner, self._finished = parts, method, planner, owner, finished
         self._signature = inspect.signature(parts.base.forward)
-        self.identity = method.plan(parts.shape.num_layers, parts.visual_tokens).is_identity
+        self.identity = planner.keeps_all(parts)
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
@@ -58,20 +65,38 @@ class LanguageHooks:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         call = open_call(self._owner)
-        cache, output = given.get("past_key_values"), (given.get("mm_encoder_outputs") or {}).get("image")
+        cache = given.get("past_key_values")
         past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
-        has_images = given.get("pixel_values") is not None or output is not None
-        if has_images and not self.identity:
+        sources = self._sources(given)
+        if sources and not self.identity:
             check_cache(cache)
-            if output is not None:
-                call.encoded = layout.check_encoded(encoded_of(output), self._owner)
-                call.origin = layout.image_origin(output.pooler_output, call.encoded)
-            layout.check_call(given, self._parts)
-        if is_pruned(cache) or (has_images and not self.identity):
-            layout.check_mask(given, past)
-        if has_images:
-            call.placeholders = layout.placeholders(given, self._parts)
+            for kind, source in sources.items():
+                output = (given.get("mm_encoder_outputs") or {}).get(kind)
+                if output is not None:
+                    source.encoded = check_encoded(encoded_of(output), self._owner)
+                    source.origin = layout.image_origin(output.pooler_output, source.encoded)
+                    if kind == "video":
+                        clips = [image.tiling for image in source.images]
+                        check_frames([c.frames for c in clips], clips[0].tokens // clips[0].frames, source.where)
+            check_call(given, self._parts)
+        if is_pruned(cache) or (sources and not self.identity):
+            check_mask(given, past)
+        if call.is_fresh and not self.identity and given.get("input_ids") is not None:
+            check_text(given["input_ids"], {k: v for k, v in self._parts.token_ids.items() if k not in sources})
+        if sources:
+            call.sources, call.placeholders = sources, layout.either([source.where for source in sources.values()])
+        elif is_forked(cache):
+            check_follows(layout.either([source.where for source in self._sources(given, every=True).values()]))
+
+    def _sources(self, given: Kwargs, *, every: bool = False) -> dict[str, Source]:
+        """The images and clips of a call, by kind; with ``every``, also the kinds that it has none of."""
+        found, outputs = {}, given.get("mm_encoder_outputs") or {}
+        for kind, token_id in self._parts.token_ids.items():
+            pixels = given.get(PIXELS[kind])
+            if every or outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
+                found[kind] = Source(layout.placeholders(given, self._parts, token_id))
+        return found
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = active_call(self._owner)
@@ -102,26 +127,30 @@ class LanguageHooks:
             cache = DynamicCache(config=self._parts.config)
         call.run = run = self._new_run(cache, kwargs)
         positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        layout.lay_out(call, run, self._method, self._parts.shape.num_layers, positions)
+        layout.lay_out(call, run, self._planner, positions)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
         embeds = take(embeds, run.segment.columns)
-        run.keys = self._keys_of(run, embeds, layer=0)
+        if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
+            run.entry = embeds
+        run.keys = keys_of(self._parts, run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache}
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
         embeds: Tensor = kwargs["inputs_embeds"]
         call.run = run = self._new_run(kwargs["past_key_values"], kwargs)
-        positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        return {**kwargs, "position_ids": positions, "attention_mask": self._mask_of_group(run, embeds, layer=0)}
+        run.positions = positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
+        return {**kwargs, "position_ids": positions, "attention_mask": mask_of_group(self._parts, run, embeds, layer=0)}
 
     def _new_run(self, cache: DynamicCache | None, kwargs: Kwargs) -> Run:
         mask: Tensor | None = kwargs.get("attention_mask")
         if cache is None:
             return Run(None, mask, past=0)
         layers = install_layers(cache, self._parts.shape.num_layers)
-        return Run(layers, mask, layers[0].get_seq_length(), layers[0].entry_dropped)
+        run = Run(layers, mask, layers[0].get_seq_length(), layers[0].entry_dropped)
+        run.shifts = [layer.shift for layer in layers]
+        return run
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call = active_call(self._owner)
@@ -147,17 +176,19 @@ class LanguageHooks:
             return None
         run, hidden = call.run, args[0]
         if not run.segments:
-            return args, {**kwargs, "attention_mask": self._mask_of_group(run, hidden, layer=index)}
+            own = {"attention_mask": mask_of_group(self._parts, run, hidden, layer=index)}
+            return args, {**kwargs, **own, **rotary_of_group(self._parts, run, hidden, layer=index)}
         if run.rotary is None:
             run.rotary = kwargs["position_embeddings"]
         if index in run.cut_layers:
             hidden = self._cut(call, run, index, hidden)
-            run.keys = self._keys_of(run, hidden, layer=index)
+            run.keys = keys_of(self._parts, run, hidden, layer=index)
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
         assert keys is not None  # made where the segment began
         if run.layers is not None:
             what = (keys.columns, covered, run.entry_dropped, run.text_tail)
-            run.layers[index].describe(*what, has_padding=keys.has_padding, group=group)
+            shift = run.shifts[index] + run.packed
+            run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
         if group == 0:
             return None
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
@@ -167,28 +198,39 @@ class LanguageHooks:
     def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
         selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
+        if cut.pack_positions:
+            run.packed = run.packed + layout.lost(run, counts, hidden.device)
         slots = layout.after_cut(run, counts)
-        after, origin, chosen = cut_segment(run.segment, selection.index, keeps, slots, selection.is_merged)
-        after = self._turn(run, cut, after, origin, hidden)
-        if selection.hidden is not None:
-            hidden = put(hidden, selection.hidden, chosen)
+        assert run.rotary is not None  # set by the first layer
+        if selection.appended is None or selection.appended_at is None:
+            survivors = survivor_slots(run.segment, selection.index, keeps)
+            if selection.hidden is not None:
+                hidden = put(hidden, selection.hidden, survivors)
+            along = (hidden, *run.rotary)
+            after, origin, moved = cut_segment(run.segment, survivors, keeps, slots, selection.is_merged, along)
+            hidden, cosines, sines = moved
+            run.rotary = (cosines, sines)
+        else:
+            totals = None if keeps is None else on_device(counts, hidden.device)
+            after, origin = append_segment(run.segment, selection.index, selection.appended_at, totals, slots)
+            hidden = take(torch.cat([hidden, selection.appended], dim=1), origin)
+        after = self._renumber(run, index, cut, after, origin, hidden)
         if run.labels is not None:
             run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
         run.segments.append(after)
         run.projections.clear()
-        return take(hidden, origin)
+        return hidden
 
-    def _turn(self, run: Run, cut: DecoderCut, after: Segment, origin: Tensor, hidden: Tensor) -> Segment:
-        """Gives the tokens after a cut their rotations: their own, or those of new positions."""
-        assert run.rotary is not None  # set by the first layer
-        if not cut.reindex_positions:
-            cosines, sines = (take(part.expand(origin.shape[0], -1, -1), origin) for part in run.rotary)
-            run.rotary = (cosines, sines)
+    def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
+        """Gives the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
+        if cut.pack_positions:
+            first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
+            positions = packed(first, own_padding(run, after), after.slots).expand(origin.shape[0], -1)
+        elif cut.reindex_positions:
+            positions = reindexed(run.segment.position_ids, own_padding(run, run.segment)).gather(1, origin)
+        else:
             return after
-        before = run.segment
-        padding = None if run.keys is None or run.keys.padding is None else run.keys.padding[:, -before.slots :]
-        positions = reindexed(before.position_ids, padding).gather(1, origin)
-        run.rotary = self._parts.rotary(hidden, positions)
+        run.rotary = self._parts.rotary(like, positions)
         return replace(after, position_ids=positions)
 
     def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
@@ -200,6 +242,7 @@ class LanguageHooks:
             keys = held.to(hidden.device)
             own = keys[:, :, -segment.slots :]
         places = segment.visual[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
+        scoring = Scoring(self._parts, run, index, hidden, keys, rotate_keys=held is None)
         return DecoderView(
             hidden=take(hidden, segment.visual),
             keys=own.gather(2, places),
@@ -207,6 +250,10 @@ class LanguageHooks:
             num_clusters=run.clusters,
             lengths=segment.lengths,
             attention=partial(self._attention, run, index, keys, rotate_keys=held is None),
+            own_attention=scoring.of_own_layer,
+            attention_of=scoring.of_text,
+            prompt=scoring.prompt,
+            notes=run.notes,
         )
 
     def _attention(self, run: Run, index: int, keys: Tensor, *, rotate_keys: bool) -> Tensor:
@@ -223,32 +270,3 @@ class LanguageHooks:
         call = active_call(self._owner)
         if call is not None and call.run is not None and index + 1 in call.run.cut_layers:
             call.run.projections[name] = output
-
-    # What the queries of a layer attend to.
-
-    def _keys_of(self, run: Run, like: Tensor, layer: int) -> Keys:
-        """What the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
-        segment, past = run.segment, 0
-        columns, has_padding = segment.columns + run.past, segment.valid is not None
-        if segment.valid is not None:
-            columns = columns.masked_fill(~segment.valid, -1)
-        if run.layers is not None and (past := run.layers[layer].physical_length):
-            held = run.layers[layer]
-            columns = torch.cat([held.slot_columns(columns.shape[0], columns.device), columns], dim=1)
-            has_padding = has_padding or held.has_padding
-        padding = slot_padding(columns, run.attention_mask, has_padding=has_padding)
-        mask = segment_mask(self._parts.config, like, segment.slots, past, padding)
-        return Keys(columns, has_padding, padding, mask)
-
-    def _mask_of_group(self, run: Run, like: Tensor, layer: int) -> Any:
-        """The mask of a layer that continues from its cache with nothing to cut."""
-        assert run.layers is not None  # only a cache can be continued
-        held = run.layers[layer]
-        if held.group not in run.masks:
-            rows, queries, padding = like.shape[0], like.shape[1], None
-            if held.has_padding or run.attention_mask is not None:
-                new = torch.arange(queries, device=like.device) + run.past
-                columns = torch.cat([held.slot_columns(rows, like.device), new.expand(rows, -1)], dim=1)
-                padding = slot_padding(columns, run.attention_mask, has_padding=held.has_padding)
-            run.masks[held.group] = segment_mask(self._parts.config, like, queries, held.physical_length, padding)
-        return run.masks[held.group]

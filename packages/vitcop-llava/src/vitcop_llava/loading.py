@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from vitcop_llava.demo.questions import vocabulary
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.tiling import Tiling
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -260,14 +261,23 @@ def _check_processor(processor: Any, parts: Parts) -> None:
         raise ModelError(f"model: its processor fails on a plain image: {type(error).__name__}: {error}") from error
     if len(processor.tokenizer) > words:
         raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
-    if tuple(inputs["pixel_values"].shape) != (1, 3, side, side):
+    tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
+    tiles = () if parts.anyres is None else (len(tiling.boxes),)
+    if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
+        wanted = " x ".join(map(str, (*tiles, 3, side, side)))
         raise ModelError(
-            f"model: its image processor must give images of 3 x {side} x {side} for this vision tower, "
+            f"model: its image processor must give images of {wanted} for this vision tower, "
             f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
         )
     count = int((inputs["input_ids"] == parts.image_token_id).sum())
-    if count != parts.visual_tokens:
+    if count != tiling.placeholders:
         raise ModelError(
-            f"model: its processor must give {parts.visual_tokens} placeholders an image (token "
+            f"model: its processor must give {tiling.placeholders} placeholders an image (token "
             f"{parts.image_token_id}), as many as the model has visual tokens, got {count}"
+        )
+    pinpoints = parts.anyres and [[*point] for point in parts.anyres.pinpoints]
+    given = [[*point] for point in getattr(processor.image_processor, "image_grid_pinpoints", None) or ()]
+    if pinpoints and given != pinpoints:
+        raise ModelError(
+            f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
         )

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
 from types import TracebackType
-from typing import Self
-from weakref import WeakSet
+from typing import NamedTuple, Protocol, Self
+from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import Method
 from vitcop_llava.families import locate
 from vitcop_llava.kernels import load_kernels
 from vitcop_llava.language_hooks import LanguageHooks
+from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of
 from vitcop_llava.state import Call, abandon
-from vitcop_llava.vision_hooks import VisionHooks
+from vitcop_llava.vision_hooks import FeatureHooks, VisionHooks
+
+
+class Settings(NamedTuple):
+    """What a model is pruned with."""
+
+    method: Method
+    keep_newline: bool = False
+
 
 _owners = count(1)
-_pruned: WeakSet[nn.Module] = WeakSet()
+_pruned: WeakKeyDictionary[nn.Module, Settings] = WeakKeyDictionary()
+_heard: ContextVar[list[Call] | None] = ContextVar("vitcop_heard", default=None)
+
+
+class Removable(Protocol):
+    """What a hook is taken off by."""
+
+    def remove(self) -> None:
+        """Takes it off."""
 
 
 class Pruner:
@@ -28,24 +47,28 @@ class Pruner:
     Made by `prune`. The hooks hold the method alone; what a forward pass learns belongs to that pass and its cache.
     """
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
+    def __init__(self, model: nn.Module, method: Method, *, keep_newline: bool = False) -> None:
         parts = locate(model)
+        if keep_newline and parts.anyres is None:
+            raise ValueError(f"keep_newline: a {type(model).__name__} has no newline tokens to keep; leave it False")
         if parts.base in _pruned:
             raise ValueError("model: is pruned already; remove() that pruner, or leave its `with` block, first")
         self._method, self._parts = method, parts
         self._owner = next(_owners)
         self._last: Call | None = None
-        self._handles: list[RemovableHandle] = []
-        language = LanguageHooks(parts, method, self._owner, finished=self._finish)
-        vision = VisionHooks(parts, method, self._owner)
+        self._handles: list[Removable] = []
+        planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
+        language = LanguageHooks(parts, method, planner, self._owner, finished=self._finish)
+        vision = VisionHooks(parts, method, planner, self._owner)
         try:
             self._handles.extend(language.attach())
+            self._handles.extend(FeatureHooks(parts, planner, self._owner).attach())
             if not language.identity:
                 self._handles.extend(vision.attach())
         except BaseException:
             self.remove()
             raise
-        _pruned.add(parts.base)
+        _pruned[parts.base] = Settings(method, keep_newline)
 
     @property
     def method(self) -> Method:
@@ -68,7 +91,7 @@ class Pruner:
     def remove(self) -> None:
         """Takes every hook off the model. Calling it again does nothing."""
         if self._handles:
-            _pruned.discard(self._parts.base)
+            _pruned.pop(self._parts.base, None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -83,12 +106,31 @@ class Pruner:
         self.remove()
 
     def _finish(self, call: Call) -> None:
+        heard = _heard.get()
+        if heard is not None:
+            heard.append(call)
         # Decoding and further turns in text follow a prefill and say nothing new of it.
         if call.placeholders is not None or call.is_fresh or self._last is None:
             self._last = call
 
 
-def prune(model: nn.Module, method: Method) -> Pruner:
+def active_settings(base: nn.Module) -> Settings | None:
+    """What the model with this base module is being pruned with; None while it is not."""
+    return _pruned.get(base)
+
+
+@contextmanager
+def finished_calls() -> Iterator[list[Call]]:
+    """Collects the calls that end inside the block, in this thread or task alone."""
+    calls: list[Call] = []
+    token = _heard.set(calls)
+    try:
+        yield calls
+    finally:
+        _heard.reset(token)
+
+
+def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pruner:
     """Prunes the visual tokens of ``model`` while it runs, until the returned handle is removed.
 
     Everything else stays as it was: ``forward`` and ``generate`` take and give what they always did, in lengths of the
@@ -106,18 +148,24 @@ def prune(model: nn.Module, method: Method) -> Pruner:
     taken for text.
 
     Args:
-        model: A ``LlavaForConditionalGeneration`` with a CLIP tower and a Llama, Mistral or Qwen2 language model.
+        model: A ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``, or with vitcop-video
+            installed a ``LlavaNextVideoForConditionalGeneration``, with a CLIP tower and a Llama, Mistral or Qwen2
+            language model.
         method: The settings, for example ``ViTCoP(retained_tokens=64)``.
+        keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
+            patches; True keeps those of lines that have patches, through all cuts and beside the budget.
 
     Returns:
         The pruner, already at work.
 
     Raises:
-        TypeError: The model is of another family, or ``method`` is none.
-        ValueError: A part of the model cannot be pruned, it is pruned already, or the budget does not fit it. The model
-            is then as it was.
+        TypeError: The model is of another family, ``method`` is none, or ``keep_newline`` is no bool.
+        ValueError: A part of the model cannot be pruned, it is pruned already, the budget does not fit it, or it has
+            no newline tokens to keep. The model is then as it was.
     """
     if not isinstance(method, Method):
         raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+    if not isinstance(keep_newline, bool):
+        raise TypeError(f"keep_newline: must be True or False, got {keep_newline!r}")
     load_kernels()
-    return Pruner(model, method)
+    return Pruner(model, method, keep_newline=keep_newline)

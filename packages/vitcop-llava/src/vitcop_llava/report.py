@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_llava.families import Parts
-from vitcop_llava.state import Call, EncodedImages
+from vitcop_llava.layout import by_row, members_of, share_out
+from vitcop_llava.state import Call, EncodedImages, PlannedImage
 
 
 class FeatureScaleWarning(UserWarning):
@@ -34,14 +35,18 @@ class RowReport:
     """One row of the batch.
 
     Attributes:
-        images: Its images.
+        images: Its images and clips.
         plan: What was done with them; None for a row without images, which runs unpruned.
         text_tokens: Its columns that are not placeholders, padding included.
+        newlines: Newline tokens of its images in the unpruned model.
+        newlines_kept: How many of them stay, in every layer.
     """
 
     images: int
     plan: Plan | None
     text_tokens: int
+    newlines: int = 0
+    newlines_kept: int = 0
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -49,8 +54,14 @@ class RowReport:
         if self.plan is None:
             return ()
         found = []
+        is_staged = all(cut.stage in ("co_prune", "top_tokens") for cut in self.plan.decoder)
         if self.plan.entry_tokens < self.plan.visual_tokens:
-            found.append(Stage("Stage I", None, self.plan.entry_tokens))
+            is_staged = is_staged and (self.plan.num_clusters == 0 or len(self.plan.decoder) > 0)
+            found.append(Stage("Stage I" if is_staged else "Vision cut", None, self.plan.entry_tokens))
+        if not is_staged:  # another method than ViTCoP, whose cuts have no names
+            for order, cut in enumerate(self.plan.decoder, start=1):
+                found.append(Stage(f"Cut {order}", cut.layer, cut.tokens))
+            return tuple(found)
         names = {"co_prune": "Stage II", "top_tokens": "Stage III"}
         for order, cut in enumerate(self.plan.decoder):
             name = "Stage II" if order == 0 and len(self.plan.decoder) > 1 else names[cut.stage]
@@ -87,18 +98,16 @@ class Report:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
         if call.placeholders is None:
             return cls(method, (), parts.shape, size, None, "a text-only prompt: there is nothing to prune")
-        length = call.placeholders.shape[1]
-        if call.encoded is None or call.rows is None:
-            counts = (call.placeholders.sum(1) // parts.visual_tokens).tolist()
-            plans = [identity_plan(parts.shape.num_layers, (parts.visual_tokens,) * n) if n else None for n in counts]
+        if call.rows is None:
+            members = _unpruned_rows(call, parts)
+            plans = [identity_plan(parts.shape.num_layers, _units(row)) if row else None for row in members]
             note: str | None = "the budget keeps every token: the model runs unpruned"
             ratio = None
         else:
-            counts, plans, note = list(call.rows.images), list(call.plans), None
-            ratio = _distance_ratio(call.encoded, method)
-        rows = tuple(
-            RowReport(n, plan, length - n * parts.visual_tokens) for n, plan in zip(counts, plans, strict=True)
-        )
+            members, plans, note = members_of([*call.sources.values()], call.rows.counts), list(call.plans), None
+            ratios = [_distance_ratio(source.results, method) for source in call.sources.values()]
+            ratio = next((found for found in ratios if found is not None), None)
+        rows = tuple(_row_report(call.placeholders.shape[1], *row) for row in zip(members, plans, strict=True))
         return cls(method, rows, parts.shape, size, ratio, note)
 
     @property
@@ -117,10 +126,10 @@ class Report:
     def _total(self, cost: Callable[[LanguageModelShape, int], int]) -> tuple[int, int]:
         pruned = unpruned = 0
         for row in self.rows:
-            length = row.text_tokens + (row.plan.visual_tokens if row.plan else 0)
+            length = row.text_tokens + row.newlines + (row.plan.visual_tokens if row.plan else 0)
             unpruned += self.shape.num_layers * cost(self.shape, length)
             visual = row.plan.tokens_per_layer if row.plan else (0,) * self.shape.num_layers
-            pruned += sum(cost(self.shape, row.text_tokens + tokens) for tokens in visual)
+            pruned += sum(cost(self.shape, row.text_tokens + row.newlines_kept + tokens) for tokens in visual)
         return pruned, unpruned
 
     def __str__(self) -> str:
@@ -149,7 +158,8 @@ class StageSurvivors:
 
     Attributes:
         name, layer: Which cut.
-        patches: ``[k]`` int64 ascending, over the row's images one after the other.
+        patches: ``[k]`` int64 ascending, over the row's images one after the other, each in the order of its
+            placeholders (of tiles: the base, then their merged grid without padding), newlines not counted.
         merged: ``[k]`` bool, which of them stand for the rest of a cluster.
     """
 
@@ -173,6 +183,14 @@ class Survivors:
     clusters: Tensor
     stages: tuple[StageSurvivors, ...]
 
+    def part(self, start: int, stop: int) -> Survivors:
+        """Those of the patches ``start`` to ``stop``, which are counted from 0 then."""
+        stages = []
+        for stage in self.stages:
+            inside = (stage.patches >= start) & (stage.patches < stop)
+            stages.append(replace(stage, patches=stage.patches[inside] - start, merged=stage.merged[inside]))
+        return Survivors(stop - start, self.clusters[start:stop], tuple(stages))
+
 
 def survivors_of(call: Call | None, row: int) -> Survivors:
     """Reads the survivors of one row back from the device.
@@ -180,31 +198,89 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     Raises:
         ValueError: The call pruned nothing, or has no such row with an image.
     """
-    if call is None or call.encoded is None or call.rows is None or call.run is None or call.placeholders is None:
+    if call is None or call.rows is None or call.run is None or call.placeholders is None:
         raise ValueError("row: no image has been pruned yet, so there are no survivors")
-    if not 0 <= row < len(call.rows.images) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.rows.images)} rows and hold an image, got {row}")
-    plan, encoded, run = call.plans[row], call.encoded, call.run
+    if not 0 <= row < len(call.plans) or call.plans[row] is None:
+        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {row}")
+    plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
-    where = call.placeholders[row].cpu()
-    number = where.cumsum(0) - 1  # of the patch at each placeholder
+    own = members_of([*call.sources.values()], call.rows.counts)[row]
+    number = _patch_numbers(call, row)
     found = []
-    for stage in RowReport(call.rows.images[row], plan, 0).stages:
+    for stage in RowReport(len(own), plan, 0).stages:
         segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
         merged = torch.zeros(stage.tokens, dtype=torch.bool)
         if segment.is_merged is not None:
             merged = segment.is_merged[row, : stage.tokens].cpu()
+        columns, order = columns.sort()  # appended tokens come last in the sequence
+        merged = merged[order]
         found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged))
-    clusters = torch.full((plan.visual_tokens,), -1, dtype=torch.int64)
-    if encoded.labels is not None:
-        start = sum(call.rows.images[:row])
-        for slot in range(call.rows.images[row]):
-            image = start + slot if call.origin is None else call.origin[start + slot]
-            index = torch.arange(encoded.tokens) if encoded.index is None else encoded.index[image].cpu()
-            labels = encoded.labels[image].cpu()
-            clusters[index + slot * encoded.tokens] = torch.where(labels >= 0, labels + slot * encoded.clusters, -1)
-    return Survivors(plan.visual_tokens, clusters, tuple(found))
+    return Survivors(plan.visual_tokens, _clusters_of(call, row), tuple(found))
+
+
+def _patch_numbers(call: Call, row: int) -> Tensor:
+    """``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
+    assert call.rows is not None  # checked by the caller
+    numbers, before = torch.zeros(call.sources[next(iter(call.sources))].where.shape[1], dtype=torch.int64), 0
+    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
+        own = by_row(source.images, count)[row]
+        if own:
+            where, places = source.where[row].cpu(), _is_patch(own)
+            numbers[where] = before + (places.cumsum(0) - 1)[: int(where.sum())]
+            before += int(places.sum())
+    return numbers
+
+
+def _clusters_of(call: Call, row: int) -> Tensor:
+    """``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
+    assert call.rows is not None  # checked by the caller
+    found, before = [], 0
+    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
+        origin, encoded = by_row(source.numbers, count)[row], source.results
+        own = [encoded.images[image] for image in origin]
+        if not own or encoded.codes is None or not encoded.labels:
+            found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64))
+            continue
+        each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
+        codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
+        found.append(torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]) + before, -1))
+        before += sum(encoded.labels[image] for image in origin)
+    return torch.cat(found)
+
+
+def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
+    """``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
+    found = []
+    for image in images:
+        places = torch.ones(image.tiling.placeholders, dtype=torch.bool)
+        places[list(image.tiling.newline_places)] = False
+        found.append(places)
+    return torch.cat(found)
+
+
+def _row_report(length: int, images: Sequence[PlannedImage], plan: Plan | None) -> RowReport:
+    newlines = sum(image.tiling.newlines for image in images)
+    text = length - sum(image.tiling.placeholders for image in images)
+    return RowReport(len(images), plan, text, newlines, sum(image.newlines for image in images))
+
+
+def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
+    return tuple(unit for image in images for unit in image.tiling.units)
+
+
+def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
+    """The images and clips of each row of a call that kept everything, read from its placeholders."""
+    each = []
+    for source in call.sources.values():
+        counts = source.where.sum(1).tolist()
+        if source.encoded is not None and source.encoded.images:
+            images = source.images
+        else:
+            whole = PlannedImage(parts.tiling, identity_plan(parts.shape.num_layers, parts.tiling.units))
+            images = [whole] * (sum(counts) // parts.visual_tokens)
+        each.append(by_row(images, share_out(counts, [image.tiling.placeholders for image in images])))
+    return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
 
 
 def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
@@ -217,8 +293,7 @@ def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
     if not low <= ratio <= high:
         warnings.warn(
             f"the median distance between clustered features is {ratio:.2g} times cutoff_distance={cutoff:g}, outside "
-            f"{low:g} to {high:g}: densities then say little, and a cutoff_distance near {ratio * cutoff:.3g} is worth "
-            "a try",
+            f"{low:g} to {high:g}: densities then say little; try a cutoff_distance near {ratio * cutoff:.3g}",
             FeatureScaleWarning,
             stacklevel=4,
         )

@@ -28,6 +28,53 @@ def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
     return position_ids.gather(1, first) + (padding.cumsum(1) - 1).clamp(min=0)
 
 
+def packed(first: Tensor, padding: Tensor | None, slots: int) -> Tensor:
+    """``[B, slots]`` int64: positions that count from ``first`` [B, 1] on, padding left out.
+
+    Args:
+        first: The position of each row's first token.
+        padding: ``[B, slots]`` bool, False where a slot is padding; None for no padding.
+        slots: How many.
+    """
+    if padding is None:
+        return first + torch.arange(slots, device=first.device)
+    return first + (padding.cumsum(1) - 1).clamp(min=0)
+
+
+# Rows of attention in memory at a time: each takes H S numbers for every row of the batch.
+_ROWS = 64
+
+
+def row_attention(
+    queries: Tensor, keys: Tensor, places: Tensor, weights: Tensor, *, scale: float, padding: Tensor | None
+) -> Tensor:
+    """Softmaxed attention of some tokens, mean over heads and weighted mean over them.
+
+    Args:
+        queries: ``[B, H, R, e]``, rotated.
+        keys: ``[B, G, S, e]``, rotated.
+        places: ``[B, R]`` int64, where among the keys each query's own stands: it attends to nothing after that.
+        weights: ``[B, R]`` float32; what has none may be anything.
+        scale: Factor of the scores.
+        padding: ``[B, S]`` bool, False where nothing is attended to; None for no padding.
+
+    Returns:
+        ``[B, S]`` float32; 0 in a row of the batch without weights.
+    """
+    groups = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).float().transpose(2, 3)
+    number, total = torch.arange(keys.shape[2], device=keys.device), keys.new_zeros((), dtype=torch.float32)
+    for start in range(0, places.shape[1], _ROWS):
+        part = slice(start, start + _ROWS)
+        unseen = number > places[:, None, part, None]
+        if padding is not None:
+            unseen = unseen | ~padding[:, None, None]
+        scores = queries[:, :, part].float() @ groups * scale
+        rows = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1).mean(dim=1)
+        weight = weights[:, part, None]
+        total = total + (rows * weight).masked_fill(weight == 0, 0).sum(dim=1)
+    return total / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
 def last_row_attention(
     queries: Tensor,
     keys: Tensor,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitcop_core import ops
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -93,40 +95,59 @@ def _own(places: Tensor, lengths: Tensor | None, nowhere: int) -> Tensor:
     return places.masked_fill(beyond, nowhere)
 
 
+def survivor_slots(segment: Segment, index: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where the survivors of a cut stand before it.
+
+    Args:
+        segment: The segment before the cut.
+        index: ``[B, k]`` int64, which of the N visual tokens each survivor stands at; N or more past a row's own.
+        lengths: ``[B]`` int64, survivors of each row; None where all rows keep k.
+
+    Returns:
+        ``[B, k]`` int64; P (one past the end) where there is none.
+    """
+    return _own(segment.visual.gather(1, index.clamp(max=segment.visual.shape[1] - 1)), lengths, segment.slots)
+
+
 def cut_segment(
-    segment: Segment, index: Tensor, lengths: Tensor | None, slots: int, is_merged: Tensor | None
-) -> tuple[Segment, Tensor, Tensor]:
-    """The segment after a cut.
+    segment: Segment,
+    survivors: Tensor,
+    lengths: Tensor | None,
+    slots: int,
+    is_merged: Tensor | None,
+    along: Sequence[Tensor] = (),
+) -> tuple[Segment, Tensor, list[Tensor]]:
+    """The segment after a cut, and whatever has a place for every slot.
 
     Args:
         segment: The segment before.
-        index: ``[B, k]`` int64, which of the N visual tokens each surviving one stands at; N or more past a row's own.
+        survivors: ``[B, k]`` int64, the slots of the visual tokens that stay; P where there is none.
         lengths: ``[B]`` int64, survivors of each row; None where all rows keep k.
         slots: Physical length after the cut.
         is_merged: ``[B, k]`` bool or None.
+        along: ``[B or 1, P, ...]`` each: hidden states and the like.
 
     Returns:
-        The new segment; ``[B, slots]`` the old slot of each new one; ``[B, k]`` the old slots of the survivors, P (one
-        past the end) where there is none.
+        The new segment; ``[B, slots]`` the old slot of each new one; and ``along`` at those slots.
     """
-    chosen = _own(segment.visual.gather(1, index.clamp(max=segment.visual.shape[1] - 1)), lengths, segment.slots)
     visual = visual_mask(segment)
-    survives = functional.pad(torch.zeros_like(visual), (0, 1)).scatter(1, chosen, True)[:, :-1]
+    survives = functional.pad(torch.zeros_like(visual), (0, 1)).scatter(1, survivors, True)[:, :-1]
     keep = survives | ~visual
     if segment.valid is not None:
         keep = keep & segment.valid
     origin, valid = compact(keep, slots, ragged=lengths is not None)
-    survives = survives.gather(1, origin)
+    moved = ops.gather_tokens([survives, segment.columns, segment.position_ids, *along], origin)
+    survives, columns, position_ids, *rest = moved
     after = replace(
         segment,
-        columns=segment.columns.gather(1, origin),
+        columns=columns,
         valid=valid,
-        visual=places_of(survives if valid is None else survives & valid, index.shape[1]),
+        visual=places_of(survives if valid is None else survives & valid, survivors.shape[1]),
         lengths=lengths,
-        position_ids=segment.position_ids.expand(origin.shape[0], -1).gather(1, origin),
+        position_ids=position_ids,
         is_merged=is_merged,
     )
-    return after, origin, chosen
+    return after, origin, rest
 
 
 def put(hidden: Tensor, values: Tensor, places: Tensor) -> Tensor:
@@ -148,6 +169,8 @@ def restore(hidden: Tensor, segment: Segment, placeholders: Tensor) -> Tensor:
     slots = torch.full((rows, length + 1), -1, dtype=torch.int64, device=columns.device)
     slots = slots.scatter(1, columns, numbers)[:, :-1]
     last = placeholders & ~functional.pad(placeholders, (0, 1))[:, 1:]
-    slots = torch.where(last & (slots < 0), slots.cummax(dim=1).values, slots)
+    # Tokens that a cut appended stand behind all others of the images, whatever their column.
+    final = last & (placeholders.flip(1).cumsum(1).flip(1) == 1)
+    slots = torch.where((last & (slots < 0)) | final, slots.cummax(dim=1).values, slots)
     found = take(hidden, slots.clamp(min=0))
     return found.masked_fill((slots < 0)[..., None], 0)

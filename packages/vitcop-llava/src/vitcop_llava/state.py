@@ -10,49 +10,108 @@ from torch import Tensor
 
 from vitcop_core import Plan
 from vitcop_llava.sequence import Segment
+from vitcop_llava.tiling import Tiling
 
 if TYPE_CHECKING:
     from vitcop_llava.cache import PrunedLayer
 
 
+DROPPED, NEWLINE = -1, -2
+"""Codes of placeholders that stand for no visual token of the pruned model: dropped, and newlines that stay."""
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """What is known of an image from its size alone, or of a clip from its number of frames.
+
+    Attributes:
+        tiling: How it lies in units.
+        plan: What is done with it where it is alone in its prompt.
+        newlines: Newline tokens that stay.
+    """
+
+    tiling: Tiling
+    plan: Plan
+    newlines: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Placeholders that do not enter the language model."""
+        return self.tiling.placeholders - self.plan.entry_tokens - self.newlines
+
+
 @dataclass(eq=False)
 class EncodedImages:
-    """What Stage I kept of every image of a call; travels with the tower's output object.
+    """What Stage I kept of every image of a call, or of every clip; travels with the tower's output object.
 
     Attributes:
         owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
             outputs deeply for an assistant, and a reference to the pruner would take the model along.
-        tokens: Visual tokens m of an image before any cut.
-        count: Images C.
-        index: ``[C, n1]`` int64, the kept patches of each image in raster order; None where all were kept.
-        labels: ``[C, n1]`` int64, their clusters, counted from 0 in each image; None where nothing was clustered.
-        clusters: Clusters of each image.
-        keys: ``[n1, d_v]``, the keys of the first image's kept patches, to check the cutoff distance by; None where
+        images: What the images are, in order.
+        codes: ``[placeholders]`` int64 over all images: the cluster of each visual token that stays, counted over the
+            call (0 where nothing was clustered); `DROPPED`, or `NEWLINE` for a newline that stays. None where all stay.
+        labels: Clusters of each image; empty where nothing was clustered.
+        keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
+        kind: ``"image"``, or ``"video"`` for clips.
     """
 
     owner: int
-    tokens: int = 0
-    count: int = 0
-    index: Tensor | None = None
-    labels: Tensor | None = None
-    clusters: int = 0
+    kind: str = "image"
+    images: tuple[PlannedImage, ...] = ()
+    codes: Tensor | None = None
+    labels: tuple[int, ...] = ()
     keys: Tensor | None = None
-
-    @property
-    def kept(self) -> int:
-        """Visual tokens of an image after Stage I."""
-        return self.tokens if self.index is None else self.index.shape[1]
 
 
 @dataclass(eq=False)
 class TowerPass:
-    """Queries, keys and output of the scored vision layer, from the tower's forward to the projector's."""
+    """What is on its way from the tower's forward to the end of the projector's.
+
+    Attributes:
+        encoded: Stage I's result, in the making.
+        queries, keys, feature: Of the scored vision layer.
+        places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
+        patches: Units, and patches of each.
+    """
 
     encoded: EncodedImages
     queries: Tensor | None = None
     keys: Tensor | None = None
     feature: Tensor | None = None
+    places: Tensor | None = None
+    patches: tuple[int, ...] = (0, 0)
+
+
+@dataclass(eq=False)
+class Source:
+    """The images of a call, or its clips.
+
+    Attributes:
+        where: ``[B, L]`` bool, where their placeholders stand.
+        encoded: Stage I's result, in batch order; None until they are encoded.
+        origin: Which encoded one each of the batch is, where `generate` repeated them; None: one to one.
+    """
+
+    where: Tensor
+    encoded: EncodedImages | None = None
+    origin: list[int] | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which encoded one each of the batch is."""
+        return self.origin or list(range(len(self.results.images)))
+
+    @property
+    def images(self) -> list[PlannedImage]:
+        """Those of the batch, in order."""
+        return [self.results.images[number] for number in self.numbers]
+
+    @property
+    def results(self) -> EncodedImages:
+        """Stage I's result, which is there once the language model runs."""
+        assert self.encoded is not None  # transformers encodes before it calls the language model
+        return self.encoded
 
 
 @dataclass(frozen=True)
@@ -60,11 +119,12 @@ class Rows:
     """How many images and tokens each row holds, on the host.
 
     Attributes:
-        images: Images of each row.
+        counts: For each source, how many images or clips each row holds; they follow each other in the order of the
+            batch.
         tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
     """
 
-    images: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
     tokens: tuple[int, ...] | None = None
 
 
@@ -106,6 +166,13 @@ class Run:
         slots: Physical tokens of each row in the current segment.
         masks: The mask of each group of layers, while continuing from a pruned cache.
         projections: Outputs of q_proj and k_proj of the layer before a cut.
+        entry: ``[B, P, d]``, the embeddings of the first segment, where a cut asks for them.
+        notes: What a method's cuts tell those that follow.
+        packed: By how much tokens after the current segment's images are numbered lower than at the entry, for what
+            cuts of this call dropped and packed: an int, or ``[B, 1]`` int64.
+        shifts: The same of each layer for earlier calls.
+        positions: The caller's position ids, less what was lost at the entry, while continuing from a pruned cache.
+        rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
     """
 
     layers: list[PrunedLayer] | None
@@ -124,6 +191,12 @@ class Run:
     slots: list[int] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
     projections: dict[str, Tensor] = field(default_factory=dict)
+    entry: Tensor | None = None
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    packed: Tensor | int = 0
+    shifts: list[Tensor | int] = field(default_factory=list)
+    positions: Tensor | None = None
+    rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def segment(self) -> Segment:
@@ -134,9 +207,16 @@ class Run:
         """What ``layer`` ran on."""
         return self.segments[sum(layer >= cut for cut in self.cut_layers)]
 
+    def shift_step(self, layer: int) -> Tensor | int:
+        """By how much earlier calls packed more in ``layer`` than in the one before it."""
+        return self.shifts[layer] - self.shifts[layer - 1] if self.shifts else 0
+
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
-        self.layers = self.attention_mask = self.keys = self.rotary = None
+        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = None
+        self.shifts = []
+        self.notes.clear()
+        self.rotaries.clear()
         self.masks.clear()
         self.projections.clear()
 
@@ -149,9 +229,9 @@ class Call:
         owner: The number of the pruner whose hooks run.
         outer: The call that was active before, put back at the end.
         is_fresh: Whether the prompt starts here: there is no cache, or an empty one.
-        placeholders: ``[B, L]`` bool, where this call's image placeholders stand; None for a call without images.
-        encoded: Stage I's result, of the images in batch order.
-        origin: Which encoded image each image of the batch is, where `generate` repeated them; None: one to one.
+        placeholders: ``[B, L]`` bool, where this call's placeholders stand, of every kind; None for a call without
+            images and clips.
+        sources: Its images and its clips, by kind, images first.
         rows: The layout.
         plans: The plan of each row; None for a row without images.
         run: The language model's part.
@@ -161,11 +241,15 @@ class Call:
     outer: Call | None = None
     is_fresh: bool = True
     placeholders: Tensor | None = None
-    encoded: EncodedImages | None = None
-    origin: list[int] | None = None
+    sources: dict[str, Source] = field(default_factory=dict)
     rows: Rows | None = None
     plans: tuple[Plan | None, ...] = ()
     run: Run | None = None
+
+    def take(self, encoded: EncodedImages) -> None:
+        """Notes what was encoded on the way to the language model."""
+        if encoded.kind in self.sources:
+            self.sources[encoded.kind].encoded = encoded
 
 
 _call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)

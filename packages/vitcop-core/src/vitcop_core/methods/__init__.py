@@ -1,6 +1,10 @@
-"""The pruning methods, one a file. FastV, PyramidDrop, SparseVLM and VisionZip are to come, each as a file here."""
+"""The pruning methods, one a file: ViTCoP, and those that it is compared with."""
 
 from vitcop_core.methods.base import Method
+from vitcop_core.methods.fastv import FastV
+from vitcop_core.methods.pyramiddrop import PyramidDrop
+from vitcop_core.methods.sparsevlm import SparseVLM
+from vitcop_core.methods.visionzip import VisionZip
 from vitcop_core.methods.vitcop import ViTCoP
 
-__all__ = ["Method", "ViTCoP"]
+__all__ = ["FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"]

@@ -18,6 +18,16 @@ class Method(ABC):
     never reach it. A method that plans no cut of one kind leaves that kind's function alone.
     """
 
+    @property
+    def cuts_depend_on_question(self) -> bool:
+        """Whether text that follows the last image can change what is kept of it.
+
+        Where it cannot, the cache of a prompt up to the end of its images serves any question about them. True unless
+        a method says otherwise: a cut that looks at the last token of the prompt, as most that rank by attention do,
+        depends on it.
+        """
+        return True
+
     @abstractmethod
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """The cuts of one sample.
@@ -36,13 +46,24 @@ class Method(ABC):
             ValueError: The budget or the layers do not fit the model or the tokens.
         """
 
-    def cut_vision(self, seen: VisionView, keep: int, clusters: int) -> VisionSelection:
+    def cut_vision(
+        self,
+        seen: VisionView,
+        keep: int,
+        clusters: int,
+        keeps: Tensor | None = None,
+        cluster_counts: Tensor | None = None,
+    ) -> VisionSelection:
         """Choose the tokens of each unit that enter the language model.
 
         Args:
-            seen: Units with equally many tokens.
-            keep: Tokens to keep in each, from :attr:`VisionCut.keep`.
-            clusters: Cluster labels that each may use, from :attr:`VisionCut.clusters`; 0 for no clustering.
+            seen: The units.
+            keep: Tokens to keep in each, from :attr:`VisionCut.keep`; the most where units differ.
+            clusters: Cluster labels that each may use, from :attr:`VisionCut.clusters`; 0 for no clustering. The most
+                where units differ.
+            keeps: ``[C]`` int64, tokens to keep in each unit, which may be 0; None where all keep ``keep``.
+            cluster_counts: ``[C]`` int64, cluster labels of each unit; None where all use ``clusters``. A unit with 0
+                is not clustered, and its labels mean nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} plans no cut before the language model")
 

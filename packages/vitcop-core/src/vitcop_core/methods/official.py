@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcop_core.ops._groups import assign
-from vitcop_core.ops._library import accumulator
+from vitcop_core.ops._library import accumulator, row_counts, valid_tokens
 from vitcop_core.ops._quotas import QuotaRule
 from vitcop_core.ops.co_prune import group_means
 from vitcop_core.ops.vic import center_labels, follow, nearby, pairwise_distances
@@ -21,7 +21,14 @@ _DISTANCE_OFFSET = 1e-8
 
 
 def official_vic(
-    features: Tensor, positions: Tensor, num_centers: int, cutoff_distance: float, spatial_threshold: float
+    features: Tensor,
+    positions: Tensor,
+    num_centers: int,
+    cutoff_distance: float,
+    spatial_threshold: float,
+    *,
+    lengths: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Clusters:
     """Cluster as the released code does.
 
@@ -32,31 +39,66 @@ def official_vic(
     Args:
         features: ``[B, n, d]`` floating.
         positions: ``[B, n, 2]`` floating.
-        num_centers: Centers of each row.
+        num_centers: Centers of each row; the most where rows differ.
         cutoff_distance: d_c.
         spatial_threshold: tau.
+        lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
+        counts: ``[B]`` int64, centers of each row; None for ``num_centers``.
     """
-    batch, tokens, _ = features.shape
-    place = torch.arange(tokens, device=features.device).expand(batch, tokens)
-    distances = pairwise_distances(features.detach(), torch.ones_like(place, dtype=torch.bool))
+    tokens, valid = features.shape[1], valid_tokens(features, lengths)
+    place = torch.arange(tokens, device=features.device).expand_as(valid)
+    pairs = valid.unsqueeze(2) & valid.unsqueeze(1)
+    distances = pairwise_distances(features.detach(), valid)
     distances = (distances.square() + _DISTANCE_OFFSET).sqrt()
-    density = (-(distances / cutoff_distance).square()).exp().sum(2).float()
+    density = (-(distances / cutoff_distance).square()).exp().masked_fill(~pairs, 0).sum(2).float()
     distances = distances.float()
 
-    candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold)
+    candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold) & pairs
     candidates = candidates & ~torch.eye(tokens, dtype=torch.bool, device=features.device)
     # Where no distance is finite, the minimum's index is 0: token 0 is the parent of the parentless.
     distance, parent = distances.masked_fill(~candidates, math.inf).min(2)
-    importance = density * distance
+    importance = (density * distance).masked_fill(~valid, -math.inf)
     centers = importance.argsort(dim=1, descending=True, stable=True)[:, :num_centers]
+    unused = torch.arange(num_centers, device=place.device) >= row_counts(place, num_centers, counts, lengths)
+    centers = centers.masked_fill(unused, tokens)
 
     labels = center_labels(centers, tokens)
-    order = density.argsort(dim=1, descending=True, stable=True)
+    order = density.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter(1, order, place)
     # A parent that comes later in the order has no label yet, unless it is a center: the chain ends there.
     parent_is_labelled = (rank.gather(1, parent) < rank) | (labels.gather(1, parent) >= 0)
     roots = follow(torch.where((labels < 0) & parent_is_labelled, parent, place))
-    return Clusters(labels.gather(1, roots), centers, density, distance, importance)
+    labels = labels.gather(1, roots).masked_fill(~valid, -1)
+    return Clusters(labels, centers, density, distance.masked_fill(~valid, 0), importance.masked_fill(~valid, 0))
+
+
+def labelled_official_vic(
+    features: Tensor,
+    positions: Tensor,
+    clusters: int,
+    cutoff_distance: float,
+    spatial_threshold: float,
+    *,
+    lengths: Tensor | None,
+    counts: Tensor | None,
+) -> Clusters:
+    """As :func:`official_vic`, the last of ``clusters`` being the one for tokens that it leaves without a label.
+
+    Args:
+        features: As there, like the rest.
+        positions: ``[B, n, 2]`` floating.
+        clusters: Centers of each row, and one more.
+        cutoff_distance: d_c.
+        spatial_threshold: tau.
+        lengths: ``[B]`` int64 or None.
+        counts: ``[B]`` int64, ``clusters`` of each row; or None.
+    """
+    centers = None if counts is None else counts - 1
+    thresholds = cutoff_distance, spatial_threshold
+    found = official_vic(features, positions, clusters - 1, *thresholds, lengths=lengths, counts=centers)
+    rest = clusters - 1 if centers is None else centers.unsqueeze(1)
+    unlabelled = (found.labels < 0) & valid_tokens(features, lengths)
+    return found._replace(labels=torch.where(unlabelled, rest, found.labels))
 
 
 def head_mean_norm(keys: Tensor) -> Tensor:

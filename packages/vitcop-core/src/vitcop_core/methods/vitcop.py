@@ -9,9 +9,12 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.checks import check_choice, check_flag, check_int, check_positive, require
+from vitcop_core.methods._settings import check_layers, check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit, count_tokens
+from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
+from vitcop_core.methods._vision import take_patches, top_patches
 from vitcop_core.methods.base import Method, unit_counts
-from vitcop_core.methods.official import co_prune_variant, head_mean_norm, official_vic
+from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labelled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
 from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
 from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers, solve_ratios
@@ -71,6 +74,10 @@ class ViTCoP(Method):
         saliency: What ranks tokens inside the language model: ``"key_norm"``, or ``"attention"`` of the last prompt
             token in the layer before the cut ("w/o K-norm guidance" in Table 4).
         clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
+        change_share: Of video, the part of Stage I's tokens that goes to frames by how much they differ from those
+            before them, from 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
+        cluster_frames: Of video, how many frames are clustered together, their time being a third coordinate; 1 for
+            each by itself, as in the paper.
 
     Raises:
         TypeError: A setting is of the wrong type.
@@ -97,6 +104,8 @@ class ViTCoP(Method):
     stage_three: bool = True
     saliency: Literal["key_norm", "attention"] = "key_norm"
     clustering: bool = True
+    change_share: Number = 0
+    cluster_frames: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -104,31 +113,17 @@ class ViTCoP(Method):
             check_flag(name, getattr(self, name))
         self._check_budget()
         if self.layers is not None:
-            self._check_layers(self.layers)
+            check_layers(self.layers)
         check_positive("cutoff_distance", self.cutoff_distance)
         check_positive("spatial_threshold", self.spatial_threshold)
         if self.center_ratio is not None:
             check_positive("center_ratio", self.center_ratio, at_most=1)
         check_choice("compat", self.compat, ("paper", "official"))
         check_choice("saliency", self.saliency, ("key_norm", "attention"))
+        check_temporal(self.change_share, self.cluster_frames, self.compat)
         for name, choices in _SWITCHES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
-
-    def _check_layers(self, layers: object) -> None:
-        if not isinstance(layers, tuple) or len(layers) != 2:
-            raise TypeError(f"layers must be a tuple of two integers; got {layers!r}")
-        # Stage II reads the keys of the layer before its cut.
-        first, deep = (check_int("layers", layer, 1) for layer in layers)
-        require(first < deep, "layers", "two layers in ascending order", layers)
-
-    def _check_ratios(self, ratios: object) -> None:
-        if not isinstance(ratios, tuple) or len(ratios) != 3:
-            raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {ratios!r}")
-        first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
-        require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
-        whole = self.stage_one and self.stage_three
-        require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
 
     def _check_budget(self) -> None:
         names = ("retained_tokens", "retention_ratio", "ratios")
@@ -144,7 +139,12 @@ class ViTCoP(Method):
             check_positive("pi1", self.pi1, at_most=1)
             require(self.ratios is None and self.stage_one, "pi1", "None with ratios or without Stage I", self.pi1)
         if self.ratios is not None:
-            self._check_ratios(self.ratios)
+            check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
+
+    @property
+    def cuts_depend_on_question(self) -> bool:
+        """Only with ``saliency="attention"``: keys and clusters of an image are settled by what precedes its end."""
+        return self.saliency == "attention"
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """The cuts of one sample; see :meth:`Method.plan`.
@@ -165,31 +165,41 @@ class ViTCoP(Method):
         first, deep = default_layers(depth) if self.layers is None else self.layers
         ratios = self._solve(retention, depth, first, deep)
         counts = count_tokens(ratios, units, chained=self.switch("counts") == "chained")
-
-        entry = sum(counts.units)
-        cuts: list[DecoderCut] = []
+        entry, cuts = sum(counts.units), list[DecoderCut]()
         if counts.shallow < entry:
             cuts.append(DecoderCut(first, counts.shallow, "co_prune" if self.clustering else "top_tokens"))
         if counts.deep < counts.shallow:
             reindex = self.switch("deep_positions") == "reindexed"
             cuts.append(DecoderCut(deep, counts.deep, "top_tokens", reindex_positions=reindex))
-
         clusters = (0,) * len(units)
         if any(cut.stage == "co_prune" for cut in cuts):
             clusters = self._clusters(ratios, counts)
         vision = VisionCut(counts.units, clusters) if counts.units != units or any(clusters) else None
         return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
 
-    def cut_vision(self, seen: VisionView, keep: int, clusters: int) -> VisionSelection:
+    def cut_vision(
+        self,
+        seen: VisionView,
+        keep: int,
+        clusters: int,
+        keeps: Tensor | None = None,
+        cluster_counts: Tensor | None = None,
+    ) -> VisionSelection:
         """Stage I: the tokens with most CLS attention, and their clusters for Stage II; see :meth:`Method.cut_vision`.
 
         With ``compat="official"`` the last of the clusters is the one for tokens that the released code leaves without
         a label; it may be empty, and has no center.
         """
-        saliency = ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:]
-        index = ops.top_tokens(saliency, keep)
-        found = self._cluster(seen, index, clusters) if clusters else None
-        return VisionSelection(index=index, clusters=found, saliency=saliency)
+        saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
+        counts = spans = None
+        if self.change_share and seen.frames is not None:
+            keep, counts = counts_by_change(seen, keep, keeps, check_positive("change_share", self.change_share))
+            keeps = counts
+        if self.cluster_frames > 1 and seen.frames is not None and clusters:
+            spans = spans_of(seen.frames, self.cluster_frames)
+        index = top_patches(seen, saliency, keep, keeps)
+        found = self._cluster(seen, index, clusters, keeps, cluster_counts, spans) if clusters else None
+        return VisionSelection(index=index, clusters=found, saliency=saliency, counts=counts, spans=spans)
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
         """Stage II (``co_prune``), or III and a Stage II without clusters (``top_tokens``).
@@ -262,33 +272,29 @@ class ViTCoP(Method):
         round_up = self.switch("centers_round") == "ceil"
         if self.compat == "paper":
             return clusters_per_unit(center_ratio, counts, round_up=round_up, capped=True)
-        found = clusters_per_unit(center_ratio, counts, round_up=round_up, capped=False)
-        return tuple(count + 1 for count in found)
+        return tuple(1 + n for n in clusters_per_unit(center_ratio, counts, round_up=round_up, capped=False))
 
-    def _cluster(self, seen: VisionView, index: Tensor, clusters: int) -> Clusters:
-        features = seen.hidden
-        if self.switch("vic_features") == "vit_keys":
-            features = seen.keys[:, :, 1:].transpose(1, 2).flatten(2)
-        features = _take(features, index)
-        positions = _take(seen.positions, index)
-        if self.compat == "paper":
-            return ops.vic(
-                features,
-                positions,
-                clusters,
-                cutoff_distance=self.cutoff_distance,
-                spatial_threshold=self.spatial_threshold,
-            )
-        found = official_vic(features, positions, clusters - 1, self.cutoff_distance, self.spatial_threshold)
-        return found._replace(labels=found.labels.masked_fill(found.labels < 0, clusters - 1))
+    def _cluster(
+        self,
+        seen: VisionView,
+        index: Tensor,
+        clusters: int,
+        lengths: Tensor | None,
+        counts: Tensor | None,
+        spans: tuple[int, ...] | None,
+    ) -> Clusters:
+        features = seen.key_features() if self.switch("vic_features") == "vit_keys" else seen.hidden
+        features, positions = take_patches(features, index), take_patches(seen.positions, index)
+        what, thresholds = (features, positions, clusters), (self.cutoff_distance, self.spatial_threshold)
+        if self.compat == "official":
+            return labelled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
+        if spans is not None:
+            return vic_over_spans(*what, *thresholds, spans, self.cluster_frames, lengths=lengths, counts=counts)
+        how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
+        return ops.vic(features, positions, clusters, **how, lengths=lengths, counts=counts)
 
     def _norms(self, seen: DecoderView) -> Tensor:
         """``[B, n]``, the smaller the more important."""
         if self.saliency == "attention":
             return -seen.attention().detach().float()
         return ops.key_norm(seen.keys) if self.switch("knorm") == "joint" else head_mean_norm(seen.keys)
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``."""
-    return tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))

@@ -2,7 +2,8 @@
 
 All take a batch, and ``lengths`` makes it ragged; a row's result never depends on its neighbours. Scores and distances
 are computed in float32 or better whatever the input dtype. Sizes come from the arguments and never from tensor values,
-so no operator waits for the device. ``REFERENCES`` has the pure-torch implementation of each by name.
+so no operator waits for the device, and none looks at lengths, counts or labels on one: those that do not fit are cut
+to what does (the compiled CPU kernels refuse them). ``REFERENCES`` has the pure-torch implementation of each by name.
 """
 
 from vitcop_core.ops._library import REFERENCES
@@ -11,6 +12,6 @@ from vitcop_core.ops.co_prune import co_prune
 from vitcop_core.ops.gather_tokens import gather_tokens
 from vitcop_core.ops.key_norm import key_norm
 from vitcop_core.ops.top_tokens import top_tokens
-from vitcop_core.ops.vic import vic
+from vitcop_core.ops.vic import vic, vic_in_time
 
-__all__ = ["REFERENCES", "cls_saliency", "co_prune", "gather_tokens", "key_norm", "top_tokens", "vic"]
+__all__ = ["REFERENCES", "cls_saliency", "co_prune", "gather_tokens", "key_norm", "top_tokens", "vic", "vic_in_time"]

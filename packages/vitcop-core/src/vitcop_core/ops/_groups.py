@@ -76,8 +76,9 @@ def _starts(sizes: Tensor) -> Tensor:
 def _cluster_sums(norms: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
     """``[B, c]`` float32: sum of the norms of each cluster, finite so that an unused label can rank after all."""
     wide = norms.to(accumulator(norms))
-    sums = wide.new_zeros((norms.shape[0], num_clusters + 1))
-    return sums.scatter_add(1, labels, wide)[:, :num_clusters].float().clamp(max=torch.finfo(torch.float32).max)
+    sums = wide.new_zeros((norms.shape[0], num_clusters + 1)).scatter_add(1, labels, wide)[:, :num_clusters].float()
+    # Infinities of both signs make NaN, which ranks last as a norm does.
+    return sums.masked_fill(sums.isnan(), math.inf).clamp(max=torch.finfo(torch.float32).max)
 
 
 def _smallest_of_each(norms: Tensor, labels: Tensor, sizes: Tensor, quotas: Tensor) -> Tensor:

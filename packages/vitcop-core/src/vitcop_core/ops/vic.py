@@ -3,7 +3,8 @@
 Where the algorithm as printed is undefined, this is what happens. Equal densities: the token with the lower index
 counts as denser, so that "denser" is a total order and duplicates cannot point at each other. Infinite importance:
 centers are ordered by importance, then density, then index. A token that is no center and has no denser token nearby
-gets the label of the center nearest in feature space.
+gets the label of the center nearest in feature space. NaN or infinite features give labels within range, the same ones
+every time, and no meaning.
 """
 
 import math
@@ -56,16 +57,61 @@ def vic(
         TypeError: An argument is of the wrong type or dtype.
         ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
     """
-    check_floating("features", features, ("B", "n", "d"))
-    batch, tokens, _ = features.shape
-    check_floating("positions", positions, (batch, tokens, 2), like=features)
-    check_int("num_centers", num_centers, 1, tokens)
-    check_positive("cutoff_distance", cutoff_distance)
-    check_positive("spatial_threshold", spatial_threshold)
-    check_rows(features, lengths=lengths, counts=counts)
-    thresholds = float(cutoff_distance), float(spatial_threshold)
+    thresholds = _check(features, positions, 2, num_centers, (cutoff_distance, spatial_threshold), lengths, counts)
     found = torch.ops.vitcop.vic(features.detach(), positions.detach(), num_centers, *thresholds, lengths, counts)
     return Clusters(*found)
+
+
+def vic_in_time(
+    features: Tensor,
+    positions: Tensor,
+    num_centers: int,
+    *,
+    cutoff_distance: float = 8.0,
+    spatial_threshold: float = 0.6,
+    lengths: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Clusters:
+    """As :func:`vic`, among tokens of several frames: near in place *and* time.
+
+    It is no operator with kernels of its own: the reference runs on every device, and takes memory for ``[B, n, n]``
+    distances.
+
+    Args:
+        features: ``[B, n, d]`` floating.
+        positions: ``[B, n, 3]`` floating, (row / rows, column / columns, frame / frames).
+        num_centers: As there, like all that follow.
+        cutoff_distance: d_c.
+        spatial_threshold: tau, on the distance in all three coordinates.
+        lengths: ``[B]`` int64 or None.
+        counts: ``[B]`` int64 or None.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
+    """
+    thresholds = _check(features, positions, 3, num_centers, (cutoff_distance, spatial_threshold), lengths, counts)
+    return Clusters(*_reference(features.detach(), positions.detach(), num_centers, *thresholds, lengths, counts))
+
+
+def _check(
+    features: Tensor,
+    positions: Tensor,
+    coordinates: int,
+    num_centers: int,
+    thresholds: tuple[float, float],
+    lengths: Tensor | None,
+    counts: Tensor | None,
+) -> tuple[float, float]:
+    """Raises for arguments that do not fit; returns the thresholds as floats."""
+    check_floating("features", features, ("B", "n", "d"))
+    batch, tokens, _ = features.shape
+    check_floating("positions", positions, (batch, tokens, coordinates), like=features)
+    check_int("num_centers", num_centers, 1, tokens)
+    check_positive("cutoff_distance", thresholds[0])
+    check_positive("spatial_threshold", thresholds[1])
+    check_rows(features, lengths=lengths, counts=counts)
+    return float(thresholds[0]), float(thresholds[1])
 
 
 def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
@@ -92,7 +138,7 @@ def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
 
 
 def nearby(positions: Tensor, spatial_threshold: float) -> Tensor:
-    """``[B, n, n]`` bool: which pairs of ``[B, n, 2]`` positions are at most the threshold apart."""
+    """``[B, n, n]`` bool: which pairs of ``[B, n, p]`` positions are at most the threshold apart."""
     offsets = positions.float().unsqueeze(2) - positions.float().unsqueeze(1)
     return offsets.square().sum(-1) <= spatial_threshold**2 + _SPATIAL_SLACK
 

@@ -120,8 +120,8 @@ struct Assign {
       for (int32_t p = own.start[c]; p < own.start[c] + own.size[c]; ++p) {
         sum += without_nan(norms[row * rows.tokens + own.order[p]], kInfinity);
       }
-      // Finite, so that a label that no token has can rank after all.
-      const float finite = smaller(static_cast<float>(sum), 3.402823466e+38f);
+      // Finite, so that a label that no token has can rank after all; also where infinities of both signs make it NaN.
+      const float finite = smaller(without_nan(static_cast<float>(sum), kInfinity), 3.402823466e+38f);
       own.cluster_keys[c] = ascending(own.size[c] > 0 ? finite : kInfinity);
     });
     block.sync();

@@ -8,10 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, MethodName, Model, Retain, find_method, parse_budget
+from vitcop_llava.cli.batch import Request, check_batch, run_batch
+from vitcop_llava.cli.errors import FAILURE, UserError
+from vitcop_llava.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    MethodName,
+    Model,
+    Retain,
+    find_method,
+    parse_budget,
+)
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
 from vitcop_llava.cli.running import (
     Notes,
+    budget_mistakes,
     check_question,
     describe,
     model_summary,
@@ -23,6 +37,9 @@ from vitcop_llava.cli.running import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
     from rich.table import Table
 
     from vitcop_core import Method
@@ -31,6 +48,17 @@ if TYPE_CHECKING:
     from vitcop_llava.loading import Loaded
     from vitcop_llava.report import Report
 
+Batch = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.jsonl",
+        help='Many questions: a JSON object a line, with "image" or "images", "question", and "id" if wanted.',
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE.jsonl", help="With --batch: where results go instead of stdout."),
+]
 TIMES = "Times are wall time of a single run"
 
 
@@ -51,6 +79,9 @@ def ask(
     method: MethodName = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", help="Run the unpruned model as well.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    batch: Batch = None,
+    out: Out = None,
+    force: Force = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -59,30 +90,72 @@ def ask(
     """Answer a question about one or more images, with visual tokens pruned.
 
     Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images go into
-    one prompt, in order, before the question.
+    one prompt, in order, before the question. With --batch the questions come from a file, and the results are JSON
+    lines; a line that fails has an "error", the others go on, and the exit code is 1.
     """
-    budget, make_method = parse_budget(retain), find_method(method)
-    paths, notes = images or [], Notes()
-    check_question(question, paths)
-    pictures = open_images(paths)
-    loaded = open_model(model, device, dtype, notes)
-    with quiet(notes):
-        inputs = prepare_inputs(loaded, pictures, question, notes)
-        outcome = _run(loaded, inputs, make_method(budget), budget, compare, max_new_tokens)
+    budget, notes, paths = parse_budget(retain), Notes(), images or []
+    chosen = find_method(method)(budget)
+    if batch is None:
+        check_question(question, paths)
+        if out is not None:
+            raise UserError("--out: goes with --batch; the answer to one question is printed")
+        pictures = open_images(paths)
+    else:
+        check_batch(batch, out, force, paths, question)
+    asker = Asker(open_model(model, device, dtype, notes), method, chosen, budget, compare, max_new_tokens)
+    if batch is not None:
+        asker.check()
+        is_whole = run_batch(batch, out, force, asker.answer)
+        notes.print()
+        raise typer.Exit(0 if is_whole else FAILURE)
+    outcome = asker.run(pictures, question, notes)
     if as_json:
-        asked = {"question": question, "images": [str(path) for path in paths]}
-        print_json(asked | {"method": method, "retain": str(budget)} | _as_json(loaded, outcome, notes))
+        print_json({"question": question, "images": [str(path) for path in paths]} | asker.fields(outcome, notes))
         return
-    print_result(f"{question}\n{describe(loaded)}; --retain {budget}")
+    print_result(f"{question}\n{describe(asker.loaded)}; --retain {budget}")
     print_result(_as_table(outcome))
     notes.print()
+
+
+@dataclass(frozen=True, eq=False)
+class Asker:
+    """A model, and how it is asked."""
+
+    loaded: Loaded
+    name: str
+    method: Method
+    budget: Budget
+    compare: bool
+    max_new_tokens: int
+
+    def check(self) -> None:
+        """Raises for a budget that fits no image."""
+        start_pruning(self.loaded, self.method, self.budget).remove()
+
+    def run(self, pictures: Sequence[Image.Image], question: str, notes: Notes) -> Outcome:
+        """Asks a question about images, pruned, and if wanted unpruned."""
+        with quiet(notes):
+            inputs = prepare_inputs(self.loaded, pictures, question, notes)
+            return _run(self.loaded, inputs, self.method, self.budget, self.compare, self.max_new_tokens)
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        """The result of a line of a batch."""
+        check_question(request.question, request.images)
+        notes = Notes()
+        outcome = self.run(open_images(request.images), request.question, notes)
+        return {"answer": outcome.pruned.text} | self.fields(outcome, notes)
+
+    def fields(self, outcome: Outcome, notes: Notes) -> dict[str, Any]:
+        """What is told of an answer, for machines."""
+        return {"method": self.name, "retain": str(self.budget)} | _as_json(self.loaded, outcome, notes)
 
 
 def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int) -> Outcome:
     from vitcop_llava.answer import generate
 
     unpruned = None
-    with start_pruning(loaded, method, budget) as pruner:  # first, so that a budget that does not fit costs no time
+    # Pruned first, so that a budget that does not fit costs no time.
+    with budget_mistakes(budget), start_pruning(loaded, method, budget) as pruner:
         if compare:
             # Whatever runs first pays for loading kernels and pages; side by side, neither may.
             with progress("warming up, pruned"):

@@ -146,6 +146,17 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
         return prune(loaded.model, method)
 
 
+@contextmanager
+def budget_mistakes(budget: Budget) -> Iterator[None]:
+    """Inside, a budget that cannot be met for an image, which is known from its size, is the user's mistake."""
+    from vitcop_llava.planning import BudgetError
+
+    try:
+        yield
+    except BudgetError as error:
+        raise UserError(f"--retain {budget}: {error}") from error
+
+
 def check_question(question: str, images: Sequence[Path]) -> None:
     """Raises for the ways in which images and question get mixed up.
 
@@ -189,8 +200,9 @@ def describe(loaded: Loaded) -> str:
     """What ran, for people."""
     summary = model_summary(loaded)
     name = "demo model" if summary["source"] == "demo" else summary["source"]
+    most = "" if loaded.parts.anyres is None else "up to "
     return (
-        f"{name}: {summary['layers']} layers, {summary['visual_tokens_per_image']} visual tokens an image, "
+        f"{name}: {summary['layers']} layers, {most}{summary['visual_tokens_per_image']} visual tokens an image, "
         f"{summary['dtype']} on {summary['device']}"
     )
 

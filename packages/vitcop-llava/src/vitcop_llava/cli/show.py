@@ -25,6 +25,7 @@ from vitcop_llava.cli.options import (
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
 from vitcop_llava.cli.running import (
     Notes,
+    budget_mistakes,
     describe,
     model_summary,
     open_images,
@@ -88,16 +89,18 @@ def show(
 def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, max_new_tokens: int) -> tuple[str, Survivors]:
     from vitcop_llava.answer import generate
 
-    with start_pruning(loaded, method, budget) as pruner, progress("running the model"):
-        if method.plan(loaded.parts.shape.num_layers, loaded.parts.visual_tokens).is_identity:
+    with budget_mistakes(budget), start_pruning(loaded, method, budget) as pruner, progress("running the model"):
+        if method.plan(loaded.parts.shape.num_layers, loaded.parts.tiling.units).is_identity:
             raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
         answer = generate(loaded, inputs, max_new_tokens)
         return answer.text, pruner.survivors()
 
 
 def _draw(loaded: Loaded, image: Image, survivors: Survivors, caption: str) -> Image:
-    from vitcop_llava.drawing import as_seen, survival_picture
+    from vitcop_llava.drawing import as_seen, survival_picture, tiled_picture
 
+    if loaded.parts.anyres is not None:
+        return tiled_picture(image, survivors, loaded.parts.anyres.tile(image.height, image.width), caption)
     view = as_seen(loaded.processor.image_processor, image)
     return survival_picture(view, survivors, loaded.parts.grid, caption)
 

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
 from torch import nn
 
-from vitcop_llava.families import llava
+from vitcop_llava.families import llava, llava_next
 from vitcop_llava.families.base import Parts
 
-__all__ = ["Parts", "locate"]
+__all__ = ["ENTRY_POINTS", "Parts", "locate", "register_family"]
 
-_FAMILIES = {"LlavaForConditionalGeneration": llava.locate}
+ENTRY_POINTS = "vitcop.families"
+"""The group of entry points under which an installed package offers families: model class to function."""
+
+_FAMILIES: dict[str, Callable[[Any], Parts]] = {
+    "LlavaForConditionalGeneration": llava.locate,
+    "LlavaNextForConditionalGeneration": llava_next.locate,
+}
+
+# Known families of packages that may not be installed.
+_ELSEWHERE = {"LlavaNextVideoForConditionalGeneration": "vitcop-video"}
+
+
+def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
+    """Teaches `locate` a family by hand, for code that is in no installed distribution.
+
+    Args:
+        name: The class in transformers, by its name.
+        locate: Finds the parts of such a model.
+    """
+    _FAMILIES[name] = locate
 
 
 def locate(model: nn.Module) -> Parts:
     """Finds the parts of a supported model.
 
     Raises:
-        TypeError: The model is of a family that vitcop has no adapter for.
+        TypeError: The model is of a family that vitcop has no adapter for, or whose adapter is in a package that is not
+            installed.
         ValueError: The family is supported, and has a part that cannot be pruned (a tower without CLS, for example).
     """
-    for kind in type(model).__mro__:
-        if kind.__module__.startswith("transformers.") and kind.__name__ in _FAMILIES:
-            return _FAMILIES[kind.__name__](model)
+    names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
+    for name in names:
+        if found := _adapter(name):
+            return found(model)
+    for name in names:
+        if name in _ELSEWHERE:
+            raise TypeError(f"model: a {name} needs {_ELSEWHERE[name]}: pip install {_ELSEWHERE[name]}")
     raise TypeError(f"model: {type(model).__name__} is not supported; supported: {', '.join(sorted(_FAMILIES))}")
+
+
+def _adapter(name: str) -> Callable[[Any], Parts] | None:
+    if name not in _FAMILIES:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            _FAMILIES[name] = entry.load()
+    return _FAMILIES.get(name)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from vitcop_core import LanguageModelShape
+from vitcop_llava.tiling import Tiling, tile_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,10 @@ class Parts:
         decoder_layers: Its layers, each with ``self_attn.q_proj`` and ``self_attn.k_proj``.
         config: The language model's configuration.
         image_token_id: The placeholder's id in ``input_ids``.
-        grid: Rows and columns of patches of one image; their product is the visual tokens of an image.
+        grid: Rows and columns of patches of one unit.
         shape: What costs are computed from.
+        anyres: How images of any size are tiled; None where each is one unit.
+        video: How clips are read; None for a model of images alone.
     """
 
     base: nn.Module
@@ -51,11 +54,68 @@ class Parts:
     image_token_id: int
     grid: tuple[int, int]
     shape: LanguageModelShape
+    anyres: Anyres | None = None
+    video: Video | None = None
+
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """The placeholder's id of each kind of input, by its name in ``mm_encoder_outputs``."""
+        return {"image": self.image_token_id} | ({} if self.video is None else {"video": self.video.token_id})
+
+    @property
+    def tiling(self) -> Tiling:
+        """How an image lies in units; of several ways the one with most tokens."""
+        return Tiling(self.grid) if self.anyres is None else self.anyres.largest
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens of one image before any cut."""
-        return self.grid[0] * self.grid[1]
+        """Visual tokens of one image before any cut; the most that there can be where sizes differ."""
+        return self.tiling.tokens
+
+
+@dataclass(frozen=True)
+class Anyres:
+    """How a family tiles images of any size.
+
+    Attributes:
+        pinpoints: Resolutions (height, width) that it knows.
+        tile_size: Side of a tile in pixels.
+        patch_size: Side of a patch in pixels.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+    tile_size: int
+    patch_size: int
+
+    def tile(self, height: int, width: int) -> Tiling:
+        """How an image of that size lies in units."""
+        return tile_image(height, width, pinpoints=self.pinpoints, tile_size=self.tile_size, patch_size=self.patch_size)
+
+    @property
+    def largest(self) -> Tiling:
+        """How an image lies that fills the largest pinpoint."""
+        return max((self.tile(*point) for point in self.pinpoints), key=lambda tiling: tiling.tokens)
+
+
+@dataclass(frozen=True)
+class Video:
+    """How a family reads clips: frame by frame, as images that are one unit each, and with patches pooled.
+
+    Attributes:
+        token_id: The placeholder's id in ``input_ids``.
+        grid: Rows and columns of tokens of one frame, after pooling.
+        pool: Side of the square of patches that becomes one token.
+        frame_size: Side of a frame in pixels.
+    """
+
+    token_id: int
+    grid: tuple[int, int]
+    pool: int
+    frame_size: int
+
+    def clip(self, frames: int) -> Tiling:
+        """A clip of so many frames in units."""
+        return Tiling(self.grid, frames=frames)
 
 
 def decoder_shape(config: PreTrainedConfig) -> LanguageModelShape:

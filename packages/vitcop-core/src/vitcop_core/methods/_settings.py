@@ -1,0 +1,51 @@
+"""Checks of ViTCoP's settings."""
+
+from typing import Any
+
+from vitcop_core.checks import check_int, check_positive, require
+
+
+def check_layers(layers: object) -> None:
+    """Raise unless ``layers`` are two layers that Stages II and III can cut before.
+
+    Raises:
+        TypeError: They are no tuple of two integers.
+        ValueError: They are not in ascending order, or the first is 0.
+    """
+    if not isinstance(layers, tuple) or len(layers) != 2:
+        raise TypeError(f"layers must be a tuple of two integers; got {layers!r}")
+    # Stage II reads the keys of the layer before its cut.
+    first, deep = (check_int("layers", layer, 1) for layer in layers)
+    require(first < deep, "layers", "two layers in ascending order", layers)
+
+
+def check_ratios(ratios: object, *, whole: bool) -> None:
+    """Raise unless ``ratios`` are three descending shares, and no stage is off.
+
+    Args:
+        ratios: What was given.
+        whole: Whether all three stages are on.
+
+    Raises:
+        TypeError: They are no tuple of three.
+        ValueError: One is out of range or above the one before, or a stage is off.
+    """
+    if not isinstance(ratios, tuple) or len(ratios) != 3:
+        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {ratios!r}")
+    first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
+    require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
+    require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
+
+
+def check_temporal(change_share: Any, cluster_frames: Any, compat: str) -> None:
+    """Raise unless the settings for video are in range.
+
+    Raises:
+        TypeError: One is no number.
+        ValueError: One is out of range, or frames are to be clustered together as the released code would, which has
+            no video.
+    """
+    if isinstance(change_share, bool) or change_share != 0:
+        check_positive("change_share", change_share, at_most=1)
+    check_int("cluster_frames", cluster_frames, 1)
+    require(cluster_frames == 1 or compat == "paper", "cluster_frames", "1 with compat='official'", cluster_frames)

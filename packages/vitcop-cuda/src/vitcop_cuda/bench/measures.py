@@ -1,0 +1,135 @@
+"""The measurements, each as a function that returns plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitcop_core.ops import REFERENCES
+from vitcop_cuda.bench.formulations import WIDTH, FourCalls, broadcast_bytes, broadcast_vic, centred, vic_inputs
+from vitcop_cuda.bench.memory import free_bytes
+from vitcop_cuda.bench.timing import Call, Times, interleaved
+
+GPU_SETS_BYTES, MOST_SETS = 2**28, 64
+"""On a GPU the inputs rotate among sets that together are several times its cache."""
+
+
+def _sets(bytes_each: int, device: str) -> int:
+    return 1 if device == "cpu" else max(1, min(MOST_SETS, GPU_SETS_BYTES // max(bytes_each, 1)))
+
+
+def _plain(times: dict[str, Times]) -> dict[str, dict[str, float]]:
+    return {name: asdict(entry) for name, entry in times.items()}
+
+
+def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
+    wide = centred(features, dtype)
+    out = torch.empty(wide.shape[0], wide.shape[1], wide.shape[1], dtype=dtype, device=wide.device)
+    return partial(torch.bmm, wide, wide.mT, out=out)
+
+
+def vic_at(tokens: int, repeats: int, device: str, rates: dict[str, float]) -> dict[str, Any]:
+    """Kernel, reference and the distance product alone, interleaved, and how far the kernel is from its floors."""
+    given = [vic_inputs(tokens, 1, device, seed) for seed in range(_sets(tokens * WIDTH * 4, device))]
+    runs: dict[str, Sequence[Call]] = {
+        "kernel": [partial(torch.ops.vitcop.vic, *arguments) for arguments in given],
+        "reference": [partial(REFERENCES["vic"], *arguments) for arguments in given],
+        "product, float64": [_product(arguments[0], torch.float64) for arguments in given],
+        "product, float32": [_product(arguments[0], torch.float32) for arguments in given],
+    }
+    times = interleaved(runs, repeats, device, graphs=("kernel", "product, float64"), what=f"vic, n = {tokens}")
+    kernel = times.get("kernel (graph)", times["kernel"]).median
+    product = times.get("product, float64 (graph)", times["product, float64"]).median
+    # Each pair once in float64; features read once, positions and results once.
+    operations = tokens * tokens * WIDTH
+    moved = tokens * WIDTH * 4 + tokens * (8 + 8 + 3 * 4)
+    bounds = operations / rates["float64_operations"], moved / rates["copy_bytes"]
+    return {
+        "tokens": tokens,
+        "seconds": _plain(times),
+        "reference_over_kernel": times["reference"].median / times["kernel"].median,
+        "kernel_over_product": kernel / product,
+        "floor_of_operations": bounds[0],
+        "floor_of_bytes": bounds[1],
+        "kernel_over_floor": kernel / max(bounds),
+    }
+
+
+def broadcast_at(tokens: int, repeats: int, device: str) -> dict[str, Any]:
+    """The broadcast formulation beside the kernel, where its differences fit into half of the free memory."""
+    needed, free = broadcast_bytes(tokens), free_bytes(device)
+    if needed > free // 2:
+        return {
+            "tokens": tokens,
+            "skipped": f"needs {needed / 2**30:.1f} GiB, more than half of {free / 2**30:.1f} GiB",
+        }
+    given = vic_inputs(tokens, 1, device, 0)
+    runs: dict[str, Sequence[Call]] = {
+        "kernel": [partial(torch.ops.vitcop.vic, *given)],
+        "broadcast": [partial(broadcast_vic, *given)],
+    }
+    times = interleaved(runs, repeats, device, what=f"broadcast, n = {tokens}")
+    ratio = times["broadcast"].median / times["kernel"].median
+    return {"tokens": tokens, "bytes": needed, "seconds": _plain(times), "broadcast_over_kernel": ratio}
+
+
+def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any]:
+    """The calls that one pruned prefill makes, and their share of a stored one's time."""
+    given = [FourCalls(device, seed) for seed in range(_sets(4 * 2**20, device))]
+    runs: dict[str, Sequence[Call]] = {
+        "kernels": [calls.kernels for calls in given],
+        "references": [calls.references for calls in given],
+    }
+    times = interleaved(runs, repeats, device, graphs=("kernels",), what="four calls")
+    found: dict[str, Any] = {"seconds": _plain(times)}
+    found["references_over_kernels"] = times["references"].median / times["kernels"].median
+    if prefill is not None:
+        seconds = _prefill_seconds(prefill)
+        found |= {"prefill": prefill.name, "prefill_seconds": seconds}
+        found |= {f"{name}_share": times[name].median / seconds for name in ("kernels", "references")}
+    return found
+
+
+def _prefill_seconds(stored: Path) -> float:
+    (row,) = (row for row in json.loads(stored.read_text())["budgets"] if row["retained_tokens"] == 64)
+    seconds: list[float] = row["seconds"]
+    return statistics.median(seconds)
+
+
+def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[dict[str, Any]]:
+    """The kernel on more and more rows, interleaved."""
+    runs: dict[str, Sequence[Call]] = {}
+    for batch in batches:
+        sets = range(_sets(batch * tokens * WIDTH * 4, device))
+        runs[str(batch)] = [partial(torch.ops.vitcop.vic, *vic_inputs(tokens, batch, device, seed)) for seed in sets]
+    times = interleaved(runs, repeats, device, graphs=tuple(runs), what="batches")
+    one = times.get(f"{batches[0]} (graph)", times[str(batches[0])]).median
+    found = []
+    for batch in batches:
+        entry = times.get(f"{batch} (graph)", times[str(batch)])
+        found.append({"batch": batch, "tokens": tokens, "seconds": asdict(entry), "over_one": entry.median / one})
+    return found
+
+
+def power_law(rows: Sequence[dict[str, Any]], least: int = 288) -> dict[str, float]:
+    """``seconds = factor * n ** exponent``, fitted to the logarithms of the kernel's medians from ``least`` tokens on.
+
+    Below that a call costs what it costs to make, and the fit would say nothing about the work.
+    """
+    points = [
+        (math.log(row["tokens"]), math.log(row["seconds"]["kernel"]["median"]))
+        for row in rows
+        if row["tokens"] >= least or len(rows) < 3
+    ]
+    if len(points) < 2:
+        return {}
+    slope, intercept = statistics.linear_regression(*zip(*points, strict=True))
+    return {"exponent": slope, "factor": math.exp(intercept), "from_tokens": math.exp(points[0][0])}

@@ -1,0 +1,214 @@
+// Runs every kernel of include/vitcop on random data, without torch, for ThreadSanitizer and AddressSanitizer: the
+// stand-in for compute-sanitizer on a machine without a GPU. Blocks run side by side here, and the threads of each wait
+// at real barriers, so two accesses that no barrier separates are seen, within a block and between blocks. The results
+// must be the same bits as with one block of one thread.
+//
+//   g++ -std=c++20 -O1 -g -fsanitize=thread -ffp-contract=off -I csrc -I csrc/include race_check.cpp -pthread
+#include <cstdio>
+#include <random>
+
+#include "host/launch.h"
+#include "vitcop/cls_saliency.h"
+#include "vitcop/co_prune.h"
+#include "vitcop/gather.h"
+#include "vitcop/key_norm.h"
+#include "vitcop/top_tokens.h"
+#include "vitcop/vic.h"
+
+namespace {
+
+using vitcop::Rows;
+
+struct Grid {
+  int64_t blocks, threads;
+};
+
+template <class Kernel>
+void run(const Kernel& kernel, const Grid& grid) {
+  std::vector<std::unique_ptr<typename Kernel::Shared>> shared;
+  std::vector<std::unique_ptr<std::barrier<>>> barriers;
+  std::vector<std::thread> teams;
+  for (int64_t block = 0; block < grid.blocks; ++block) {
+    shared.push_back(std::make_unique_for_overwrite<typename Kernel::Shared>());
+    barriers.push_back(std::make_unique<std::barrier<>>(grid.threads));
+  }
+  for (int64_t block = 0; block < grid.blocks; ++block) {
+    for (int64_t thread = 0; thread < grid.threads; ++thread) {
+      teams.emplace_back([&, block, thread] {
+        const vitcop::host::ThreadedBlock own(thread, grid.threads, *barriers[block]);
+        for (int64_t unit = block; unit < kernel.units(); unit += grid.blocks) {
+          kernel(own, *shared[block], unit);
+          own.sync();
+        }
+      });
+    }
+  }
+  for (std::thread& member : teams) member.join();
+}
+
+struct Sizes {
+  int64_t batch, tokens, width, centers, budget;
+};
+
+template <class T>
+std::vector<T> random_numbers(int64_t count, int seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<T> numbers(count);
+  for (T& number : numbers) number = vitcop::narrow<T>(std::round(normal(generator)));  // whole numbers: many ties
+  return numbers;
+}
+
+// All results as bytes, to be compared between grids. Poisoned first: what nobody writes shows as a difference.
+struct Results {
+  std::vector<std::vector<char>> arrays;
+
+  template <class T>
+  T* add(int64_t count, int poison) {
+    arrays.emplace_back(count * sizeof(T), static_cast<char>(poison));
+    return reinterpret_cast<T*>(arrays.back().data());
+  }
+};
+
+template <class T>
+void cluster(const Sizes& s, const Rows& given, const Grid& grid, int poison, Results& results) {
+  const int64_t n = s.tokens;
+  const std::vector<T> features = random_numbers<T>(s.batch * n * s.width, 1);
+  std::vector<float> positions = random_numbers<float>(s.batch * n * 2, 2);
+  for (float& position : positions) position /= 9.0f;
+  Rows rows = given;
+  rows.most = s.centers;
+  auto* centered = results.add<double>(s.batch * n * s.width, poison);
+  run(vitcop::Center<T>{features.data(), s.batch, s.width, rows, centered}, grid);
+  std::vector<double> gram(s.batch * n * n), diagonal(s.batch * n);
+  for (int64_t i = 0; i < s.batch * n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const double* mine = centered + i * s.width;
+      const double* other = centered + (i / n * n + j) * s.width;
+      for (int64_t x = 0; x < s.width; ++x) gram[i * n + j] += mine[x] * other[x];
+    }
+  }
+  run(vitcop::Diagonal{gram.data(), s.batch, n, diagonal.data()}, grid);
+  const vitcop::Distances distances{gram.data(), diagonal.data(), n};
+  auto* density = results.add<float>(s.batch * n, poison);
+  auto* distance = results.add<float>(s.batch * n, poison);
+  auto* importance = results.add<float>(s.batch * n, poison);
+  auto* parent = results.add<int32_t>(s.batch * n, poison);
+  auto* label = results.add<int32_t>(s.batch * n, poison);
+  auto* centers = results.add<int64_t>(s.batch * s.centers, poison);
+  auto* labels = results.add<int64_t>(s.batch * n, poison);
+  std::vector<int32_t> pointers(s.batch * n * 2, poison);
+  run(vitcop::Densities{distances, s.batch, rows, 8.0, density}, grid);
+  run(vitcop::Parents{distances, density, positions.data(), s.batch, rows, 0.2f, parent, distance, importance}, grid);
+  run(vitcop::Centers{density, importance, s.batch, rows, centers, label}, grid);
+  run(vitcop::Adopt{distances, centers, parent, s.batch, rows, label}, grid);
+  run(vitcop::Labels{parent, label, s.batch, rows, labels, pointers.data()}, grid);
+}
+
+template <class T>
+void prune(const Sizes& s, const Rows& given, const Grid& grid, int poison, Results& results) {
+  const int64_t n = s.tokens;
+  const std::vector<T> hidden = random_numbers<T>(s.batch * n * s.width, 3);
+  const std::vector<float> norms = random_numbers<float>(s.batch * n, 4);
+  std::vector<int64_t> labels(s.batch * n);
+  for (int64_t i = 0; i < s.batch * n; ++i) labels[i] = static_cast<int64_t>(norms[i] * norms[i]) % s.centers;
+  Rows rows = given;
+  rows.most = s.budget;
+  auto* index = results.add<int64_t>(s.batch * s.budget, poison);
+  auto* is_merged = results.add<bool>(s.batch * s.budget, poison);
+  auto* slot = results.add<int64_t>(s.batch * n, poison);
+  auto* merged = results.add<T>(s.batch * s.budget * s.width, poison);
+  std::vector<int32_t> members(s.batch * n), starts(s.batch * (s.budget + 1));
+  std::vector<int64_t> workspace(s.batch * vitcop::Assign::workspace_size(n, s.centers) / 2 + 1);
+  run(vitcop::Assign{labels.data(), norms.data(), s.batch, s.centers, rows, index, is_merged, slot, members.data(),
+                     starts.data(), reinterpret_cast<int32_t*>(workspace.data())},
+      grid);
+  run(vitcop::MergeMeans<T>{hidden.data(), n * s.width, s.width, members.data(), starts.data(), s.batch, n, s.budget,
+                            s.width, merged},
+      grid);
+  auto* gathered = results.add<T>(s.batch * s.budget * s.width, poison);
+  vitcop::Gather gather = {};
+  const int64_t bytes = s.width * static_cast<int64_t>(sizeof(T));
+  gather.parts[gather.count++] = {reinterpret_cast<const char*>(hidden.data()), reinterpret_cast<char*>(gathered),
+                                  bytes, n * bytes, bytes, false};
+  gather.index = index;
+  gather.batch = s.batch;
+  gather.places = s.budget;
+  gather.tokens = n;
+  run(gather, grid);
+}
+
+template <class T>
+void score(const Sizes& s, const Rows& given, const Grid& grid, int poison, Results& results) {
+  constexpr int64_t kHeads = 3;
+  const int64_t n = s.tokens, w = s.width;
+  const std::vector<T> keys = random_numbers<T>(s.batch * kHeads * n * w, 5);
+  const std::vector<T> query = random_numbers<T>(s.batch * kHeads * w, 6);
+  auto* norms = results.add<float>(s.batch * n, poison);
+  run(vitcop::KeyNorms<T>{keys.data(), s.batch, kHeads, n, w, kHeads * n * w, n * w, w, 1, norms}, grid);
+  auto* probabilities = results.add<float>(s.batch * kHeads * n, poison);
+  auto* saliency = results.add<float>(s.batch * n, poison);
+  run(vitcop::HeadAttention<T>{query.data(), keys.data(), 0.1f, s.batch, kHeads, n, w, kHeads * w, w, 1,
+                               kHeads * n * w, n * w, w, 1, probabilities},
+      grid);
+  run(vitcop::SumHeads{probabilities, s.batch, kHeads, n, saliency}, grid);
+  Rows rows = given;
+  rows.most = s.centers;
+  std::vector<uint64_t> sort_keys(s.batch * n);
+  std::vector<int32_t> order(s.batch * n), place(s.batch * n);
+  for (const bool smallest : {false, true}) {
+    auto* chosen = results.add<int64_t>(s.batch * s.centers, poison);
+    run(vitcop::TopTokens<float>{norms, n, 1, s.batch, rows, smallest, chosen, sort_keys.data(), order.data(),
+                                 place.data()},
+        grid);
+  }
+}
+
+template <class T>
+Results all(const Sizes& sizes, const Rows& rows, const Grid& grid, int poison) {
+  Results results;
+  results.arrays.reserve(64);  // pointers into it are handed out
+  cluster<T>(sizes, rows, grid, poison, results);
+  prune<T>(sizes, rows, grid, poison, results);
+  score<T>(sizes, rows, grid, poison, results);
+  return results;
+}
+
+template <class T>
+bool agree(const char* dtype, const Sizes& sizes) {
+  std::vector<int64_t> lengths, counts;
+  for (int64_t row = 0; row < sizes.batch; ++row) {
+    lengths.push_back(row == 0 ? sizes.tokens : sizes.tokens * row / sizes.batch);
+    counts.push_back(row == 1 ? 0 : sizes.centers);
+  }
+  bool same = true;
+  for (const bool is_ragged : {false, true}) {
+    const Rows rows{is_ragged ? lengths.data() : nullptr, is_ragged ? counts.data() : nullptr, sizes.tokens, 0};
+    const Results expected = all<T>(sizes, rows, {1, 1}, 0x00);
+    for (const Grid& grid : {Grid{2, 3}, Grid{3, 2}, Grid{1, 4}}) {
+      const Results found = all<T>(sizes, rows, grid, 0x55);
+      for (size_t i = 0; i < expected.arrays.size(); ++i) {
+        if (found.arrays[i] == expected.arrays[i]) continue;
+        std::printf("%s, %s, %lld tokens: result %zu differs with %lld blocks of %lld threads\n", dtype,
+                    is_ragged ? "ragged" : "even", static_cast<long long>(sizes.tokens), i,
+                    static_cast<long long>(grid.blocks), static_cast<long long>(grid.threads));
+        same = false;
+      }
+    }
+  }
+  return same;
+}
+
+}  // namespace
+
+int main() {
+  bool same = true;
+  for (const Sizes& sizes : {Sizes{3, 29, 5, 6, 9}, Sizes{2, 70, 33, 11, 5}, Sizes{2, 1, 3, 1, 1}}) {
+    same &= agree<float>("float32", sizes);
+    same &= agree<vitcop::Half>("float16", sizes);
+    same &= agree<vitcop::BFloat16>("bfloat16", sizes);
+    same &= agree<double>("float64", sizes);
+  }
+  std::puts(same ? "the same bits for every launch" : "FAILED");
+  return same ? 0 : 1;
+}

@@ -1,0 +1,273 @@
+"""Prefixes in safetensors files: what is written, and everything that is checked before a byte of it is used.
+
+Tensors: ``input_ids`` [L]; ``keys.{layer}`` and ``values.{layer}`` [G, P, e]; ``columns.{group}`` [P], the logical
+column of each slot, where anything was dropped. Metadata, under one name so that equal prefixes make equal files: the
+JSON of version, identity, groups and report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitcop_core import DecoderCut, Plan, VisionCut
+from vitcop_llava.cache import PrunedLayer
+from vitcop_llava.families import Parts
+from vitcop_llava.pruner import Settings
+from vitcop_llava.report import Report, RowReport
+
+Identity = dict[str, str]
+"""What a prefix belongs to, by name: model class, method, dtype, configuration, samples of the weights."""
+
+FORMAT, VERSION = "vitcop-image-prefix", 1
+SAMPLES = 16
+"""Numbers of each weight that an identity takes: enough to tell a checkpoint from one that was trained further."""
+
+# What a configuration says of running, printing and training a model, and not of what it computes.
+_NOT_COMPUTED = frozenset(
+    "transformers_version architectures dtype torch_dtype use_cache return_dict chunk_size_feed_forward id2label "
+    "label2id problem_type pad_token_id bos_token_id eos_token_id initializer_range initializer_factor "
+    "attention_dropout output_hidden_states output_attentions".split()
+)
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrefix:
+    """What a file holds: ``[1, L]`` ids, the cache's layers of one row, the report, and what it all belongs to."""
+
+    input_ids: Tensor
+    layers: Sequence[PrunedLayer]
+    report: Report
+    identity: Identity
+
+
+def identity_of(model: nn.Module, parts: Parts, settings: Settings, dtype: torch.dtype) -> Identity:
+    """What a prefix of this model belongs to."""
+    config: Any = model.config
+    plain = json.loads(json.dumps(config.to_dict(), default=str))
+    method = f"{settings.method!r}{' with keep_newline=True' if settings.keep_newline else ''}"
+    own = {"model": type(model).__name__, "method": method, "dtype": str(dtype).removeprefix("torch.")}
+    return own | dict(_flattened("config", plain)) | {"weights": _sampled(parts.base)}
+
+
+def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, dict):
+        yield name, json.dumps(value, sort_keys=True)
+        return
+    for key, inner in value.items():
+        if key not in _NOT_COMPUTED and not key.startswith("_"):
+            yield from _flattened(f"{name}.{key}", inner)
+
+
+def _sampled(module: nn.Module) -> str:
+    """A digest of evenly spaced numbers of every weight, read with one transfer for each device and dtype."""
+    views: dict[str, Tensor] = {}
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "meta" and parameter.numel():  # weights that are offloaded cannot be told apart
+            flat = parameter.detach().reshape(-1)
+            views[name] = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
+            groups.setdefault((parameter.device, parameter.dtype), []).append(name)
+    samples: dict[str, Tensor] = {}
+    for names in groups.values():
+        held = torch.cat([views[name] for name in names]).cpu()
+        samples |= zip(names, held.split([views[name].numel() for name in names]), strict=True)
+    digest = hashlib.sha256()
+    for name in sorted(samples):
+        digest.update(name.encode() + samples[name].clone().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_prefix(path: Path, prefix: StoredPrefix) -> None:
+    """Writes a prefix beside ``path``, and then in its place: whoever reads meanwhile sees the old file or the new.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    tensors = {"input_ids": prefix.input_ids[0]}
+    for index, layer in enumerate(prefix.layers):
+        assert layer.keys is not None  # a prefix is filled
+        assert layer.values is not None
+        tensors |= {f"keys.{index}": layer.keys[0], f"values.{index}": layer.values[0]}
+        if layer.columns is not None:
+            tensors[f"columns.{layer.group}"] = layer.columns[0]
+    (row,) = prefix.report.rows
+    content = {
+        "version": VERSION,
+        "identity": prefix.identity,
+        "groups": [layer.group for layer in prefix.layers],
+        "report": {
+            "row": asdict(row),
+            "distance_ratio": prefix.report.distance_ratio,
+            "note": prefix.report.note,
+        },
+    }
+    metadata = {FORMAT: json.dumps(content)}
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        # Copies: columns are shared by the layers of a group, and keys may be views.
+        save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+        unfinished.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"path: cannot write {path}: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_prefix(path: Path, model: nn.Module, parts: Parts, settings: Settings) -> StoredPrefix:
+    """Reads a prefix that belongs to ``model`` under those settings.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, no prefix, or belongs elsewhere.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"path: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return _Reader(path, handle, parts).read(model, settings)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"path: {path} must be a whole safetensors file: {error}") from error
+
+
+class _Reader:
+    """An open file, its header checked piece by piece before the tensors are read."""
+
+    def __init__(self, path: Path, handle: Any, parts: Parts) -> None:
+        self._path, self._handle, self._parts = path, handle, parts
+        self._names = set(handle.keys())
+
+    def read(self, model: nn.Module, settings: Settings) -> StoredPrefix:
+        content, shape = self._content(), self._parts.shape
+        dtype = next(self._parts.language_model.parameters()).dtype
+        identity = identity_of(model, self._parts, settings, dtype)
+        self._check_identity(content["identity"], identity)
+        groups = self._groups(content["groups"])
+        (length,) = self._check_header("input_ids", "I64", (None,))
+        columns: dict[int, Tensor] = {}
+        names = {"input_ids"}
+        for index, group in enumerate(groups):
+            if (name := f"columns.{group}") in self._names and group not in columns:
+                self._check_header(name, "I64", (None,))
+                columns[group] = self._handle.get_tensor(name).clone()
+                names.add(name)
+            slots = len(columns[group]) if group in columns else length
+            for kind in ("keys", "values"):
+                want = (shape.num_kv_heads, slots, shape.head_dim)
+                self._check_header(f"{kind}.{index}", _DTYPE_NAMES.get(dtype, str(dtype)), want)
+                names.add(f"{kind}.{index}")
+        self._require(self._names == names, "tensors", "no others", f"{sorted(self._names - names)[:3]}")
+        ids = self._handle.get_tensor("input_ids").clone()
+        self._check_values(ids, columns)
+        report = self._report(content["report"], settings)
+        layers = [self._layer(index, group, ids, columns) for index, group in enumerate(groups)]
+        return StoredPrefix(ids[None].to(_device(self._parts.embeddings)), layers, report, identity)
+
+    def _require(self, condition: bool, what: str, expected: str, got: object) -> None:
+        if not condition:
+            raise ValueError(f"path: {self._path} is no prefix that can be used: {what} must be {expected}, got {got}")
+
+    def _content(self) -> dict[str, Any]:
+        metadata = self._handle.metadata() or {}
+        self._require(FORMAT in metadata, "its metadata", f"that of a {FORMAT}", f"{sorted(metadata)[:4]}")
+        try:
+            content = json.loads(metadata[FORMAT])
+        except (ValueError, RecursionError):
+            content = None
+        kinds = {"identity": dict, "groups": list, "report": dict}
+        version = content.get("version") if isinstance(content, dict) else None
+        self._require(version == VERSION, "version", str(VERSION), version)
+        fits = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+        self._require(fits, "its metadata", f"JSON with {', '.join(kinds)}", "something else")
+        found: dict[str, Any] = content
+        return found
+
+    def _check_identity(self, found: Mapping[str, object], wanted: Identity) -> None:
+        # Another version of transformers may know further settings; those that both know decide.
+        known = {"model", "method", "dtype", "weights"}
+        differ = [name for name in wanted if (name in found or name in known) and found.get(name) != wanted[name]]
+        if differ:
+            # Other weights follow from another model or dtype, and are worth a word only where they are all.
+            shown = [name for name in differ if name != "weights"][:4]
+            reasons = [f"{name}: expected {wanted[name]}, got {found.get(name)}" for name in shown]
+            reasons = reasons or ["weights: expected those of this model, got those of another checkpoint"]
+            raise ValueError(f"path: {self._path} was made under another model, method or dtype; {'; '.join(reasons)}")
+
+    def _groups(self, groups: list[Any]) -> list[int]:
+        fits = len(groups) == self._parts.shape.num_layers and all(type(group) is int for group in groups)
+        pairs = zip([0, *groups], groups, strict=False)
+        fits = fits and all(after - before in (0, 1) for before, after in pairs)
+        self._require(fits, "groups", f"{self._parts.shape.num_layers} ascending numbers from 0", str(groups)[:80])
+        return groups
+
+    def _check_header(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> list[int]:
+        self._require(name in self._names, name, "there", "nothing")
+        header = self._handle.get_slice(name)
+        found: list[int] = header.get_shape()
+        fits = len(found) == len(shape) and all(want in (None, have) for want, have in zip(shape, found, strict=False))
+        expected = f"{dtype} of shape {['L' if want is None else want for want in shape]}"
+        self._require(fits and header.get_dtype() == dtype, name, expected, f"{header.get_dtype()} of {found}")
+        return found
+
+    def _check_values(self, ids: Tensor, columns: dict[int, Tensor]) -> None:
+        words, is_text = self._parts.config.vocab_size, ids != self._parts.image_token_id
+        fits = not bool(((ids < 0) | ((ids >= words) & is_text)).any()) and not bool(is_text.all())
+        self._require(fits, "input_ids", f"ids from 0 to {words - 1}, and placeholders", "others")
+        text = is_text.nonzero()[:, 0]
+        for group, places in columns.items():
+            inside = len(places) > 0 and bool((places[1:] > places[:-1]).all())
+            inside = inside and int(places[0]) >= 0 and int(places[-1]) < len(ids)
+            whole = inside and bool(torch.isin(text, places).all())
+            self._require(whole, f"columns.{group}", f"ascending, below {len(ids)}, with all text", "others")
+
+    def _report(self, stored: dict[str, Any], settings: Settings) -> Report:
+        ratio, note, row = stored.get("distance_ratio"), stored.get("note"), None
+        try:
+            row = RowReport(**{**stored["row"], "plan": _plan(stored["row"]["plan"])})
+        except (KeyError, TypeError, ValueError) as error:
+            self._require(False, "its report", "what was written", repr(error))
+        assert row is not None  # or that has raised
+        counts = [value for name, value in vars(row).items() if name != "plan"]
+        fits = row.plan is not None and row.plan.num_layers == self._parts.shape.num_layers
+        fits = fits and all(type(count) is int and count >= 0 for count in counts)
+        self._require(fits and isinstance(ratio, float | None), "its report", "counts", str(counts)[:80])
+        self._require(isinstance(note, str | None), "its report's note", "a text", str(note)[:80])
+        size = next(self._parts.language_model.parameters()).element_size()
+        return Report(settings.method, (row,), self._parts.shape, size, ratio, note)
+
+    def _layer(self, index: int, group: int, ids: Tensor, columns: dict[int, Tensor]) -> PrunedLayer:
+        layer, device = PrunedLayer(), _device(self._parts.decoder_layers[index])
+        # Copies: tensors of a mapped file would change, or fault, with the file.
+        keys, values = (self._handle.get_tensor(f"{kind}.{index}").clone() for kind in ("keys", "values"))
+        layer.lazy_initialization(keys.to(device), values.to(device))
+        layer.keys, layer.values = keys[None].to(device), values[None].to(device)
+        if columns:
+            tail = (ids != self._parts.image_token_id).flip(0).to(torch.int64).cumprod(0).sum().to(device)
+            first = columns.get(0)
+            dropped = 0 if first is None else len(ids) - len(first)
+            places = columns.get(group, torch.arange(len(ids)))[None].to(device)
+            layer.describe(places, len(ids), dropped, tail, has_padding=False, group=group)
+        return layer
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _plan(stored: dict[str, Any]) -> Plan:
+    """The plan of a report; it checks its own numbers."""
+    vision = stored["vision"] and VisionCut(tuple(stored["vision"]["keep"]), tuple(stored["vision"]["clusters"]))
+    cuts = tuple(DecoderCut(**cut) for cut in stored["decoder"])
+    if any(cut.stage not in ("co_prune", "top_tokens") for cut in cuts):
+        raise ValueError("stage must be co_prune or top_tokens")
+    return Plan(stored["num_layers"], tuple(stored["units"]), vision or None, cuts)

@@ -1,0 +1,146 @@
+"""How an image lies in units, from its size alone: integers, no tensors and no model.
+
+LLaVA-NeXT shows a picture to the vision tower as one small copy of the whole (the *base*) and as *tiles* of a larger
+copy, which is padded to one of several resolutions, the *pinpoints*. Each is a unit, one forward of the tower. The
+model then takes the padding off again, and ends each line of the tiles' merged grid with a newline token. How many
+tokens all that comes to follows from height and width, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+Box = tuple[int, int, int, int]
+"""Half-open: top, bottom, left, right."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One image in units, or one clip of video.
+
+    Attributes:
+        grid: Rows and columns of patches of a unit; of tokens where the model pools them.
+        tiles: Rows and columns of tiles; (0, 0) for an image that is one unit and no more.
+        window: What is left of the tiles' merged grid without the padding, in patches.
+        frames: Frames of a clip, each a unit; 0 for an image.
+    """
+
+    grid: tuple[int, int]
+    tiles: tuple[int, int] = (0, 0)
+    window: Box = (0, 0, 0, 0)
+    frames: int = 0
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """What the model uses of each unit, on its own grid: of base and frames everything, then tile by tile."""
+        rows, columns = self.grid
+        top, bottom, left, right = self.window
+        found = [(0, rows, 0, columns)] * max(self.frames, 1)
+        for down in range(self.tiles[0]):
+            first, last = _within(top, bottom, down * rows, rows)
+            for across in range(self.tiles[1]):
+                found.append((first, last, *_within(left, right, across * columns, columns)))
+        return tuple(found)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Eligible patches of each unit; 0 for a tile that is padding alone."""
+        return tuple((bottom - top) * (right - left) for top, bottom, left, right in self.boxes)
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Eligible patches of each unit that has any: what a plan is made for."""
+        return tuple(count for count in self.counts if count)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of the image in the unpruned model, newlines apart."""
+        return sum(self.counts)
+
+    @property
+    def newlines(self) -> int:
+        """Newline tokens in the unpruned model: one at the end of each line of the tiles' merged grid."""
+        return self.window[1] - self.window[0]
+
+    @property
+    def placeholders(self) -> int:
+        """Placeholders in the prompt."""
+        return self.tokens + self.newlines
+
+    @property
+    def newline_places(self) -> tuple[int, ...]:
+        """Which of the placeholders are newlines."""
+        rows, columns = self.grid
+        width = self.window[3] - self.window[2]
+        return tuple(rows * columns + line * (width + 1) + width for line in range(self.newlines))
+
+    def mask(self, unit: int) -> tuple[tuple[bool, ...], ...]:
+        """Which patches of a unit are eligible, row by row."""
+        top, bottom, left, right = self.boxes[unit]
+        rows, columns = self.grid
+        return tuple(tuple(top <= row < bottom and left <= at < right for at in range(columns)) for row in range(rows))
+
+
+def _within(start: int, stop: int, origin: int, length: int) -> tuple[int, int]:
+    """The part of ``[start, stop)`` that lies in the ``length`` places from ``origin`` on, counted from there."""
+    first = min(max(start - origin, 0), length)
+    return first, min(max(stop - origin, first), length)
+
+
+def tile_image(
+    height: int, width: int, *, pinpoints: Sequence[Sequence[int]], tile_size: int, patch_size: int
+) -> Tiling:
+    """How LLaVA-NeXT tiles an image, packs its patches and leaves the padding out.
+
+    Args:
+        height: Of the picture, in pixels.
+        width: Likewise.
+        pinpoints: The resolutions (height, width) that the model knows, multiples of the tile size.
+        tile_size: Side of a tile in pixels: the vision tower's image size.
+        patch_size: Side of a patch in pixels.
+
+    Raises:
+        ValueError: A side is not positive, there are no pinpoints, or one is not a multiple of the tile size.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: must be positive, got {height} x {width}")
+    check_pinpoints(pinpoints, tile_size)
+    best = best_pinpoint(height, width, pinpoints)
+    side = tile_size // patch_size
+    down, across = best[0] // tile_size, best[1] // tile_size
+    rows, columns = down * side, across * side
+    # In the order of operations, and with the rounding, of transformers' `unpad_image`.
+    if width / height > columns / rows:
+        padding = (rows - int(round(height * (columns / width), 7))) // 2
+        window = (padding, rows - padding, 0, columns)
+    else:
+        padding = (columns - int(round(width * (rows / height), 7))) // 2
+        window = (0, rows, padding, columns - padding)
+    return Tiling((side, side), (down, across), window)
+
+
+def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
+    """Raises unless there are pinpoints, all of them multiples of the tile size.
+
+    Raises:
+        ValueError: There are none, or one is not.
+    """
+    fits = all(len(point) == 2 and all(side > 0 and side % tile_size == 0 for side in point) for point in pinpoints)
+    if not pinpoints or not fits:
+        raise ValueError(
+            f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {pinpoints}"
+        )
+
+
+def best_pinpoint(height: int, width: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The resolution (height, width) that shows most of the picture, and of those the one that wastes least."""
+    best, most, least = (0, 0), -1, 0
+    for tall, wide in pinpoints:
+        scale = min(wide / width, tall / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        wasted = tall * wide - shown
+        if shown > most or (shown == most and wasted < least):
+            best, most, least = (tall, wide), shown, wasted
+    return best

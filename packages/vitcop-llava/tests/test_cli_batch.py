@@ -1,0 +1,202 @@
+"""``vitcop ask --batch``, and the commands on LLaVA-NeXT, with random weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from vitcop_llava import tile_image
+from vitcop_llava.cli import app
+from vitcop_llava.cli.batch import MAX_LINE
+from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
+from vitcop_llava.loading import ModelError, load
+
+QUESTION = "What color is the circle?"
+PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
+SIZES = [(96, 96), (131, 40), (30, 200)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_demo(initialised_model(12), demo_processor(12), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def next_checkpoint(tmp_path_factory: pytest.TempPathFactory, next_model: Any, next_processor: Any) -> Path:
+    folder = tmp_path_factory.mktemp("next")
+    next_model.save_pretrained(folder)
+    next_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / "square.png", folder / "wide.jpg", folder / "tall.png"]
+    for path, size in zip(paths, SIZES, strict=True):
+        Image.linear_gradient("L").resize(size).save(path)
+    return paths
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def make(*lines: Any) -> Path:
+        path = tmp_path / "batch.jsonl"
+        path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+        return path
+
+    return make
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["ask", *map(str, arguments), "--device", "cpu", "--max-new-tokens", "3"])
+
+
+def results(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("where", ["stdout", "out"])
+@pytest.mark.parametrize("family", ["llava", "next"])
+def test_batch_answers_every_line(
+    checkpoint: Path, next_checkpoint: Path, images: list[Path], write: Any, tmp_path: Path, family: str, where: str
+) -> None:
+    asked = [[images[0]], [images[1], images[2]], [images[2]]]
+    batch = write(
+        {"image": str(images[0]), "question": QUESTION, "id": "first"},
+        "\n",
+        {"images": [str(image) for image in asked[1]], "question": QUESTION, "id": 7, "extra": None},
+        json.dumps({"image": str(images[2]), "question": QUESTION}),
+    )
+    model, out = {"llava": checkpoint, "next": next_checkpoint}[family], tmp_path / "out.jsonl"
+    result = run("--batch", batch, "--model", model, "--retain", "20%", *(["--out", out] if where == "out" else []))
+    assert result.exit_code == 0, result.output
+    found = results(result.stdout if where == "stdout" else out.read_text())
+    assert [(line["line"], line.get("id")) for line in found] == [(1, "first"), (3, 7), (4, None)]
+    for line, paths in zip(found, asked, strict=True):
+        single = json.loads(run(*paths, QUESTION, "--model", model, "--retain", "20%", "--json").stdout)
+        assert line["images"] == single["images"]
+        assert line["answer"] == single["pruned"]["answer"]
+        assert line["pruned"]["tokens_per_layer"] == single["pruned"]["tokens_per_layer"]
+    if where == "out":
+        assert result.stdout == ""
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "json": ("{image: 1}\n", "must be a JSON object"),
+    "list": ("[1]\n", "must be a JSON object such as"),
+    "nested": ("[" * 100_000 + "\n", "must be a JSON object"),
+    "bytes": ('{"image": "\\ud800", "question": "x"}\n', "image"),
+    "no-image": ({"question": QUESTION}, 'must have either "image" or "images"'),
+    "both": ({"image": "a", "images": ["a"], "question": QUESTION}, 'either "image" or "images"'),
+    "no-images": ({"images": [], "question": QUESTION}, '"images" a list of them; got []'),
+    "number": ({"image": 5, "question": QUESTION}, "must be a file name"),
+    "no-question": ({"image": "{image}"}, '"question" must be a text that is not empty; got None'),
+    "empty": ({"image": "{image}", "question": " "}, '"question" must be a text'),
+    "id": ({"image": "{image}", "question": QUESTION, "id": [1]}, '"id" must be a text or an integer'),
+    "missing": ({"image": "none.png", "question": QUESTION}, "image: no such file: none.png"),
+    "not-an-image": ({"image": "{batch}", "question": QUESTION}, "is not an image"),
+    "placeholder": ({"image": "{image}", "question": "Where is <image>?"}, "must not hold the image placeholder"),
+    "long": ({"image": "{image}", "question": "x" * MAX_LINE}, f"must have at most {MAX_LINE} bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_batch_reports_a_bad_line_and_goes_on(
+    checkpoint: Path, images: list[Path], write: Any, tmp_path: Path, case: str
+) -> None:
+    bad, said = BAD[case]
+    good = {"image": str(images[0]), "question": QUESTION}
+    if isinstance(bad, dict):
+        names = {"{image}": str(images[0]), "{batch}": str(tmp_path / "batch.jsonl")}
+        bad = {key: names.get(value, value) if isinstance(value, str) else value for key, value in bad.items()}
+    result = run("--batch", write(good, bad, good), "--model", checkpoint, "--retain", "20%")
+    assert result.exit_code == 1
+    first, second, third = results(result.stdout)
+    assert said in second["error"]
+    assert (second["line"], "answer" in second) == (2, False)
+    assert first["answer"] == third["answer"]
+    assert "batch.jsonl, line 2: " in result.stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "none.jsonl"], "--batch: must be a file of JSON lines; there is no file none.jsonl"),
+        (["--batch", "{batch}", "{image}", QUESTION], "--batch: the images and questions are in its file"),
+        (["--batch", "{batch}", "--out", "{batch}"], "is there already; --force overwrites it"),
+        (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out: must not be the file of --batch"),
+        (["--batch", "{batch}", "--out", "none/out.jsonl"], "--out: cannot open none/out.jsonl: No such file"),
+        (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
+        (["{image}", QUESTION, "--out", "x.jsonl"], "--out: goes with --batch"),
+    ],
+)
+def test_batch_names_a_mistake(
+    checkpoint: Path, images: list[Path], write: Any, arguments: list[str], said: str
+) -> None:
+    batch = write({"image": str(images[0]), "question": QUESTION})
+    given = [argument.format(batch=batch, image=images[0]) for argument in arguments]
+    result = run(*given, "--model", checkpoint, "--json")
+    assert result.exit_code == 2
+    assert said in json.loads(result.stdout)["error"]
+    assert json.loads(batch.read_text())["question"] == QUESTION
+
+
+def test_batch_overwrites_with_force(checkpoint: Path, images: list[Path], write: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    batch = write({"image": str(images[0]), "question": QUESTION})
+    assert run("--batch", batch, "--out", out, "--force", "--model", checkpoint).exit_code == 0
+    assert len(results(out.read_text())) == 1
+
+
+def test_ask_runs_llava_next(next_checkpoint: Path, images: list[Path]) -> None:
+    result = run(*images, QUESTION, "--model", next_checkpoint, "--retain", "20%", "--compare", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    tilings = [tile_image(h, w, pinpoints=PINPOINTS, tile_size=48, patch_size=8) for w, h in SIZES]
+    assert content["visual_tokens"] == sum(tiling.tokens for tiling in tilings)
+    assert content["model"]["class"] == "LlavaNextForConditionalGeneration"
+    assert content["model"]["visual_tokens_per_image"] == 180
+    assert content["unpruned"]["prefill_macs"] > content["pruned"]["prefill_macs"]
+    table = run(images[0], QUESTION, "--model", next_checkpoint, "--retain", "20%")
+    assert "up to 180 visual tokens an image" in table.stdout.replace("\n", " ")
+
+
+def test_ask_names_an_image_that_the_budget_does_not_fit(next_checkpoint: Path, images: list[Path]) -> None:
+    result = run(images[2], QUESTION, "--model", next_checkpoint, "--retain", "70", "--json")
+    assert result.exit_code == 2
+    assert "--retain 70: image_sizes: an image of 200 x 30 pixels has" in json.loads(result.stdout)["error"]
+
+
+def test_loading_names_a_processor_that_tiles_otherwise(
+    next_checkpoint: Path, next_processor: Any, tmp_path: Path
+) -> None:
+    for file in next_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"]["image_grid_pinpoints"] = [[48, 96], [96, 48], [48, 144]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="its image processor"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_show_draws_an_image_in_tiles(next_checkpoint: Path, images: list[Path], tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out.png"
+    arguments = ["show", images[number], "--model", next_checkpoint, "--out", out, "--json", "--retain", "20%"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    width, height = SIZES[number]
+    assert content["visual_tokens"] == tile_image(height, width, pinpoints=PINPOINTS, tile_size=48, patch_size=8).tokens
+    with Image.open(out) as picture:
+        assert picture.width > 4 * 200
+        assert len(picture.getcolors(2**20) or ()) > 100

@@ -1,0 +1,178 @@
+"""Compiles the CUDA half of vitcop-cuda where there is no GPU, and holds its figures against the stored report.
+
+Every .cu file is compiled by nvcc for sm_80, sm_90 and the newest architecture that it knows. ptxas says what each
+kernel takes; a spill to local memory is an error. The glue to torch is compiled too, against the headers of whatever
+torch is installed. ``--write`` stores the report in docs/benchmarks/ptxas.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "packages" / "vitcop-cuda"
+SOURCES = PACKAGE / "csrc"
+REPORT = ROOT / "docs" / "benchmarks" / "ptxas.json"
+ALWAYS = (80, 90)
+
+COMPILING = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
+STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers")
+SHARED = re.compile(r"(\d+) bytes smem")
+
+# What PyTorch's headers for CUDA lack in its build for the CPU.
+STUB = "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n"
+
+Figures = dict[str, Any]
+
+
+def run(*command: str | Path) -> str:
+    """Standard output and error of a command, which must succeed."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def build_flags(name: str) -> list[str]:
+    """A list of flags as setup.py has it: what is checked is what is built."""
+    for node in ast.parse((PACKAGE / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            flags: list[str] = ast.literal_eval(node.value)
+            return flags
+    raise SystemExit(f"packages/vitcop-cuda/setup.py has no {name}")
+
+
+def architectures(nvcc: str) -> list[int]:
+    """sm_80, sm_90 and the newest one."""
+    known = [int(number) for number in re.findall(r"compute_(\d+)$", run(nvcc, "--list-gpu-arch"), re.MULTILINE)]
+    return sorted({*ALWAYS, max(known)})
+
+
+def parse(text: str) -> list[Figures]:
+    """What ptxas said of every kernel."""
+    found: list[Figures] = []
+    for line in text.splitlines():
+        if match := COMPILING.search(line):
+            found.append({"kernel": match[1], "architecture": match[2], "shared_bytes": 0})
+        elif match := STACK.search(line):
+            numbers = dict(zip(("stack_bytes", "spill_stores", "spill_loads"), map(int, match.groups()), strict=True))
+            found[-1].update(numbers)
+        elif match := USED.search(line):
+            found[-1]["registers"] = int(match[1])
+            if shared := SHARED.search(line):
+                found[-1]["shared_bytes"] = int(shared[1])
+    return found
+
+
+def readable(figures: list[Figures]) -> list[Figures]:
+    """The same with C++ names, in a fixed order."""
+    if not figures:
+        raise SystemExit("ptxas reported no kernel")
+    names = [entry["kernel"] for entry in figures]
+    for entry, name in zip(figures, run("c++filt", *names).splitlines(), strict=True):
+        entry["kernel"] = re.sub(r"^void vitcop::cuda::run<(.*)>\(.*\)$", r"\1", name).replace("vitcop::", "").strip()
+    return sorted(figures, key=lambda entry: (entry["kernel"], entry["architecture"]))
+
+
+def compile_kernels(nvcc: str, target: Path) -> list[Figures]:
+    """Compiles every .cu file and returns what ptxas said."""
+    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures(nvcc)]
+    flags: list[str | Path] = [
+        *build_flags("NVCC_FLAGS"),
+        "-std=c++17",
+        *codes,
+        "-Xptxas",
+        "-v",
+        "-I",
+        SOURCES,
+        "-I",
+        SOURCES / "include",
+    ]
+
+    def compiled(source: Path) -> list[Figures]:
+        return parse(run(nvcc, *flags, "-c", source, "-o", target / f"{source.stem}.o"))
+
+    sources = sorted((SOURCES / "cuda").glob("*.cu"))
+    with ThreadPoolExecutor(2) as pool:
+        parts = tqdm(pool.map(compiled, sources), desc="nvcc", total=len(sources), file=sys.stderr)
+        return readable([entry for part in parts for entry in part])
+
+
+def cuda_headers(nvcc: str) -> Path:
+    """The folder of nvcc's own cuda_runtime_api.h."""
+    listed = run(nvcc, "--dryrun", "-c", SOURCES / "cuda" / "vic.cu", "-o", "unused.o")
+    for flag in re.findall(r'-I"?([^"\s]+)', listed):
+        if (Path(flag) / "cuda_runtime_api.h").is_file():
+            return Path(flag)
+    raise SystemExit("nvcc has no cuda_runtime_api.h")
+
+
+def compile_glue(nvcc: str, target: Path) -> None:
+    """Compiles the registration of the CUDA kernels, to an object file: its libraries are only where a GPU may be."""
+    from torch.utils import cpp_extension
+
+    stub = target / "stub" / "c10" / "cuda" / "impl"
+    stub.mkdir(parents=True)
+    (stub / "cuda_cmake_macros.h").write_text(STUB)
+    folders = [SOURCES, SOURCES / "include", *cpp_extension.include_paths(), cuda_headers(nvcc), target / "stub"]
+    includes = [f"-I{folder}" for folder in folders]
+    python = ["-isystem", sysconfig.get_paths()["include"]]
+    flags = [flag for flag in build_flags("CXX_FLAGS") if not flag.startswith("-O")]
+    source = SOURCES / "cuda" / "register.cpp"
+    run("g++", "-std=c++20", "-O0", "-fPIC", *flags, *includes, *python, "-c", source, "-o", target / "register.o")
+
+
+def version(nvcc: str) -> str:
+    """Of nvcc."""
+    found = re.search(r"release \S+ (V\S+)", run(nvcc, "--version"))
+    return found[1] if found else "unknown"
+
+
+def main() -> None:
+    """Compiles, checks, and stores or compares the report."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--write", action="store_true", help="store the report")
+    options.add_argument("--require-nvcc", action="store_true", help="fail where there is no nvcc, instead of skipping")
+    given = options.parse_args()
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        if given.require_nvcc:
+            raise SystemExit("no nvcc on the path: the CUDA files cannot be compiled")
+        print("SKIPPED: no nvcc on the path, so the CUDA files were not compiled")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = compile_kernels(nvcc, Path(folder))
+        compile_glue(nvcc, Path(folder))
+    spilled = [entry for entry in figures if entry["spill_stores"] or entry["spill_loads"]]
+    if spilled:
+        raise SystemExit("ptxas spilled:\n" + "\n".join(map(str, spilled)))
+    most = max(figures, key=lambda entry: entry["registers"])
+    kinds = sorted({entry["architecture"] for entry in figures})
+    print(
+        f"{len(figures)} kernels for {', '.join(kinds)}: no spills; "
+        f"at most {most['registers']} registers ({most['kernel']})"
+    )
+    command = "python scripts/cuda_compile.py --write"
+    report = {"command": command, "nvcc": version(nvcc), "flags": build_flags("NVCC_FLAGS"), "kernels": figures}
+    if given.write:
+        REPORT.write_text(json.dumps(report, indent=1) + "\n")
+    elif not REPORT.exists() or json.loads(REPORT.read_text()) != report:
+        print(f"NOTE: {REPORT.relative_to(ROOT)} is out of date; {command} renews it")
+
+
+if __name__ == "__main__":
+    main()
