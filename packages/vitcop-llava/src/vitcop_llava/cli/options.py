@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.errors import UserError, mistakes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,9 @@ Retain = Annotated[
         show_default=False,
     ),
 ]
-MethodName = Annotated[str, typer.Option("--method", metavar="NAME", help="The pruning method.")]
+MethodName = Annotated[
+    str, typer.Option("--method", metavar="NAME", help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
@@ -47,6 +50,14 @@ class Budget:
 
     tokens: Fraction | None = None
     share: Fraction | None = None
+
+    @property
+    def settings(self) -> dict[str, Fraction | int | float]:
+        """The same as an argument of a method."""
+        if self.share is not None:
+            return {"retention_ratio": self.share}
+        tokens = self.tokens or Fraction(1)
+        return {"retained_tokens": int(tokens) if tokens.denominator == 1 else float(tokens)}
 
     def __str__(self) -> str:
         if self.share is not None:
@@ -81,28 +92,31 @@ def parse_budget(text: str | None) -> Budget:
     return Budget(tokens=value)
 
 
-def _vitcop(budget: Budget) -> Method:
-    from vitcop_core import ViTCoP
-
-    if budget.share is not None:
-        return ViTCoP(retention_ratio=budget.share)
-    tokens = budget.tokens or Fraction(1)
-    return ViTCoP(retained_tokens=int(tokens) if tokens.denominator == 1 else float(tokens))
-
-
-METHODS: dict[str, Callable[[Budget], Method]] = {"vitcop": _vitcop}
-"""Every method by the name that ``--method`` takes, made for a budget."""
+METHODS = {
+    "vitcop": "ViTCoP",
+    "fastv": "FastV",
+    "pyramiddrop": "PyramidDrop",
+    "sparsevlm": "SparseVLM",
+    "visionzip": "VisionZip",
+}
+"""Every method by the name that ``--method`` takes."""
 
 
 def find_method(name: str) -> Callable[[Budget], Method]:
-    """The method of that name.
+    """What makes the method of that name for a budget.
 
     Raises:
         UserError: where there is none.
     """
     if name not in METHODS:
         raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
-    return METHODS[name]
+
+    def make(budget: Budget) -> Method:
+        kind: type[Any] = getattr(import_module("vitcop_core"), METHODS[name])
+        with mistakes("--retain"):
+            return cast("Method", kind(**budget.settings))
+
+    return make
 
 
 def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = ()) -> None:
