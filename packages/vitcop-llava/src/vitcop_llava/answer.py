@@ -1,4 +1,4 @@
-"""One question about one or more images: the prompt, the generation, and how long it took."""
+"""One question about images and clips: the prompt, the generation, and how long it took."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from vitcop_llava.loading import Loaded
+from vitcop_llava.video_support import Clip
 
 
 @dataclass(frozen=True)
@@ -32,37 +33,72 @@ class Answer:
     decode_seconds: float
 
 
-def build_prompt(processor: Any, images: int, question: str) -> str:
-    """The prompt for a question about some images: by the processor's chat template, or else in LLaVA-1.5's format."""
+def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
+    """The prompt for a question: by the processor's chat template, or else in LLaVA-1.5's format.
+
+    Args:
+        processor: of the model.
+        kinds: ``"image"`` or ``"video"`` for each thing that is looked at, in order.
+        question: comes after them.
+    """
     if getattr(processor, "chat_template", None):
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return prompt
-    return f"USER: {(processor.image_token + chr(10)) * images}{question} ASSISTANT:"
+    seen = "".join(f"{_placeholders(processor)[kind]}\n" for kind in kinds)
+    return f"USER: {seen}{question} ASSISTANT:"
 
 
-def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any:
+def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], question: str) -> Any:
     """The model's inputs, on its device and in its dtype.
 
+    Args:
+        loaded: the model.
+        media: pictures and clips, in order.
+        question: comes after them.
+
     Raises:
-        ValueError: for a question that holds the image placeholder, a prompt longer than the model's context, or a chat
-            template that has no place for images.
+        ValueError: for a clip where the model reads images alone, a question that holds a placeholder, a prompt longer
+            than the model's context, or a chat template that has no place for what is looked at.
     """
     processor = loaded.processor
-    if processor.image_token in question:
-        raise ValueError(f"question: must not hold the image placeholder {processor.image_token!r}; images come first")
-    prompt = build_prompt(processor, len(images), question)
-    if (places := prompt.count(processor.image_token)) != len(images):
-        raise ValueError(f"model: its chat template must leave a place for each of {len(images)} images, got {places}")
+    clips = [each for each in media if isinstance(each, Clip)]
+    images = [each for each in media if not isinstance(each, Clip)]
+    if clips and loaded.parts.video is None:
+        kind = type(loaded.model).__name__
+        raise ValueError(f"model: must read clips, for example a LlavaNextVideoForConditionalGeneration; got a {kind}")
+    kinds = ["video" if isinstance(each, Clip) else "image" for each in media]
+    places = _placeholders(processor)
+    for token in places.values():
+        if token in question:
+            raise ValueError(f"question: must not hold the placeholder {token!r}; images and clips come first")
+    prompt = build_prompt(processor, kinds, question)
+    for kind, token in places.items():
+        if (found := prompt.count(token)) != (needed := kinds.count(kind)):
+            raise ValueError(f"model: its chat template must leave a place for each of {needed} {kind}s, got {found}")
     # A template that writes the opening token itself would otherwise get it twice.
     opening = processor.tokenizer.bos_token
-    special = not (opening and prompt.startswith(opening))
-    inputs = processor(images=list(images), text=prompt, add_special_tokens=special, return_tensors="pt")
+    given: dict[str, Any] = {"add_special_tokens": not (opening and prompt.startswith(opening)), "return_tensors": "pt"}
+    given |= {"images": images} if images else {}
+    given |= {"videos": [clip.frames for clip in clips]} if clips else {}
+    inputs = processor(text=prompt, **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
-        raise ValueError(f"question: images and question take {length} tokens, the model's context has {most}")
-    return inputs.to(loaded.device, loaded.dtype)
+        raise ValueError(
+            f"question: {' and '.join(dict.fromkeys(f'{kind}s' for kind in kinds))} and question take {length} tokens, "
+            f"the model's context has {most}"
+        )
+    inputs = inputs.to(loaded.device, loaded.dtype)
+    if isinstance(listed := inputs.get("pixel_values_videos"), list):  # of clips that differ in length
+        inputs["pixel_values_videos"] = [clip.to(loaded.device, loaded.dtype) for clip in listed]
+    return inputs
+
+
+def _placeholders(processor: Any) -> dict[str, str]:
+    """What stands in a prompt for each kind of thing that the processor takes."""
+    video = getattr(processor, "video_token", None)
+    return {"image": processor.image_token} | ({} if video is None else {"video": video})
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
 
 from vitcop_llava.demo.questions import vocabulary
 from vitcop_llava.families import Parts, locate
-from vitcop_llava.tiling import Tiling
+from vitcop_llava.processors import ModelError, check_processor, read_processor
+from vitcop_llava.video_support import find_support
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,10 +28,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-class ModelError(ValueError):
-    """A model that cannot be used, or a place that holds none: the message says why."""
 
 
 class HubError(RuntimeError):
@@ -89,11 +85,22 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
     config = _read_config(name)
     locate(_skeleton(config))  # an unsupported family is refused before gigabytes are read
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
-    parts, processor = locate(model), _read_processor(name)
-    _check_processor(processor, parts)
+    parts = locate(model)
+    try:
+        processor = read_processor(name, parts)
+    except Exception as error:  # as for the configuration
+        raise _of_hub(name, error) or ModelError(f"model: the processor of {name} cannot be used: {error}") from error
+    check_processor(name, processor, parts)
     words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
-    is_demo = source is None or words == set(vocabulary())  # or: a demo model that someone trained again
+    # Or: a demo model that someone trained again.
+    is_demo = is_packaged(name) or words == set(vocabulary())
     return Loaded(model, processor, parts, name, is_demo)
+
+
+def is_packaged(name: str) -> bool:
+    """Whether a source is a demo model of the packages."""
+    support = find_support()
+    return name == str(DEMO_FOLDER) or (support is not None and name == str(support.demo_folder))
 
 
 def find_device(device: str) -> torch.device:
@@ -234,50 +241,3 @@ def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"model: the weights of {name} lack {len(missing)} tensors, {missing[0]} among them")
     return model.eval()
-
-
-def _read_processor(name: str) -> Any:
-    try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # as for the configuration
-        raise _of_hub(name, error) or ModelError(f"model: the processor of {name} cannot be used: {error}") from error
-    for part in ("image_processor", "tokenizer"):
-        if getattr(processor, part, None) is None:
-            raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
-    return processor
-
-
-def _check_processor(processor: Any, parts: Parts) -> None:
-    """Raises unless processor and model agree; fills in the settings that older checkpoints leave to the model."""
-    vision: Any = parts.vision_tower.config
-    for setting, value in (("patch_size", vision.patch_size), ("vision_feature_select_strategy", "default")):
-        if getattr(processor, setting, value) is None:
-            setattr(processor, setting, value)
-    side, words = vision.image_size, parts.config.vocab_size
-    trial = Image.new("RGB", (side, side))
-    try:
-        inputs = processor(images=trial, text=processor.image_token, return_tensors="pt")
-    except Exception as error:
-        raise ModelError(f"model: its processor fails on a plain image: {type(error).__name__}: {error}") from error
-    if len(processor.tokenizer) > words:
-        raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
-    tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
-    tiles = () if parts.anyres is None else (len(tiling.boxes),)
-    if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
-        wanted = " x ".join(map(str, (*tiles, 3, side, side)))
-        raise ModelError(
-            f"model: its image processor must give images of {wanted} for this vision tower, "
-            f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
-        )
-    count = int((inputs["input_ids"] == parts.image_token_id).sum())
-    if count != tiling.placeholders:
-        raise ModelError(
-            f"model: its processor must give {tiling.placeholders} placeholders an image (token "
-            f"{parts.image_token_id}), as many as the model has visual tokens, got {count}"
-        )
-    pinpoints = parts.anyres and [[*point] for point in parts.anyres.pinpoints]
-    given = [[*point] for point in getattr(processor.image_processor, "image_grid_pinpoints", None) or ()]
-    if pinpoints and given != pinpoints:
-        raise ModelError(
-            f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
-        )

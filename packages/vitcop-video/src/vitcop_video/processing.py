@@ -58,8 +58,8 @@ class ClipProcessor:
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
                 raise ValueError(f"{name}: must be a token of the tokenizer, got {token!r}")
         side = {"height": 336, "width": 336}
-        self._frames = frame_processor or CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side)
-        crop = self._frames.crop_size
+        self.frame_processor = frame_processor or CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side)
+        crop = self.frame_processor.crop_size
         if crop is None or crop["height"] != crop["width"]:
             raise ValueError(f"frame_processor: must crop to squares, got crop_size={crop}")
         self.frame_size, self.patch_size, self.pool = int(crop["height"]), patch_size, pool
@@ -166,7 +166,7 @@ class ClipProcessor:
             raise TypeError(f"videos: a clip must be an array or a list of pictures, got {type(clip).__name__}")
         if len(clip) == 0:
             raise ValueError("videos: a clip must have one frame at least, got none")
-        pixels: Tensor = self._frames(images=[*clip], return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self.frame_processor(images=[*clip], return_tensors="pt")["pixel_values"]
         return pixels
 
 

@@ -8,8 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.batch import Request, check_batch, run_batch
+from vitcop_llava.cli.batch import Request, check_batch, names_video, run_batch
 from vitcop_llava.cli.errors import FAILURE, UserError
+from vitcop_llava.cli.media import (
+    End,
+    Fps,
+    Frames,
+    Indices,
+    KeyFrames,
+    Reader,
+    Start,
+    clip_fields,
+    clips_of,
+    describe_clip,
+    has_video,
+    open_media,
+    parse_sampling,
+)
 from vitcop_llava.cli.options import (
     AsJson,
     Debug,
@@ -29,7 +44,6 @@ from vitcop_llava.cli.running import (
     check_question,
     describe,
     model_summary,
-    open_images,
     open_model,
     prepare_inputs,
     quiet,
@@ -39,20 +53,21 @@ from vitcop_llava.cli.running import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL import Image
     from rich.table import Table
 
     from vitcop_core import Method
     from vitcop_llava.answer import Answer
+    from vitcop_llava.cli.media import Medium
     from vitcop_llava.cli.options import Budget
     from vitcop_llava.loading import Loaded
     from vitcop_llava.report import Report
+    from vitcop_llava.video_support import Sampling
 
 Batch = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help='Many questions: a JSON object a line, with "image" or "images", "question", and "id" if wanted.',
+        help='Many questions: a JSON object a line: "image" or "images" (or videos), "question", and "id" if wanted.',
     ),
 ]
 Out = Annotated[
@@ -72,13 +87,20 @@ class Outcome:
 
 
 def ask(
-    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", show_default=False)] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE|VIDEO...", show_default=False)] = None,
     question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
     model: Model = None,
     retain: Retain = None,
     method: MethodName = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", help="Run the unpruned model as well.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    frames: Frames = None,
+    fps: Fps = None,
+    indices: Indices = None,
+    key_frames: KeyFrames = False,
+    start: Start = None,
+    end: End = None,
+    reader: Reader = "auto",
     batch: Batch = None,
     out: Out = None,
     force: Force = False,
@@ -87,32 +109,37 @@ def ask(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a question about one or more images, with visual tokens pruned.
+    """Answer a question about images and videos, with visual tokens pruned.
 
-    Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images go into
-    one prompt, in order, before the question. With --batch the questions come from a file, and the results are JSON
-    lines; a line that fails has an "error", the others go on, and the exit code is 1.
+    Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
+    videos go into one prompt, in order, before the question. With --batch the questions come from a file, and the
+    results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1.
     """
     budget, notes, paths = parse_budget(retain), Notes(), images or []
     chosen = find_method(method)(budget)
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     if batch is None:
         check_question(question, paths)
         if out is not None:
             raise UserError("--out: goes with --batch; the answer to one question is printed")
-        pictures = open_images(paths)
+        media = open_media(paths, sampling)
     else:
         check_batch(batch, out, force, paths, question)
-    asker = Asker(open_model(model, device, dtype, notes), method, chosen, budget, compare, max_new_tokens)
+    for_video = has_video(paths) if batch is None else names_video(batch)
+    loaded = open_model(model, device, dtype, notes, for_video=for_video)
+    asker = Asker(loaded, method, chosen, budget, compare, max_new_tokens, sampling)
     if batch is not None:
         asker.check()
         is_whole = run_batch(batch, out, force, asker.answer)
         notes.print()
         raise typer.Exit(0 if is_whole else FAILURE)
-    outcome = asker.run(pictures, question, notes)
+    outcome = asker.run(media, question, notes)
     if as_json:
-        print_json({"question": question, "images": [str(path) for path in paths]} | asker.fields(outcome, notes))
+        asked = {"question": question, "images": [str(path) for path in paths]}
+        print_json(asked | asker.fields(outcome, media, notes))
         return
-    print_result(f"{question}\n{describe(asker.loaded)}; --retain {budget}")
+    print_result("\n".join([question, *map(describe_clip, clips_of(media))]))
+    print_result(f"{describe(loaded)}; --retain {budget}")
     print_result(_as_table(outcome))
     notes.print()
 
@@ -127,27 +154,32 @@ class Asker:
     budget: Budget
     compare: bool
     max_new_tokens: int
+    sampling: Sampling
 
     def check(self) -> None:
         """Raises for a budget that fits no image."""
         start_pruning(self.loaded, self.method, self.budget).remove()
 
-    def run(self, pictures: Sequence[Image.Image], question: str, notes: Notes) -> Outcome:
-        """Asks a question about images, pruned, and if wanted unpruned."""
+    def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Outcome:
+        """Asks a question about images and clips, pruned, and if wanted unpruned."""
         with quiet(notes):
-            inputs = prepare_inputs(self.loaded, pictures, question, notes)
+            inputs = prepare_inputs(self.loaded, media, question, notes)
             return _run(self.loaded, inputs, self.method, self.budget, self.compare, self.max_new_tokens)
 
     def answer(self, request: Request) -> dict[str, Any]:
         """The result of a line of a batch."""
         check_question(request.question, request.images)
         notes = Notes()
-        outcome = self.run(open_images(request.images), request.question, notes)
-        return {"answer": outcome.pruned.text} | self.fields(outcome, notes)
+        media = open_media(request.images, self.sampling if has_video(request.images) else None)
+        outcome = self.run(media, request.question, notes)
+        return {"answer": outcome.pruned.text} | self.fields(outcome, media, notes)
 
-    def fields(self, outcome: Outcome, notes: Notes) -> dict[str, Any]:
+    def fields(self, outcome: Outcome, media: Sequence[Medium], notes: Notes) -> dict[str, Any]:
         """What is told of an answer, for machines."""
-        return {"method": self.name, "retain": str(self.budget)} | _as_json(self.loaded, outcome, notes)
+        settings: dict[str, Any] = {"method": self.name, "retain": str(self.budget)}
+        if clips := clips_of(media):
+            settings["clips"] = [clip_fields(clip) for clip in clips]
+        return settings | _as_json(self.loaded, outcome, notes)
 
 
 def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int) -> Outcome:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.media import has_video
 from vitcop_llava.cli.output import print_error, print_json, progress
 
 MAX_LINE = 2**20
@@ -81,6 +82,18 @@ def check_batch(path: Path, out: Path | None, force: bool, images: Sequence[Path
         raise UserError(f"--batch: must be a file of JSON lines; there is no file {path}")
     if out is not None and out.exists() and not force:
         raise UserError(f"--out: {out} is there already; --force overwrites it")
+
+
+def names_video(path: Path) -> bool:
+    """Whether a line asks about a video: then the demo model is that for videos."""
+    with _opened(path, "--batch", "rb") as lines:
+        for _, line in _numbered(lines):
+            try:
+                if has_video(parse_request(line).images):
+                    return True
+            except UserError:  # told when it is that line's turn
+                continue
+    return False
 
 
 def parse_request(line: bytes) -> Request:

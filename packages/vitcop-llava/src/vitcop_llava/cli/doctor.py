@@ -11,6 +11,7 @@ from typing import Any
 
 from vitcop_llava.cli.options import AsJson, Debug
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
+from vitcop_llava.video_support import need_support
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "vitcop-core", "vitcop-llava", "vitcop-cuda", "vitcop-video")
 
@@ -32,7 +33,7 @@ class Finding:
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what is installed, which kernels and attention backends are live, and why not."""
     with progress("looking around"):
-        findings = [*_versions(), *_devices(), *_attention(), *_kernels(), _torchvision(), _demo_weights()]
+        findings = [*_versions(), *_devices(), *_attention(), *_kernels(), _torchvision(), *_video(), _demo_weights()]
     if as_json:
         print_json(_as_json(findings))
         return
@@ -152,6 +153,23 @@ def _torchvision() -> Finding:
         return Finding("images", "torchvision", False, "not installed, not needed: Pillow prepares images")
     failure = _failure("torchvision")
     return Finding("images", "torchvision", failure is None, failure or f"{_version('torchvision')}")
+
+
+def _video() -> list[Finding]:
+    """The readers, in the order in which they are preferred; the first that is there reads where none is asked for."""
+    if _version("vitcop-video") is None:
+        return [Finding("video", "reading", False, "vitcop-video is not installed")]
+    try:
+        readers = need_support().readers()
+    except Exception as error:  # as with packages that do not import
+        return [Finding("video", "reading", False, f"{type(error).__name__}: {error}".splitlines()[0])]
+    found = []
+    usual = next((name for name, reason in readers.items() if reason is None), None)
+    for name, reason in readers.items():
+        facts: dict[str, str | int] = {"is_default": name == usual}
+        detail = reason or ("reads where no other is asked for" if name == usual else f"--reader {name}")
+        found.append(Finding("video", name, reason is None, detail, facts))
+    return found
 
 
 def _demo_weights() -> Finding:

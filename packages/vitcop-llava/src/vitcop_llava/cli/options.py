@@ -30,7 +30,7 @@ Retain = Annotated[
     str | None,
     typer.Option(
         metavar="N|N%|all",
-        help="Visual tokens an image to keep on average (64), or their share (11.1%), or all; default: 1/9 of them.",
+        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%), or all; default: 1/9.",
         show_default=False,
     ),
 ]

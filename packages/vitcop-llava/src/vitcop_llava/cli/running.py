@@ -16,15 +16,18 @@ from vitcop_llava.cli.options import Budget
 from vitcop_llava.cli.output import print_note, progress
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from vitcop_core import Method
     from vitcop_llava import Pruner
+    from vitcop_llava.cli.media import Medium
     from vitcop_llava.loading import Loaded
 
 DEMO_NOTE = (
     "this is the demo model: it knows scenes of coloured shapes such as `vitcop scene` draws, and no photographs; "
     "--model runs a real one"
+)
+VIDEO_DEMO_NOTE = (
+    "this is the demo model for videos: it knows clips of coloured shapes such as `vitcop scene --clip` draws, and no "
+    "others; --model runs a real one"
 )
 
 
@@ -81,20 +84,15 @@ def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
         notes.add(str(warning.message))
 
 
-def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Reads images.
-
-    Raises:
-        UserError: for one that cannot be used.
-    """
-    from vitcop_llava.images import read_image
-
-    with mistakes():
-        return [read_image(path) for path in paths]
-
-
-def open_model(source: str | None, device: str, dtype: str, notes: Notes) -> Loaded:
+def open_model(source: str | None, device: str, dtype: str, notes: Notes, *, for_video: bool = False) -> Loaded:
     """Loads a model.
+
+    Args:
+        source: a folder or a hub id; None for the demo model.
+        device: what to put it on.
+        dtype: what it computes in.
+        notes: get remarks.
+        for_video: whether the demo model is that for videos.
 
     Raises:
         UserError: for one that cannot be used.
@@ -102,7 +100,10 @@ def open_model(source: str | None, device: str, dtype: str, notes: Notes) -> Loa
     # Importing torch and transformers takes a second or two by itself.
     with progress("loading the libraries"):
         from vitcop_llava.loading import find_source, load
+        from vitcop_llava.video_support import need_support
     with mistakes():
+        if source is None and for_video:
+            source = str(need_support().demo_folder)
         is_local = Path(find_source(source)).is_dir()
     bars = not is_local and sys.stderr.isatty()
     # Downloads show their own bars, which a spinner would garble.
@@ -114,11 +115,11 @@ def open_model(source: str | None, device: str, dtype: str, notes: Notes) -> Loa
             with progress("loading the model"):
                 loaded = load(source, device=device, dtype=dtype)
     if loaded.is_demo:
-        notes.add(DEMO_NOTE)
+        notes.add(DEMO_NOTE if loaded.parts.video is None else VIDEO_DEMO_NOTE)
     return loaded
 
 
-def prepare_inputs(loaded: Loaded, images: Sequence[Image.Image], question: str, notes: Notes) -> Any:
+def prepare_inputs(loaded: Loaded, media: Sequence[Medium], question: str, notes: Notes) -> Any:
     """The model's inputs; words that the model has no token for are noted.
 
     Raises:
@@ -127,7 +128,7 @@ def prepare_inputs(loaded: Loaded, images: Sequence[Image.Image], question: str,
     from vitcop_llava.answer import prepare, unknown_words
 
     with mistakes():
-        inputs = prepare(loaded, images, question)
+        inputs = prepare(loaded, media, question)
     if unknown := unknown_words(loaded.processor.tokenizer, question):
         notes.add(f"words outside the model's vocabulary, which it cannot read: {', '.join(unknown)}")
     return inputs
@@ -168,9 +169,9 @@ def check_question(question: str, images: Sequence[Path]) -> None:
         what = (
             f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
         )
-        raise UserError(f"IMAGE... QUESTION: at least one image, then the question; got {what}")
+        raise UserError(f"IMAGE... QUESTION: at least one image or video, then the question; got {what}")
     if is_file:
-        raise UserError(f"QUESTION: must be a text, and come after the images; got the file {question}")
+        raise UserError(f"QUESTION: must be a text, and come after images and videos; got the file {question}")
     if not question.strip():
         raise UserError("QUESTION: must not be empty")
 
@@ -184,12 +185,16 @@ def _names_file(text: str) -> bool:
 
 def model_summary(loaded: Loaded) -> dict[str, Any]:
     """What ran, for --json."""
+    from vitcop_llava.loading import is_packaged
+
+    video = loaded.parts.video
     return {
-        "source": "demo" if _is_packaged(loaded) else loaded.source,
+        "source": "demo" if is_packaged(loaded.source) else loaded.source,
         "is_demo": loaded.is_demo,
         "class": type(loaded.model).__name__,
         "layers": loaded.parts.shape.num_layers,
         "visual_tokens_per_image": loaded.parts.visual_tokens,
+        "visual_tokens_per_frame": None if video is None else video.clip(1).tokens,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": loaded.model.config._attn_implementation,
@@ -201,13 +206,7 @@ def describe(loaded: Loaded) -> str:
     summary = model_summary(loaded)
     name = "demo model" if summary["source"] == "demo" else summary["source"]
     most = "" if loaded.parts.anyres is None else "up to "
-    return (
-        f"{name}: {summary['layers']} layers, {most}{summary['visual_tokens_per_image']} visual tokens an image, "
-        f"{summary['dtype']} on {summary['device']}"
-    )
-
-
-def _is_packaged(loaded: Loaded) -> bool:
-    from vitcop_llava.loading import DEMO_FOLDER
-
-    return loaded.source == str(DEMO_FOLDER)
+    each = f"{most}{summary['visual_tokens_per_image']} visual tokens an image"
+    if summary["visual_tokens_per_frame"] is not None:
+        each += f", {summary['visual_tokens_per_frame']} a frame"
+    return f"{name}: {summary['layers']} layers, {each}, {summary['dtype']} on {summary['device']}"

@@ -1,4 +1,4 @@
-"""``vitcop show``: a picture of the image and of what survives each cut."""
+"""``vitcop show``: a picture of the image, or of a video's frames, and of what survives each cut."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.media import (
+    End,
+    Fps,
+    Frames,
+    Indices,
+    KeyFrames,
+    Reader,
+    Start,
+    clip_fields,
+    clips_of,
+    describe_clip,
+    has_video,
+    open_media,
+    parse_sampling,
+)
 from vitcop_llava.cli.options import (
     AsJson,
     Debug,
@@ -28,7 +43,6 @@ from vitcop_llava.cli.running import (
     budget_mistakes,
     describe,
     model_summary,
-    open_images,
     open_model,
     prepare_inputs,
     quiet,
@@ -40,6 +54,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vitcop_core import Method
+    from vitcop_llava.cli.media import Medium
     from vitcop_llava.cli.options import Budget
     from vitcop_llava.loading import Loaded
     from vitcop_llava.report import Survivors
@@ -48,7 +63,7 @@ MAX_NEW_TOKENS = 32
 
 
 def show(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE|VIDEO", show_default=False)],
     question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
     out: Annotated[
         Path | None,
@@ -58,28 +73,40 @@ def show(
     model: Model = None,
     retain: Retain = None,
     method: MethodName = "vitcop",
+    frames: Frames = None,
+    fps: Fps = None,
+    indices: Indices = None,
+    key_frames: KeyFrames = False,
+    start: Start = None,
+    end: End = None,
+    reader: Reader = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Draw which visual tokens of an image survive each stage; with a QUESTION also the answer."""
+    """Draw which visual tokens of an image or video survive each stage; with a QUESTION also the answer."""
     budget, make_method = parse_budget(retain), find_method(method)
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
-    pictures, notes = open_images([image]), Notes()
-    loaded = open_model(model, device, dtype, notes)
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
+    media, notes = open_media([image], sampling), Notes()
+    loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):
-        inputs = prepare_inputs(loaded, pictures, question, notes)
+        inputs = prepare_inputs(loaded, media, question, notes)
         answer, survivors = _run(loaded, inputs, make_method(budget), budget, MAX_NEW_TOKENS if question else 1)
         said = f"{question}  {answer}" if question else ""
-        write_picture(_draw(loaded, pictures[0], survivors, said), path, force)
+        write_picture(_draw(loaded, media[0], survivors, said), path, force)
     if as_json:
         settings = {"method": method, "retain": str(budget), "model": model_summary(loaded)}
-        asked = {"question": question or None, "answer": answer if question else None}
+        asked: dict[str, Any] = {"question": question or None, "answer": answer if question else None}
+        if clips := clips_of(media):
+            asked["clips"] = [clip_fields(clip) for clip in clips]
         print_json({"picture": str(path), **asked, **settings, **_as_json(survivors), "notes": notes.found})
         return
     print_result(f"{path}: {describe(loaded)}; --retain {budget}")
+    for clip in clips_of(media):
+        print_result(describe_clip(clip))
     if question:
         print_result(said)
     print_result(_as_table(survivors))
@@ -90,15 +117,23 @@ def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, max_new_to
     from vitcop_llava.answer import generate
 
     with budget_mistakes(budget), start_pruning(loaded, method, budget) as pruner, progress("running the model"):
-        if method.plan(loaded.parts.shape.num_layers, loaded.parts.tiling.units).is_identity:
-            raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
         answer = generate(loaded, inputs, max_new_tokens)
+        if not pruner.report.pruned:
+            raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
         return answer.text, pruner.survivors()
 
 
-def _draw(loaded: Loaded, image: Image, survivors: Survivors, caption: str) -> Image:
-    from vitcop_llava.drawing import as_seen, survival_picture, tiled_picture
+def _draw(loaded: Loaded, image: Medium, survivors: Survivors, caption: str) -> Image:
+    from PIL.Image import fromarray
 
+    from vitcop_llava.contact_sheet import contact_sheet
+    from vitcop_llava.drawing import as_seen, survival_picture, tiled_picture
+    from vitcop_llava.video_support import Clip
+
+    if isinstance(image, Clip):
+        assert loaded.parts.video is not None  # `prepare` refuses clips otherwise
+        views = [as_seen(loaded.processor.frame_processor, fromarray(frame)) for frame in image.frames]
+        return contact_sheet(views, image.seconds.tolist(), survivors, loaded.parts.video.grid, caption)
     if loaded.parts.anyres is not None:
         return tiled_picture(image, survivors, loaded.parts.anyres.tile(image.height, image.width), caption)
     view = as_seen(loaded.processor.image_processor, image)
@@ -107,7 +142,7 @@ def _draw(loaded: Loaded, image: Image, survivors: Survivors, caption: str) -> I
 
 def _as_table(survivors: Survivors) -> Table:
     table = make_table(("", "visual tokens", "of them merged"))
-    add_row(table, "the image", str(survivors.patches), "")
+    add_row(table, "before", str(survivors.patches), "")
     for stage in survivors.stages:
         where = "before the language model" if stage.layer is None else f"before layer {stage.layer}"
         add_row(table, f"after {stage.name}, {where}", str(len(stage.patches)), str(int(stage.merged.sum())))

@@ -114,7 +114,7 @@ class Answerer:
             part = asked[start : start + batch]
             inputs = self.processor(
                 images=[render(sample_scene(item.seed), self.side) for item in part],
-                text=[build_prompt(self.processor, 1, item.text) for item in part],
+                text=[build_prompt(self.processor, ["image"], item.text) for item in part],
                 padding=True,
                 return_tensors="pt",
             ).to(self.model.device)

@@ -1,0 +1,92 @@
+"""A checkpoint's processor: read, and held against the model before anything is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoProcessor
+
+from vitcop_llava.families import Parts
+from vitcop_llava.families.base import Video
+from vitcop_llava.tiling import Tiling
+from vitcop_llava.video_support import need_support
+
+
+class ModelError(ValueError):
+    """A model that cannot be used, or a place that holds none: the message says why."""
+
+
+def read_processor(name: str, parts: Parts) -> Any:
+    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision."""
+    if parts.video is not None:
+        return need_support().processor(name)
+    return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+
+
+def check_processor(name: str, processor: Any, parts: Parts) -> None:
+    """Fills in the settings that older checkpoints leave to the model.
+
+    Raises:
+        ModelError: Processor and model do not fit together.
+    """
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
+    vision: Any = parts.vision_tower.config
+    for setting, value in (("patch_size", vision.patch_size), ("vision_feature_select_strategy", "default")):
+        if getattr(processor, setting, value) is None:
+            setattr(processor, setting, value)
+    words = parts.config.vocab_size
+    if len(processor.tokenizer) > words:
+        raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
+    _check_image(processor, parts, vision.image_size)
+    if parts.video is not None:
+        _check_clip(processor, parts.video)
+    pinpoints = parts.anyres and [[*point] for point in parts.anyres.pinpoints]
+    given = [[*point] for point in getattr(processor.image_processor, "image_grid_pinpoints", None) or ()]
+    if pinpoints and given != pinpoints:
+        raise ModelError(
+            f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
+        )
+
+
+def _check_image(processor: Any, parts: Parts, side: int) -> None:
+    """Raises unless a plain image becomes the pixels and placeholders that the model expects."""
+    try:
+        inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
+    except Exception as error:
+        raise ModelError(f"model: its processor fails on a plain image: {type(error).__name__}: {error}") from error
+    tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
+    tiles = () if parts.anyres is None else (len(tiling.boxes),)
+    if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
+        wanted = " x ".join(map(str, (*tiles, 3, side, side)))
+        raise ModelError(
+            f"model: its image processor must give images of {wanted} for this vision tower, "
+            f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
+        )
+    _check_count(inputs, "an image", parts.image_token_id, tiling.placeholders)
+
+
+def _check_clip(processor: Any, video: Video) -> None:
+    """The same for a clip of two plain frames."""
+    side = video.frame_size
+    try:
+        inputs = processor(text=processor.video_token, videos=[np.zeros((2, side, side, 3), np.uint8)])
+    except Exception as error:
+        raise ModelError(f"model: its processor fails on a plain clip: {type(error).__name__}: {error}") from error
+    shape = tuple(inputs["pixel_values_videos"].shape)
+    if shape != (1, 2, 3, side, side):
+        wanted, got = f"3 x {side} x {side}", " x ".join(map(str, shape[2:]))
+        raise ModelError(f"model: its processor must give frames of {wanted} for this vision tower, got {got}")
+    _check_count(inputs, "a clip of two frames", video.token_id, video.clip(2).placeholders)
+
+
+def _check_count(inputs: Any, what: str, token: int, wanted: int) -> None:
+    count = int((inputs["input_ids"] == token).sum())
+    if count != wanted:
+        raise ModelError(
+            f"model: its processor must give {wanted} placeholders {what} (token {token}), as many as the model has "
+            f"visual tokens, got {count}"
+        )

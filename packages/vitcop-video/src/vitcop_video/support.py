@@ -1,0 +1,60 @@
+"""What the `vitcop` command needs of this package: see `vitcop_llava.video_support`, which finds this module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitcop_llava.video_support import Clip, Sampling
+from vitcop_video.readers.base import VideoError
+from vitcop_video.readers.choice import backend_status as readers
+from vitcop_video.video import read_video
+
+if TYPE_CHECKING:
+    from vitcop_llava.demo.questions import Question
+    from vitcop_video.processing import ClipProcessor
+
+__all__ = ["demo_folder", "processor", "read_clip", "readers", "write_demo"]
+
+demo_folder = Path(__file__).parent / "demo" / "weights"
+
+
+def read_clip(path: Path, sampling: Sampling) -> Clip:
+    """Reads frames of a file.
+
+    Raises:
+        ValueError: it cannot be read, or does not have such frames; the message names it.
+    """
+    try:
+        video = read_video(
+            path,
+            sampling.frames,
+            fps=sampling.fps,
+            indices=sampling.indices,
+            keyframes=sampling.keyframes,
+            start=sampling.start,
+            end=sampling.end,
+            backend=sampling.backend,
+        )
+    except VideoError:  # it names the file
+        raise
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    info = video.info
+    return Clip(path, video.frames, video.seconds, video.indices, info.frames, info.backend, info.fallback)
+
+
+def processor(name: str) -> ClipProcessor:
+    """The processor of a checkpoint for videos."""
+    from vitcop_video.processing import ClipProcessor
+
+    return ClipProcessor.from_pretrained(name)
+
+
+def write_demo(seed: int, path: Path) -> list[Question]:
+    """Draws a clip that the demo model knows into a file; returns the questions about it."""
+    from vitcop_video.demo.clips import write_demo_clip
+
+    return write_demo_clip(path, seed)
