@@ -93,9 +93,14 @@ def tests(session: nox.Session) -> None:
     install_group(session, "test")
     install_packages(session, *PACKAGES)
     install_torchcodec(session)
-    if not session.posargs:  # vitcop-core on its references; below, where vitcop-cuda is loaded, it runs on the kernels
-        session.run("pytest", "-q", CORE)
-    session.run("pytest", *session.posargs)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "-q", CORE)  # on its references; below, where vitcop-cuda is loaded, it runs on the kernels
+    # Apart from the environment, which it would break: transformers' own processor of clips, to compare with.
+    folder = Path(session.create_tmp()) / "torchvision"
+    install(session, "--no-deps", "--upgrade", "--target", str(folder), "torchvision")
+    session.run("pytest", f"--torchvision={folder}")
 
 
 # What goes through the kernels in a process that sanitizers watch.

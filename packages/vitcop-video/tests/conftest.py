@@ -32,6 +32,20 @@ PINPOINTS = [[64, 128], [128, 64], [128, 128]]
 TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vitcop-video")
+    group.addoption("--torchvision", metavar="FOLDER", help="where torchvision is, to compare with its processor")
+
+
+@pytest.fixture(scope="session")
+def torchvision(request: pytest.FixtureRequest) -> str:
+    """The folder with torchvision."""
+    folder = request.config.getoption("--torchvision")
+    if folder is None:
+        pytest.skip("--torchvision names no folder with torchvision")
+    return str(folder)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()

@@ -1,7 +1,6 @@
 """Text and frames to the model's inputs, as transformers' own processors make them."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,9 +22,8 @@ from vitcop_video.processing import ClipProcessor, expand_video_tokens
 PINPOINTS = [[64, 128], [128, 64], [128, 128]]
 SQUARE = {"height": 64, "width": 64}
 
-# A folder with torchvision, to compare with the stock processor: the only build on the package index is for CUDA, and
-# installed beside a torch for CPUs it breaks transformers, but for the two schemas that are defined here.
-TORCHVISION = os.environ.get("VITCOP_TORCHVISION")
+# The stock processor needs torchvision, whose only build on the package index is for CUDA: installed beside a torch for
+# CPUs it breaks transformers, but from a folder of its own, and with the two schemas that are defined here, it serves.
 STOCK = """
 import sys, numpy as np, torch
 sys.path.insert(0, sys.argv[4])
@@ -85,12 +83,13 @@ OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-@pytest.mark.skipif(TORCHVISION is None, reason="VITCOP_TORCHVISION names no folder with torchvision")
 @pytest.mark.parametrize(("height", "width", "size"), [(90, 160, 64), (161, 91, 64), (720, 1280, 336), (64, 64, 64)])
-def test_pixels_equal_the_stock_processors(tmp_path: Path, height: int, width: int, size: int) -> None:
+def test_pixels_equal_the_stock_processors(
+    torchvision: str, tmp_path: Path, height: int, width: int, size: int
+) -> None:
     frames = frames_of(4, height, width)
     np.save(tmp_path / "frames.npy", frames)
-    command = [sys.executable, "-W", "ignore", "-c", STOCK, "frames.npy", "pixels.npy", str(size), str(TORCHVISION)]
+    command = [sys.executable, "-W", "ignore", "-c", STOCK, "frames.npy", "pixels.npy", str(size), torchvision]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
     side = {"height": size, "width": size}
     tokenizer = demo_processor(12).tokenizer

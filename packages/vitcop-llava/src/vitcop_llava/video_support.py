@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vitcop_llava.demo.questions import Question
+
 ENTRY_POINTS = "vitcop.video"
 """The group of entry points under which an installed package offers a `VideoSupport`, by the name ``support``."""
 
@@ -84,7 +86,7 @@ class VideoSupport(Protocol):
     def readers(self) -> dict[str, str | None]:
         """What can decode, in the order of preference: None each, or why it cannot."""
 
-    def write_demo(self, seed: int, path: Path) -> Sequence[Any]:
+    def write_demo(self, seed: int, path: Path) -> Sequence[Question]:
         """Draws a clip that the demo model knows into a file; returns the questions about it."""
 
 

@@ -1,4 +1,4 @@
-"""Video for vitcop: frames of a file on disk, with the times at which they appear."""
+"""Video for vitcop: frames of files with their times, and LLaVA-NeXT-Video."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitcop_video.processing import ClipProcessor
     from vitcop_video.readers.base import VideoError
     from vitcop_video.readers.choice import backend_status
     from vitcop_video.video import Video, VideoFile, VideoInfo, open_video, read_video
 
-__all__ = ["Video", "VideoError", "VideoFile", "VideoInfo", "backend_status", "open_video", "read_video"]
+__all__ = [
+    "ClipProcessor",
+    "Video",
+    "VideoError",
+    "VideoFile",
+    "VideoInfo",
+    "backend_status",
+    "open_video",
+    "read_video",
+]
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: decoders come with libraries that take their time.
 _HOMES = {
+    "ClipProcessor": "vitcop_video.processing",
     "Video": "vitcop_video.video",
     "VideoError": "vitcop_video.readers.base",
     "VideoFile": "vitcop_video.video",

@@ -119,14 +119,15 @@ def find_method(name: str) -> Callable[[Budget], Method]:
     return make
 
 
-def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = ()) -> None:
-    """Raises unless a PNG can be written to ``path``: asked before the work, so that it is not in vain.
+def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = (), suffix: str = ".png") -> None:
+    """Raises unless a file can be written to ``path``: asked before the work, so that it is not in vain.
 
     Raises:
-        UserError: where it is no PNG's name, its folder is missing, it is there already, or it is one of the inputs.
+        UserError: where its name has another ending, its folder is missing, it is there already, or it is one of the
+            inputs.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--out: must be the name of a PNG file (.png); got {path}")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"--out: must be the name of a {suffix[1:].upper()} file ({suffix}); got {path}")
     if not path.parent.is_dir():
         raise UserError(f"--out: its folder must exist; there is no {path.parent}")
     if path.is_dir():

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitcop_llava.cli.errors import mistakes
 from vitcop_llava.cli.options import AsJson, Debug, Force, check_output, write_picture
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result
+
+if TYPE_CHECKING:
+    from vitcop_llava.demo.questions import Question
 
 
 def scene(
     seed: Annotated[int, typer.Option(min=0, help="Which scene; the model was trained on seeds from 1000000 on.")] = 0,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="A video instead, for the demo model of vitcop-video: an MP4 file.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "--output", "-o", metavar="FILE.png", help="Default: scene-SEED.png.")
+        Path | None,
+        typer.Option("--out", "--output", "-o", metavar="FILE", help="Default: scene-SEED.png, or with --clip .mp4."),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Draw a scene that the demo model knows, and print the questions about it with their answers."""
-    path = out or Path(f"scene-{seed}.png")
-    check_output(path, force)
-    from vitcop_llava.demo.questions import listing, questions_about
-    from vitcop_llava.demo.scenes import render, sample_scene
-
-    drawn = sample_scene(seed)
-    write_picture(render(drawn), path, force)
-    questions = [*questions_about(drawn), listing(drawn)]
+    """Draw a scene or clip that the demo model knows, and print the questions about it with their answers."""
+    suffix = ".mp4" if clip else ".png"
+    path = out or Path(f"scene-{seed}{suffix}")
+    check_output(path, force, suffix=suffix)
+    questions = _draw_clip(seed, path) if clip else _draw_scene(seed, path, force)
     if as_json:
         asked = [{"kind": each.kind, "question": each.text, "answer": each.answer} for each in questions]
-        print_json({"picture": str(path), "seed": seed, "questions": asked})
+        print_json({"video" if clip else "picture": str(path), "seed": seed, "questions": asked})
         return
     table = make_table(("question", "answer"), title=f"{path}: scene {seed}")
     for each in questions:
         add_row(table, each.text, each.answer)
     print_result(table)
+
+
+def _draw_scene(seed: int, path: Path, force: bool) -> Sequence[Question]:
+    from vitcop_llava.demo.questions import listing, questions_about
+    from vitcop_llava.demo.scenes import render, sample_scene
+
+    drawn = sample_scene(seed)
+    write_picture(render(drawn), path, force)
+    return [*questions_about(drawn), listing(drawn)]
+
+
+def _draw_clip(seed: int, path: Path) -> Sequence[Question]:
+    from vitcop_llava.video_support import need_support
+
+    with mistakes("--clip"):
+        return need_support().write_demo(seed, path)
