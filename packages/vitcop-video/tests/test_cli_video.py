@@ -69,7 +69,7 @@ def test_ask_reads_eight_frames_and_prunes_them(checkpoint: Path, clip: Clips) -
 def test_ask_takes_the_frames_that_options_choose(
     checkpoint: Path, clip: Clips, options: list[object], wanted: list[int]
 ) -> None:
-    told = content(ask(checkpoint, clip("b-frames.mp4"), "What happens?", "--json", *options))
+    told = content(ask(checkpoint, clip("b-frames.mp4"), "What happens?", "--retain", "50%", "--json", *options))
     assert told["clips"][0]["indices"] == wanted
     assert told["visual_tokens"] == 36 * len(wanted)
 
@@ -83,14 +83,15 @@ def test_ask_says_which_frames_it_looked_at(checkpoint: Path, clip: Clips) -> No
 def test_ask_takes_clips_and_pictures_together(checkpoint: Path, clip: Clips) -> None:
     Image.linear_gradient("L").save("picture.png")
     paths = [clip("b-frames.mp4"), "picture.png", clip("one.mp4")]
-    result = ask(checkpoint, *paths, "What happens?", "--indices", "0", "--json")
+    result = ask(checkpoint, *paths, "What happens?", "--retain", "50%", "--indices", "0", "--json")
     told = content(result)
     assert [Path(each["path"]).name for each in told["clips"]] == ["b-frames.mp4", "one.mp4"]
     assert told["visual_tokens"] > 2 * 36
 
 
 def test_ask_takes_clips_of_several_lengths(checkpoint: Path, clip: Clips) -> None:
-    told = content(ask(checkpoint, clip("b-frames.mp4"), clip("long-gop.mp4"), "What happens?", "--fps", 1, "--json"))
+    paths = clip("b-frames.mp4"), clip("long-gop.mp4")
+    told = content(ask(checkpoint, *paths, "What happens?", "--fps", 1, "--retain", "50%", "--json"))
     assert [len(each["indices"]) for each in told["clips"]] == [2, 4]
     assert told["visual_tokens"] == 6 * 36
 
@@ -100,7 +101,7 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
     lines = [{"image": str(clip("b-frames.mp4")), "question": "What happens?"}]
     lines += [{"image": "broken.mp4", "question": "What happens?"}, {"image": "gone.mp4", "question": "What happens?"}]
     Path("batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = ask(checkpoint, "--batch", "batch.jsonl", "--frames", 2)
+    result = ask(checkpoint, "--batch", "batch.jsonl", "--frames", 2, "--retain", "50%")
     assert result.exit_code == 1
     good, broken, gone = map(json.loads, result.stdout.splitlines())
     assert good["visual_tokens"] == 72
@@ -164,7 +165,7 @@ def test_show_draws_a_contact_sheet(checkpoint: Path, clip: Clips) -> None:
 
 
 def test_show_names_the_sheet_after_the_clip(checkpoint: Path, clip: Clips) -> None:
-    result = run("show", clip("b-frames.mp4"), "--frames", 2, "--model", checkpoint, "--device", "cpu")
+    result = run("show", clip("b-frames.mp4"), "--frames", 4, "--model", checkpoint, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert Path("b-frames-vitcop.png").is_file()
 
