@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "id": ({"image": "{image}", "question": QUESTION, "id": [1]}, '"id" must be a text or an integer'),
     "missing": ({"image": "none.png", "question": QUESTION}, "image: no such file: none.png"),
     "not-an-image": ({"image": "{batch}", "question": QUESTION}, "is not an image"),
-    "placeholder": ({"image": "{image}", "question": "Where is <image>?"}, "must not hold the image placeholder"),
+    "placeholder": ({"image": "{image}", "question": "Where is <image>?"}, "must not hold the placeholder"),
     "long": ({"image": "{image}", "question": "x" * MAX_LINE}, f"must have at most {MAX_LINE} bytes"),
 }
 

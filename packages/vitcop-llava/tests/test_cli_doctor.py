@@ -24,7 +24,7 @@ def examine() -> dict[str, Any]:
 
 def test_doctor_lists_versions_devices_backends_and_kernels() -> None:
     content = examine()
-    assert set(content) == {"versions", "devices", "attention", "kernels", "images", "demo_model"}
+    assert set(content) == {"versions", "devices", "attention", "kernels", "images", "video", "demo_model"}
     assert content["versions"]["torch"] == {"found": True, "detail": torch.__version__}
     assert {"eager", "sdpa", "flash_attention_2"} == set(content["attention"])
     assert content["devices"]["cpu"]["found"]
