@@ -162,7 +162,10 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "nan"], "--retain: must be"),
         (["{image}", QUESTION, "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
         (["{image}", QUESTION, "--retain", "145"], "--retain 145: retained_tokens must be at most the 144"),
-        (["{image}", QUESTION, "--method", "magic"], "--method: must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip; got 'magic'"),
+        (
+            ["{image}", QUESTION, "--method", "magic"],
+            "visionzip; got 'magic'",
+        ),
         (["{image}", QUESTION, "--device", "gpu"], "device: must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["{image}", QUESTION, "--dtype", "int8"], "dtype: must be auto, float32, float16, bfloat16; got 'int8'"),
         (["none.png", QUESTION], "image: no such file: none.png"),

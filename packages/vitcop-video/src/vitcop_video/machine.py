@@ -5,18 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from vitcop_llava.environment import environment as base_environment
-
-_PACKAGES = ("vitcop-video", "av", "decord", "torchcodec")
+from vitcop_llava.environment import environment as environment_with
 
 
 def environment() -> dict[str, Any]:
     """Processor, cores, accelerator and package versions."""
-    found: dict[str, Any] = base_environment()
-    return found | {"packages": found["packages"] | {name: _version(name) for name in _PACKAGES}}
+    return environment_with("vitcop-video", "av", "decord", "torchcodec")
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
@@ -26,10 +22,3 @@ def command_line(module: str, arguments: Sequence[str] | None) -> str:
         if option in kept:
             del kept[kept.index(option) : kept.index(option) + 2]
     return shlex.join(["python", "-m", module, *kept])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Any
 
 import torch
 
+from vitcop_core.environment import environment as environment_with
 from vitcop_cuda.bench.timing import interleaved
 
 
-def environment() -> dict[str, object]:
+def environment() -> dict[str, Any]:
     """Processor, cores, threads, accelerator and package versions."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in ("torch", "vitcop-core", "vitcop-cuda")},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    for line in information.read_text().splitlines() if information.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+    return environment_with(("vitcop-core", "vitcop-cuda"))
 
 
 def rates(device: str, repeats: int) -> dict[str, float]:
