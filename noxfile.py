@@ -176,7 +176,7 @@ def figures(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Sphinx, warnings as errors: the doctests, then the pages."""
     install_group(session, "docs")
-    install_packages(session, CORE, LLAVA)
+    install_packages(session, CORE, LLAVA, VIDEO)
     for builder in ("doctest", "html"):
         session.run("sphinx-build", "-W", "-n", "--keep-going", "-b", builder, "docs", f"docs/_build/{builder}")
 

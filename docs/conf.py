@@ -43,7 +43,7 @@ napoleon_numpy_docstring = False
 
 # No inventory of another project is fetched, so its names cannot resolve. Only such names are excused.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|fractions|numpy|pathlib|PIL|torch|transformers|types|typing)\..*"),
+    (r"py:.*", r"(collections|fractions|numpy|os|pathlib|PIL|torch|transformers|types|typing)\..*"),
 ]
 
 
