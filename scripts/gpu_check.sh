@@ -4,7 +4,7 @@
 #   bash scripts/gpu_check.sh [output folder, docs/benchmarks/gpu by default]
 #
 # Needs python3 with torch for CUDA, setuptools, ninja, pybind11, pytest, hypothesis and numpy, nvcc under CUDA_HOME or on
-# the path, and no network. The whole takes about eight minutes. Every step goes on where one before it failed; the last
+# the path, and no network. The whole takes about a quarter of an hour. Every step goes on where one before it failed; the last
 # lines say which did, and the exit status is their number. No setting of the GPU is touched.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -43,11 +43,21 @@ watched() {
 }
 
 benches() {
-    local prefill=()
-    if python3 -m vitcop_llava.bench --device cuda --retain 64 --repeats 5 --out "$out/prefill-llava-1.5-7b.json"; then
-        prefill=(--prefill "$out/prefill-llava-1.5-7b.json")
+    local prefill=() failed=0 stored="$out/bench-llava-1.5-7b.json"
+    local bench=(python3 -c 'from vitcop_llava.cli import main; main()' bench --device cuda --dtype bfloat16 --force)
+    if "${bench[@]}" --shape llava-1.5-7b --out "$stored"; then
+        prefill=(--prefill "$stored")
+    else
+        failed=1
     fi
-    python3 -m vitcop_cuda.bench --device cuda --repeats 30 "${prefill[@]}" --out "$out/kernels.json"
+    "${bench[@]}" --shape llava-1.5-7b --batch 8 --out "$out/bench-llava-1.5-7b-batch-8.json" || failed=1
+    "${bench[@]}" --shape llava-next-13b --retain 80 --out "$out/bench-llava-next-13b.json" || failed=1
+    if python3 -c 'import flash_attn' 2>/dev/null; then
+        "${bench[@]}" --shape llava-1.5-7b --attention flash_attention_2 --out "$out/bench-llava-1.5-7b-flash.json" ||
+            failed=1
+    fi
+    python3 -m vitcop_cuda.bench --device cuda --repeats 30 "${prefill[@]}" --out "$out/kernels.json" || failed=1
+    return "$failed"
 }
 
 if [ -z "${CUDA_HOME:-}" ]; then

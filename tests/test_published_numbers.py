@@ -41,8 +41,10 @@ def test_no_compiled_kernel_spills() -> None:
 @pytest.mark.parametrize("result", [path for path in RESULTS if path != COMPILED], ids=lambda path: path.name)
 def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     stored = json.loads(result.read_text())
-    package = "vitcop-cuda" if stored["command"].startswith("python -m vitcop_cuda.bench") else "vitcop-llava"
-    assert stored["command"].startswith(f"python -m {package.replace('-', '_')}.")
+    command = stored["command"]
+    module = "vitcop_llava." if command.startswith("vitcop ") else command.removeprefix("python -m ")
+    package = module.partition(".")[0].replace("_", "-")
+    assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
     assert stored["environment"]["processor"]
     assert {"torch", package} <= set(stored["environment"]["packages"])
 

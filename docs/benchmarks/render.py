@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
+from vitcop_llava.benchmark.report import HEADINGS, PART_HEADINGS, cells, part_cells
+from vitcop_llava.benchmark.result import Row
 from vitcop_llava.demo.evaluate import Score
 from vitcop_llava.demo.questions import KINDS
 
@@ -63,28 +65,34 @@ def _fills_gap(stored: Stored, score: Stored) -> bool:
     return relative
 
 
-def prefill_table(stored: Stored) -> str:
-    """Prefill time beside the oracle and the multiply-accumulates."""
-    lines = [
-        "| visual tokens | prefill | over its oracle | of unpruned | MACs of unpruned |",
-        "|---|---|---|---|---|",
-        f"| {stored['visual_tokens']} | {statistics.median(stored['seconds']):.2f} s | | 100 % | 100 % |",
-    ]
-    for row in stored["budgets"]:
-        lines.append(
-            f"| {row['retained_tokens']} | {statistics.median(row['seconds']):.2f} s | {row['over_oracle']:.3f} "
-            f"| {row['share_of_unpruned']:.1%} | {row['share_of_macs']:.1%} |"
-        )
+def bench_table(stored: Stored, *, columns: int) -> str:
+    """The first columns of what ``vitcop bench`` measured, and how."""
+    rows = [Row.load(row) for row in stored["rows"]]
+    lines = _table(HEADINGS[:columns], [cells(row)[:columns] for row in rows])
+    for row in rows:
+        if row.missing is not None:
+            lines += ["", f"{row.method} at {row.retained_tokens:g}: {row.missing}."]
     place, packages = stored["environment"], stored["environment"]["packages"]
+    machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
     lines += [
         "",
-        f"Medians of {len(stored['seconds'])} interleaved rounds: the shape of {stored['shape']}, random weights, "
-        f"{stored['dtype']}, one image and {stored['text_tokens']} tokens of text, on {place['cores']} cores of "
-        f"{place['processor']}, torch {packages['torch']}, transformers {packages['transformers']}. The oracle is "
-        "tower, projector and head as they are and the bare layers at the plan's lengths. "
-        "`python -m vitcop_llava.bench`.",
+        f"Medians of {stored['repeats']} interleaved rounds, and half of the range between their quartiles: the shape "
+        f"of {stored['shape']}, random weights, {stored['dtype']}, {stored['visual_tokens']} visual tokens and "
+        f"{stored['text_tokens']} of text, on {machine}, torch {packages['torch']}, transformers "
+        f"{packages['transformers']}. The oracle is tower, projector and head as they are and the bare layers at the "
+        f"plan's lengths; ratios to it are medians of the rounds' own. `{stored['command']}`.",
     ]
     return "\n".join(lines)
+
+
+def parts_table(stored: Stored) -> str:
+    """Where the time of those prefills goes."""
+    return "\n".join(_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]]))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def reuse_table(stored: Stored) -> str:
@@ -115,7 +123,9 @@ def reuse_table(stored: Stored) -> str:
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
     "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
-    "prefill": ("prefill-llava-1.5-7b-cpu.json", prefill_table),
+    "prefill": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=6)),
+    "bench": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=len(HEADINGS))),
+    "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),

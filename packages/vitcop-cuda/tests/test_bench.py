@@ -25,7 +25,8 @@ def test_bench_stores_every_measurement(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(bench, "PEAK_TOKENS", 100)
     monkeypatch.setattr(bench, "rates", lambda *_: dict.fromkeys(RATES, 1e9))
     prefill = tmp_path / "prefill.json"
-    prefill.write_text(json.dumps({"budgets": [{"retained_tokens": 64, "seconds": [3.0, 1.0, 2.0]}]}))
+    row = {"method": "ViTCoP", "retained_tokens": 64, "prefill": {"median": 2.0}}
+    prefill.write_text(json.dumps({"rows": [row]}))
     out = tmp_path / "kernels.json"
     monkeypatch.setattr(sys, "argv", ["bench", *SETTINGS.split(), "--prefill", str(prefill), "--out", str(out)])
     bench.main()

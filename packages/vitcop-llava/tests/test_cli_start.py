@@ -24,7 +24,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"], ["ask", "--retain", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ask", "--help"], ["--version"], ["ask", "--retain", "x"], ["bench", "--help"]]
+)
 def test_command_line_itself_loads_no_library(arguments: list[str]) -> None:
     result = run("-c", HELP_ALONE, *arguments)
     assert result.stderr.splitlines()[-1] == ""
@@ -41,7 +43,7 @@ def test_vitcop_runs_as_a_process() -> None:
 def test_help_lists_every_command() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("ask", "show", "scene", "doctor", "--version"))
+    assert all(name in result.stdout for name in ("ask", "show", "bench", "scene", "doctor", "--version"))
 
 
 def test_version_is_the_packages() -> None:

@@ -1,6 +1,6 @@
 """Ten questions about one image on its prefix, beside one question as usual: ``python -m vitcop_llava.bench_reuse``.
 
-Shapes, weights and rounds are those of `vitcop_llava.bench`. *Reuse* is everything that the questions cost together:
+Shapes, weights and prompts are those of ``vitcop bench``. *Reuse* is everything that the questions cost together:
 the prefix is encoded anew in every round, and answers all questions as one batch. It is compared with a single question
 asked in one piece, pruned likewise, and with the same unpruned; neither has anything to reuse.
 """
@@ -24,8 +24,11 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from vitcop_core import ViTCoP
-from vitcop_llava.bench import SHAPES, TEXT_BEFORE, prompt, random_model, timed
+from vitcop_llava.benchmark.prompts import TEXT_BEFORE, make_prompt
+from vitcop_llava.benchmark.shapes import SHAPES, random_model
 from vitcop_llava.environment import environment
+from vitcop_llava.families import locate
+from vitcop_llava.measuring import now
 from vitcop_llava.prefix import ImagePrefix, encode_image
 from vitcop_llava.pruner import prune
 
@@ -68,14 +71,16 @@ class Result:
 
 def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, repeats: int) -> Result:
     """Times one question unpruned, one pruned, and all of them by reuse, in turn, after one round to warm up."""
-    given = prompt(model)
-    visual = int((given["input_ids"] == model.config.image_token_id).sum())
+    prompt = make_prompt(model, locate(model))
+    given, visual = prompt.inputs, prompt.tiling.tokens
     runs = _runs(model, given["input_ids"][:, : TEXT_BEFORE + visual], given["pixel_values"], retain, sizes)
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for repeat in tqdm(range(repeats + 1), desc="rounds", file=sys.stderr):
             for name, run in runs.items():
-                seconds = timed(run, model.device)
+                started = now(model.device)
+                run()
+                seconds = now(model.device) - started
                 if repeat:
                     times[name].append(seconds)
     reuse = [sum(parts) for parts in zip(times["encode"], times["answer"], strict=True)]
@@ -128,7 +133,8 @@ def _runs(
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints a table, and stores the result."""
     options = argparse.ArgumentParser(prog="python -m vitcop_llava.bench_reuse", description=__doc__)
-    options.add_argument("--shape", choices=list(SHAPES), default="llava-1.5-7b")
+    shapes = [name for name, shape in SHAPES.items() if shape.family == "llava"]
+    options.add_argument("--shape", choices=shapes, default="llava-1.5-7b")
     options.add_argument("--retain", type=int, default=64)
     options.add_argument("--questions", type=int, default=10)
     options.add_argument("--question-tokens", type=int, default=20)
@@ -139,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
     sizes = Sizes(args.questions, args.question_tokens, args.new_tokens)
-    model = random_model(args.shape, getattr(torch, args.dtype), args.device)
+    model = random_model(SHAPES[args.shape], getattr(torch, args.dtype), args.device)
     result = measure(model, args.retain, sizes, args.repeats)
     named = ("shape", "retain", "questions", "question_tokens", "new_tokens", "dtype", "repeats")
     settings = " ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in named)

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--repeats", type=int, default=15)
     options.add_argument("--broadcast-repeats", type=int, default=3)
     options.add_argument("--threads", type=int, help="of torch on the CPU; as many as it takes by itself if not given")
-    options.add_argument("--prefill", type=Path, help="stored result of vitcop_llava.bench, for shares of a prefill")
+    options.add_argument("--prefill", type=Path, help="stored result of vitcop bench, for shares of a prefill")
     options.add_argument("--out", type=Path, help="JSON file for the result")
     return options
 

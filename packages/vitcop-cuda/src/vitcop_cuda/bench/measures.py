@@ -99,9 +99,10 @@ def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any
 
 
 def _prefill_seconds(stored: Path) -> float:
-    (row,) = (row for row in json.loads(stored.read_text())["budgets"] if row["retained_tokens"] == 64)
-    seconds: list[float] = row["seconds"]
-    return statistics.median(seconds)
+    rows = json.loads(stored.read_text())["rows"]
+    (row,) = (row for row in rows if (row["method"], row["retained_tokens"]) == ("ViTCoP", 64))
+    seconds: float = row["prefill"]["median"]
+    return seconds
 
 
 def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[dict[str, Any]]:

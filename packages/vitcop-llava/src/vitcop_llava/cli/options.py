@@ -119,15 +119,16 @@ def find_method(name: str) -> Callable[[Budget], Method]:
     return make
 
 
-def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = (), suffix: str = ".png") -> None:
-    """Raises unless a file can be written to ``path``: asked before the work, so that it is not in vain.
+def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:
+    """Raises unless a PNG, JSON or MP4 file can be written to ``path``: asked before the work, so that it is not in vain.
 
     Raises:
-        UserError: where its name has another ending, its folder is missing, it is there already, or it is one of the
+        UserError: where it is not such a file's name, its folder is missing, it is there already, or it is one of the
             inputs.
     """
+    suffix = f".{kind.lower()}"
     if path.suffix.lower() != suffix:
-        raise UserError(f"--out: must be the name of a {suffix[1:].upper()} file ({suffix}); got {path}")
+        raise UserError(f"--out: must be the name of a {kind} file ({suffix}); got {path}")
     if not path.parent.is_dir():
         raise UserError(f"--out: its folder must exist; there is no {path.parent}")
     if path.is_dir():
@@ -139,15 +140,20 @@ def check_output(path: Path, force: bool, *, apart_from: tuple[Path, ...] = (), 
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:
-    """Writes a picture as PNG; without ``force`` never over a file, not even one that came since it was checked.
+    """Writes a picture as PNG; see `write_file`."""
+    data = BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    write_file(data.getvalue(), path, force)
+
+
+def write_file(data: bytes, path: Path, force: bool) -> None:
+    """Writes a file; without ``force`` never over one, not even one that came since it was checked.
 
     Raises:
         UserError: where the file is there, or cannot be written.
     """
-    data = BytesIO()
-    picture.save(data, "PNG", optimize=True)
     try:
         with path.open("wb" if force else "xb") as stream:
-            stream.write(data.getvalue())
+            stream.write(data)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error

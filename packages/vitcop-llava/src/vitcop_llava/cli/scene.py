@@ -32,7 +32,7 @@ def scene(
     """Draw a scene or clip that the demo model knows, and print the questions about it with their answers."""
     suffix = ".mp4" if clip else ".png"
     path = out or Path(f"scene-{seed}{suffix}")
-    check_output(path, force, suffix=suffix)
+    check_output(path, force, kind="MP4" if clip else "PNG")
     questions = _draw_clip(seed, path) if clip else _draw_scene(seed, path, force)
     if as_json:
         asked = [{"kind": each.kind, "question": each.text, "answer": each.answer} for each in questions]

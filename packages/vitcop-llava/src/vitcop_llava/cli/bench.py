@@ -1,0 +1,228 @@
+"""``vitcop bench``: prefill, time per token and memory of every method, beside what its plan allows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitcop_llava.cli.bench_model import open_bench_model
+from vitcop_llava.cli.errors import UserError, mistakes
+from vitcop_llava.cli.options import (
+    METHODS,
+    AsJson,
+    Budget,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    check_output,
+    parse_budget,
+    write_file,
+)
+from vitcop_llava.cli.output import add_row, make_table, print_json, print_result
+from vitcop_llava.cli.running import Notes, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitcop_llava.benchmark.prompts import Prompt
+    from vitcop_llava.benchmark.result import Result
+    from vitcop_llava.cli.bench_model import BenchModel
+
+DEFAULT_SHARES = (Fraction(1, 3), Fraction(2, 9), Fraction(1, 9))
+"""192, 128 and 64 of LLaVA-1.5's 576 tokens."""
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Random weights in the shape of llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
+        "llava-next-video-7b, or medium, medium-next, medium-video, small, small-next, small-video.",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeatable; default: all."),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retain",
+        metavar="N|N%,...",
+        help="Visual tokens an image or clip to keep on average, or their share; repeatable; default: 1/3, 2/9, 1/9.",
+    ),
+]
+ImageSize = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Pixels, for models that tile; default: the most tokens.")
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="eager, sdpa, flash_attention_2, ...; default: sdpa, or the checkpoint's."),
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every prompt looks like; see `vitcop_llava.benchmark.prompts.make_prompt`."""
+
+    batch: int
+    text_tokens: int
+    image_size: tuple[int, int] | None
+    frames: int | None
+    seed: int
+
+
+def bench(
+    shape: Shape = None,
+    model: Model = None,
+    method: Methods = None,
+    retain: Budgets = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    image_size: ImageSize = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a clip, for video models; default: 8.")] = None,
+    text_tokens: Annotated[int, typer.Option(min=2, help="Tokens of text in a prompt.")] = 60,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompt and of the order of runs.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure prefill, time per token and memory: unpruned, and each method at each budget.
+
+    All variants take turns in one run. Beside each prefill stands its oracle, the same model at the plan's lengths with
+    nothing to decide, and what the plan saves in multiply-accumulates. Then comes where the time goes.
+    """
+    methods, budgets, size = parse_methods(method), parse_budgets(retain), parse_size(image_size)
+    if out is not None:
+        check_output(out, force, kind="JSON")
+    notes = Notes()
+    ready = open_bench_model(shape, model, device, dtype, attention, notes)
+    layout = Layout(batch, text_tokens, size, frames, seed)
+    with quiet(Notes()):  # what pruning warns of is about answers, and there are none
+        prompt = _prompt(ready, layout)
+        result, chosen = _run(ready, prompt, methods, budgets, repeats, new_tokens, seed)
+    stored = _stored(ready, prompt, result, {"seed": seed, **chosen})
+    if out is not None:
+        write_file((json.dumps(stored, indent=1) + "\n").encode(), out, force)
+    if as_json:
+        print_json(stored)
+        return
+    _print(stored["command"], ready, result)
+    notes.print()
+
+
+def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods of ``--method``, by the names that papers use; all where there is none.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    names = [name.strip().lower() for text in given or () for name in text.split(",")] or [*METHODS]
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
+    return tuple(METHODS[name] for name in dict.fromkeys(names))
+
+
+def parse_budgets(given: Sequence[str] | None) -> tuple[Budget, ...]:
+    """The budgets of ``--retain``.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    if not given:
+        return tuple(Budget(share=share) for share in DEFAULT_SHARES)
+    return tuple(dict.fromkeys(parse_budget(word) for text in given for word in text.split(",")))
+
+
+def parse_size(given: str | None) -> tuple[int, int] | None:
+    """Width and height of ``--image-size``.
+
+    Raises:
+        UserError: where it is not two positive numbers with an x between them.
+    """
+    if given is None:
+        return None
+    sides = given.lower().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and 0 < int(side) < 10**5 for side in sides):
+        raise UserError(f"--image-size: must be width and height in pixels, such as 672x336; got {given!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
+    from vitcop_llava.benchmark.prompts import make_prompt
+
+    given = asdict(layout)
+    if ready.parts.video is not None and layout.frames is None and layout.image_size is None:
+        given["frames"] = 8
+    with mistakes():
+        return make_prompt(ready.model, ready.parts, **given)
+
+
+def _run(
+    ready: BenchModel,
+    prompt: Prompt,
+    methods: tuple[str, ...],
+    budgets: tuple[Budget, ...],
+    repeats: int,
+    new_tokens: int,
+    seed: int,
+) -> tuple[Result, dict[str, Any]]:
+    """The result, and the settings that it came from."""
+    from vitcop_llava.benchmark.run import Settings, run_bench
+
+    every, retained = prompt.tiling.tokens, list[int | float]()
+    for budget in budgets:
+        tokens = budget.tokens or (budget.share or Fraction(1)) * every
+        if tokens > every:
+            raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
+        retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
+    settings = Settings(methods, tuple(dict.fromkeys(retained)), repeats, new_tokens, seed)
+    return run_bench(ready.model, ready.parts, prompt, settings), asdict(settings)
+
+
+def _stored(ready: BenchModel, prompt: Prompt, result: Result, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result with everything that it takes to repeat it."""
+    from vitcop_llava.environment import environment
+
+    sizes = prompt.inputs.get("image_sizes")
+    tiled = {} if sizes is None else {"image_size": "x".join(map(str, reversed(sizes[0].tolist())))}
+    clip = {"frames": prompt.tiling.frames} if prompt.tiling.frames else {}
+    given: dict[str, Any] = {
+        **ready.options,
+        "method": ",".join(name for name, kind in METHODS.items() if kind in settings["methods"]),
+        "retain": ",".join(f"{tokens:.10g}" for tokens in settings["retained_tokens"]),
+        **{name: settings[name] for name in ("repeats", "new_tokens", "seed")},
+        **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},
+    }
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = shlex.join(["vitcop", "bench", *words])
+    return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
+
+
+def _print(command: str, ready: BenchModel, result: Result) -> None:
+    from vitcop_llava.benchmark.report import CAPTION, PART_HEADINGS, SHORT_HEADINGS, cells, part_cells, remarks
+
+    table = make_table(SHORT_HEADINGS, title=command, caption=CAPTION)
+    parts = make_table(PART_HEADINGS, title="Where the prefill's time goes")
+    for row in result.rows:
+        add_row(table, *cells(row))
+        if row.parts is not None:
+            add_row(parts, *part_cells(row))
+    print_result(f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt")
+    print_result(table)
+    for remark in remarks(result):
+        print_result(remark)
+    print_result(parts)

@@ -1,0 +1,198 @@
+"""What ``vitcop bench`` is made of: shapes, prompts, oracles, rounds, and where the time goes."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitcop_core import FastV, ViTCoP
+from vitcop_llava import prune
+from vitcop_llava.benchmark.breakdown import PARTS, time_parts
+from vitcop_llava.benchmark.memory import free_bytes
+from vitcop_llava.benchmark.oracle import run_oracle
+from vitcop_llava.benchmark.prompts import Prompt, largest_image, make_prompt
+from vitcop_llava.benchmark.result import Row, Spread
+from vitcop_llava.benchmark.rounds import interleave
+from vitcop_llava.benchmark.run import Settings, run_bench
+from vitcop_llava.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
+from vitcop_llava.families import locate
+
+pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
+
+
+@pytest.fixture(scope="module")
+def made() -> Callable[..., Any]:
+    """A small model by its shape."""
+    models = {name: random_model(SHAPES[name], torch.float32, "cpu") for name in ("small", "small-next")}
+    return models.__getitem__
+
+
+def test_seven_billion_shape_has_the_weights_of_the_checkpoint() -> None:
+    empty = skeleton(SHAPES["llava-1.5-7b"], torch.bfloat16)
+    assert weight_bytes(empty) == 2 * 7_063_427_072
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
+
+
+def test_random_model_gives_numbers_and_the_same_again(made: Callable[..., Any]) -> None:
+    model, again = made("small"), random_model(SHAPES["small"], torch.float32, "cpu")
+    inputs = make_prompt(model, locate(model)).inputs
+    with torch.inference_mode():
+        logits, others = model(**inputs, logits_to_keep=1).logits, again(**inputs, logits_to_keep=1).logits
+    assert logits.isfinite().all()
+    assert logits.std() > 0
+    assert torch.equal(logits, others)
+
+
+def test_prompt_holds_its_placeholders_and_text(made: Callable[..., Any]) -> None:
+    model = made("small-next")
+    prompt = make_prompt(model, locate(model), batch=2, text_tokens=12, image_size=(336, 168), seed=3)
+    is_image = prompt.inputs["input_ids"] == model.config.image_token_id
+    assert (prompt.batch, prompt.tiling.newlines) == (2, 12)
+    assert is_image.sum(1).tolist() == [3 * 144 + 12] * 2
+    assert (~is_image).sum(1).tolist() == [12, 12]
+    assert int(is_image[0].to(torch.uint8).argmax()) == 7
+    assert prompt.inputs["pixel_values"].shape == (2, 3, 3, 168, 168)
+    assert prompt.inputs["image_sizes"].tolist() == [[168, 336]] * 2
+    assert largest_image(locate(model)) == (336, 336)
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "said"),
+    [
+        ("small", {"image_size": (336, 336)}, "image_size: this model sees every image at 336 x 336"),
+        ("small", {"frames": 4}, "frames: this model reads no clips; got 4"),
+        ("small-next", {"text_tokens": 1}, "text_tokens: must be at least 2"),
+    ],
+)
+def test_prompt_that_a_model_cannot_read_is_refused(
+    made: Callable[..., Any], shape: str, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_prompt(made(shape), locate(made(shape)), **given)
+
+
+@pytest.mark.parametrize(("shape", "batch"), [("small", 1), ("small", 2), ("small-next", 2)])
+def test_oracle_runs_every_layer_at_the_length_of_the_plan(made: Callable[..., Any], shape: str, batch: int) -> None:
+    model = made(shape)
+    parts = locate(model)
+    prompt = make_prompt(model, parts, batch=batch, text_tokens=10)
+    plan = ViTCoP(retention_ratio=1 / 3).plan(8, prompt.tiling.units)
+    lengths: list[tuple[int, ...]] = []
+    towers: list[int] = []
+    handles = [layer.register_forward_pre_hook(_note_length(lengths)) for layer in parts.decoder_layers]
+    handles.append(parts.vision_tower.register_forward_pre_hook(lambda module, args: towers.append(1)))
+    try:
+        with torch.inference_mode():
+            logits = run_oracle(model, parts, prompt, plan)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert lengths == [(batch, tokens + 10) for tokens in plan.tokens_per_layer]
+    assert towers == [1]
+    assert logits.shape == (batch, 1, 32064)
+
+
+def _note_length(lengths: list[tuple[int, ...]]) -> Callable[..., None]:
+    def note(module: Any, args: tuple[Tensor, ...]) -> None:
+        lengths.append(tuple(args[0].shape[:2]))
+
+    return note
+
+
+def test_rounds_keep_groups_together_in_changing_order() -> None:
+    ran: list[str] = []
+    groups = [{name: (lambda name=name: ran.append(name)) for name in group} for group in ("ab", "cd", "e")]
+    runs = interleave(groups, repeats=9, warm_up=1, seed=0, what="rounds")
+    rounds = ["".join(ran[start : start + 5]) for start in range(0, 50, 5)]
+    assert all(sorted(each) == list("abcde") for each in rounds)
+    assert all(("ab" in each or "ba" in each) and ("cd" in each or "dc" in each) for each in rounds)
+    assert len(set(rounds)) > 3
+    assert {name: len(found) for name, found in runs.found.items()} == dict.fromkeys("abcde", 9)
+
+
+def test_variant_without_memory_is_given_up_and_the_others_go_on() -> None:
+    def too_large() -> float:
+        raise torch.OutOfMemoryError("of 80 GiB")
+
+    runs = interleave([{"large": too_large, "small": lambda: 1.0}], repeats=3, seed=0, what="rounds")
+    assert runs.failed == {"large": "out of memory"}
+    assert runs.found == {"large": [], "small": [1.0, 1.0, 1.0]}
+
+
+@pytest.mark.parametrize(("values", "found"), [([2.0], (2, 2, 2)), ([5.0, 1.0, 3.0], (3, 2, 4))])
+def test_spread_has_median_and_quartiles(values: list[float], found: tuple[float, ...]) -> None:
+    spread = Spread.of(values)
+    assert (spread.median, spread.lower, spread.upper) == found
+    assert spread.values == tuple(values)
+
+
+def test_time_of_a_cut_is_in_none_of_the_modules(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("small")
+    prompt = make_prompt(model, locate(model), text_tokens=4)
+    cut = FastV.cut_decoder
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.5)
+        return cut(*args)
+
+    monkeypatch.setattr(FastV, "cut_decoder", slow)
+    hooks = _count_hooks(model)
+    with prune(model, FastV(retained_tokens=192)):
+        spent = time_parts(model, locate(model), prompt)
+    assert tuple(spent) == PARTS
+    assert min(spent.values()) > 0
+    assert spent["rest"] > 0.5
+    assert _count_hooks(model) == hooks
+
+
+def _count_hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_bench_sets_every_method_beside_its_oracle(made: Callable[..., Any]) -> None:
+    model = made("small-next")
+    parts = locate(model)
+    prompt = _short(model)
+    result = run_bench(model, parts, prompt, Settings(("FastV", "ViTCoP"), (216, 60), repeats=2, new_tokens=2))
+    whole, *rows = result.rows
+    assert (result.visual_tokens, result.newline_tokens, result.text_tokens) == (432, 12, 6)
+    assert [(row.method, row.retained_tokens) for row in rows] == [
+        ("FastV", 216),
+        ("ViTCoP", 216),
+        ("FastV", 60),
+        ("ViTCoP", 60),
+    ]
+    assert (whole.method, whole.average_tokens, whole.share_of_macs, whole.share_of_unpruned) == ("unpruned", 432, 1, 1)
+    missed = rows.pop(2)
+    assert missed.missing is not None
+    assert "must be at least" in missed.missing
+    for row in rows:
+        assert row.prefill is not None
+        assert row.oracle is not None
+        assert row.over_oracle is not None
+        assert row.parts is not None
+        pairs = zip(row.prefill.values, row.oracle.values, row.over_oracle.values, strict=True)
+        assert all(took / could == ratio for took, could, ratio in pairs)
+        assert row.share_of_macs is not None
+        assert 0 < row.share_of_macs < 0.6
+    assert all(row.cache_bytes == row.planned_cache_bytes is not None for row in (whole, *rows))
+
+
+def _short(model: Any) -> Prompt:
+    return make_prompt(model, locate(model), text_tokens=6, image_size=(336, 168))
+
+
+def test_rows_come_back_from_what_is_stored() -> None:
+    row = Row("FastV", 64.0, prefill=Spread.of([1.0, 2.0]), parts={"tower": 1.0})
+    plain = {**vars(row), "prefill": {**vars(row.prefill)}}
+    assert Row.load(plain) == row
+
+
+def test_free_memory_is_less_than_there_is() -> None:
+    free = free_bytes(torch.device("cpu"))
+    if free is None:
+        pytest.skip("this system does not say what is free")
+    assert 2**20 < free < 2**45

@@ -1,0 +1,113 @@
+"""``vitcop bench`` on small shapes: what it stores and prints, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from vitcop_llava import families
+from vitcop_llava.benchmark import memory
+from vitcop_llava.cli import app
+from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
+
+QUICK = ("--repeats", "1", "--dtype", "float32", "--device", "cpu", "--text-tokens", "6")
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_bench_stores_what_it_takes_to_run_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    shape = ("--shape", "small-next", "--image-size", "336x168", "--method", "VisionZip,vitcop", "--retain", "50%,60")
+    result = bench(*QUICK, *shape, "--new-tokens", "2", "--batch", "2", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "small-next: 8 layers, float32 on cpu, sdpa attention; 432 visual tokens" in result.stdout.replace("\n", " ")
+    stored = json.loads(out.read_text())
+    assert stored["command"] == (
+        "vitcop bench --shape small-next --dtype float32 --device cpu --attention sdpa --method vitcop,visionzip "
+        "--retain 216,60 --repeats 1 --new-tokens 2 --seed 0 --batch 2 --text-tokens 6 --image-size 336x168"
+    )
+    assert {"processor", "packages"} <= set(stored["environment"])
+    assert stored["model"]["class"] == "LlavaNextForConditionalGeneration"
+    assert [(row["method"], row["retained_tokens"]) for row in stored["rows"]] == [
+        ("unpruned", None),
+        ("VisionZip", 216),
+        ("ViTCoP", 216),
+        ("VisionZip", 60),
+        ("ViTCoP", 60),
+    ]
+    assert all(row["cache_bytes"] == row["planned_cache_bytes"] is not None for row in stored["rows"])
+    repeated = bench(*stored["command"].split()[2:], "--json")
+    assert (repeated.exit_code, repeated.stderr) == (0, "")
+    assert json.loads(repeated.stdout)["command"] == stored["command"]
+
+
+def test_bench_goes_on_past_a_budget_that_a_method_cannot_reach() -> None:
+    result = bench(*QUICK, "--shape", "small", "--method", "fastv,vitcop", "--retain", "64", "--new-tokens", "1")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "FastV at 64: retained_tokens must be at least 72.88 of 576 for FastV; got 64" in said
+    assert "ViTCoP" in said
+
+
+def test_bench_measures_a_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_demo(initialised_model(12), demo_processor(12), tmp_path)
+    result = bench(*QUICK, "--model", tmp_path, "--method", "visionzip", "--attention", "eager", "--json")
+    assert result.exit_code == 0, result.output
+    stored: dict[str, Any] = json.loads(result.stdout)
+    assert (stored["model"]["attention"], stored["visual_tokens"]) == ("eager", 144)
+    assert [row["retained_tokens"] for row in stored["rows"]] == [None, 48, 32, 16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "smal"], "--shape: must be one of llava-1.5-7b, "),
+        (["--shape", "small", "--model", "x"], "--shape: does not go with --model"),
+        (["--shape", "small", "--method", "fastv,none"], "--method: must be one of vitcop, fastv, "),
+        (["--shape", "small", "--retain", "64,x"], "--retain: must be a number of tokens"),
+        (["--shape", "small", "--retain", "577"], "--retain: must be at most the 576 visual tokens of a prompt"),
+        (["--shape", "small", "--image-size", "336"], "--image-size: must be width and height in pixels"),
+        (["--shape", "small", "--image-size", "336x336"], "image_size: this model sees every image at 336 x 336"),
+        (["--shape", "small", "--frames", "4"], "frames: this model reads no clips"),
+        (["--shape", "small", "--dtype", "int8"], "--dtype: must be auto, float32"),
+        (["--shape", "small", "--attention", "none"], "--attention: 'none' cannot be had"),
+        (["--shape", "small", "--attention", "flash_attention_2"], "--attention: flash_attention_2 needs CUDA"),
+        (["--shape", "small", "--out", "bench.txt"], "--out: must be the name of a JSON file (.json)"),
+    ],
+)
+def test_bench_names_a_mistake(arguments: list[str], said: str) -> None:
+    result = bench("--device", "cpu", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr.replace("\n", " ")
+    assert result.stdout == ""
+
+
+def test_bench_says_what_would_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 3 * 2**30)
+    result = bench("--device", "cpu", "--shape", "llava-1.5-7b")
+    assert result.exit_code == 2
+    assert "must fit into the 3 GiB that are free on cpu; those of llava-1.5-7b take 13.2 GiB" in result.stderr
+    assert "in bfloat16 these do: medium, medium-next, medium-video, small, " in result.stderr
+
+
+def test_bench_of_a_video_shape_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "entry_points", lambda **group: [])
+    monkeypatch.delitem(families._FAMILIES, "LlavaNextVideoForConditionalGeneration", raising=False)
+    result = bench("--device", "cpu", "--shape", "small-video")
+    assert result.exit_code == 2
+    assert "pip install vitcop-video" in result.stderr
+
+
+def test_bench_keeps_a_result_that_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    out.write_text("precious")
+    result = bench("--device", "cpu", "--shape", "small", "--out", out)
+    assert result.exit_code == 2
+    assert "--force overwrites it" in result.stderr.replace("\n", " ")
+    assert out.read_text() == "precious"
