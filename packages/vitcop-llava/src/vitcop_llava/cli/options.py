@@ -120,7 +120,7 @@ def find_method(name: str) -> Callable[[Budget], Method]:
 
 
 def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:
-    """Raises unless a PNG, JSON or MP4 file can be written to ``path``: asked before the work, so that it is not in vain.
+    """Raises unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
 
     Raises:
         UserError: where it is not such a file's name, its folder is missing, it is there already, or it is one of the
