@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import ViTCoP
+from vitcop_llava import FastV, ViTCoP
 from vitcop_llava.images import ImageError, read_image
 
 Inputs = Callable[..., dict[str, Any]]
@@ -115,6 +115,15 @@ def test_budget_that_does_not_fit_an_image_names_its_size(next_model: Any, next_
         pytest.raises(ValueError, match="an image of 60 x 5 pixels has 60 visual tokens, for which the budget cannot"),
     ):
         next_model(**inputs)
+
+
+def test_budget_for_small_images_alone_is_met_for_them(next_model: Any, next_inputs: Inputs) -> None:
+    # Two of eight layers see every token: 45 of 180 for the largest image, 27 of 108 for one of half its size.
+    with vitcop_llava.prune(next_model, FastV(retained_tokens=36)) as pruner:
+        next_model(**next_inputs([[2, (96, 48), 3]]))
+        assert pruner.report.pruned
+        with pytest.raises(ValueError, match="for which the budget cannot be met"):
+            next_model(**next_inputs([[2, (96, 96), 3]]))
 
 
 def test_placeholders_that_are_no_whole_images_are_refused(next_model: Any, next_inputs: Inputs, budget: Any) -> None:

@@ -32,12 +32,15 @@ class Planner:
     def keeps_all(self, parts: Parts) -> bool:
         """Whether the budget keeps every token, whatever comes.
 
-        A model that reads clips is asked for several lengths: a number of tokens may be all of one and not of another.
+        A model that takes images of several sizes, or clips, is asked for several: a number of tokens may be all of
+        one and not of another, or too few for one and not for another.
 
         Raises:
             ValueError: The budget cannot be met for anything that the model takes.
         """
         tilings, found, errors = [parts.tiling], list[bool](), list[ValueError]()
+        if parts.anyres is not None:
+            tilings += [parts.anyres.tile(*point) for point in parts.anyres.pinpoints]
         if parts.video is not None:
             tilings += [parts.video.clip(frames) for frames in _LENGTHS]
         for tiling in tilings:

@@ -55,6 +55,10 @@ def processor(name: str) -> ClipProcessor:
 
 def write_demo(seed: int, path: Path) -> list[Question]:
     """Draws a clip that the demo model knows into a file; returns the questions about it."""
-    from vitcop_video.demo.clips import write_demo_clip
+    from vitcop_video.demo.events import sample_clip
+    from vitcop_video.demo.files import write_demo_clip
+    from vitcop_video.demo.questions import listing, questions_about
 
-    return write_demo_clip(path, seed)
+    clip = sample_clip(seed)
+    write_demo_clip(path, seed)
+    return [*questions_about(clip), listing(clip)]
