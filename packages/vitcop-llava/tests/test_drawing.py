@@ -104,3 +104,10 @@ def test_as_seen_is_what_the_processor_crops(size: tuple[int, int]) -> None:
     plain = processor(image, do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"][0]
     small = np.asarray(seen.resize((168, 168), Image.Resampling.BOX)).transpose(2, 0, 1)
     assert np.abs(small - plain).mean() < 4
+
+
+def test_tokens_made_of_others_without_clusters_leave_the_kept_ones_as_they_are() -> None:
+    recycled = Survivors(16, torch.full((16,), -1), (stage("Cut 1", 1, [0, 1, 5], [5]),))
+    picture = survival_picture(Image.new("RGB", (PANEL, PANEL), (180, 180, 180)), recycled, GRID)
+    brightness = [float(patch(picture, 1, number).mean()) for number in range(16)]
+    assert min(brightness[0], brightness[1]) > 2 * max(brightness[number] for number in (2, 3, 4, 15))

@@ -25,25 +25,30 @@ class Looks:
     """What panels of one row have in common, whichever part of it each shows.
 
     Attributes:
-        merging: number of the first stage that merges; None where none does.
+        clustered: number of the first stage that merges clusters; None where none does.
+        merges: whether any stage makes a token of several.
         clusters: how many there are.
     """
 
-    merging: int | None
+    clustered: int | None
+    merges: bool
     clusters: int
 
     @classmethod
     def of(cls, survivors: Survivors) -> Self:
         """The looks of a row."""
-        merging = (number for number, stage in enumerate(survivors.stages) if bool(stage.merged.any()))
-        return cls(next(merging, None), int(survivors.clusters.max()) + 1)
+        merging = [number for number, stage in enumerate(survivors.stages) if bool(stage.merged.any())]
+        clusters = int(survivors.clusters.max()) + 1
+        return cls(merging[0] if merging and clusters else None, bool(merging), clusters)
 
     def legend(self) -> list[tuple[str, str]]:
         """The looks that occur, each with what it means."""
         keys = [("dropped", "dropped")]
-        if self.merging is not None:
-            keys += [("cluster", "colour: its cluster"), ("elite", "kept as it is")]
-            keys.append(("merged", "stands for the rest of its cluster, merged"))
+        if self.clustered is not None:
+            keys.append(("cluster", "colour: its cluster"))
+        if self.merges:
+            others = "the rest of its cluster" if self.clustered is not None else "dropped ones"
+            keys += [("elite", "kept as it is"), ("merged", f"stands for {others}, merged")]
         return keys
 
 
@@ -65,7 +70,7 @@ class Canvas:
 
     def panel(self, number: int) -> Image.Image:
         """What is left after a stage."""
-        stage, clustered = self._survivors.stages[number], number == self._looks.merging
+        stage, clustered = self._survivors.stages[number], number == self._looks.clustered
         alive = np.zeros(self._survivors.patches, dtype=bool)
         # Merged patches live on in their group's token: after the cut that merges, all of a cluster still count.
         alive[self._survivors.clusters.numpy() >= 0 if clustered else stage.patches.numpy()] = True
@@ -98,7 +103,7 @@ class Canvas:
 
     def _mark(self, draw: ImageDraw.ImageDraw, stage: StageSurvivors) -> None:
         height, width = self._cell
-        has_merged = self._looks.merging is not None and stage.layer is not None
+        has_merged = self._looks.merges and stage.layer is not None
         for patch, merged in zip(stage.patches.tolist(), stage.merged.tolist(), strict=True):
             top, left = patch // self._grid[1] * height, patch % self._grid[1] * width
             box = (left, top, left + width - 1, top + height - 1)
@@ -108,7 +113,8 @@ class Canvas:
                 draw_outline(draw, box)
 
     def _color_of(self, patch: int) -> tuple[int, int, int]:
-        red, green, blue = self._colors[int(self._survivors.clusters[patch])]
+        cluster = int(self._survivors.clusters[patch])
+        red, green, blue = self._colors[max(cluster, 0)]
         return int(red), int(green), int(blue)
 
 
