@@ -118,7 +118,7 @@ def test_budget_that_does_not_fit_an_image_names_its_size(next_model: Any, next_
 
 
 def test_budget_for_small_images_alone_is_met_for_them(next_model: Any, next_inputs: Inputs) -> None:
-    # One of eight layers sees every token: 22 of 180 on average for the largest image, 13 of 108 for one of half its size.
+    # One of eight layers sees every token: 22 of 180 on average for the largest image, 13 of 108 for half of it.
     with vitcop_llava.prune(next_model, FastV(retained_tokens=18)) as pruner:
         next_model(**next_inputs([[2, (96, 48), 3]]))
         assert pruner.report.pruned
