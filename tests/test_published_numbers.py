@@ -42,7 +42,7 @@ def test_no_compiled_kernel_spills() -> None:
 def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     stored = json.loads(result.read_text())
     package = "vitcop-cuda" if stored["command"].startswith("python -m vitcop_cuda.bench") else "vitcop-llava"
-    assert stored["command"].startswith(f"python -m {package.replace('-', '_')}.")
+    assert stored["command"].startswith((f"python -m {package.replace('-', '_')}.", "vitcop "))
     assert stored["environment"]["processor"]
     assert {"torch", package} <= set(stored["environment"]["packages"])
 
