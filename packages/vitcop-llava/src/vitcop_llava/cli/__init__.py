@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitcop_llava.cli.analyze import analyze
 from vitcop_llava.cli.ask import ask
 from vitcop_llava.cli.bench import bench
 from vitcop_llava.cli.doctor import doctor
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
 )
-for command in (ask, show, bench, scene, doctor):
+for command in (ask, show, analyze, bench, scene, doctor):
     app.command()(command)
 
 

@@ -104,6 +104,18 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
     return found
 
 
+def open_images(paths: Sequence[Path]) -> list[Image.Image]:
+    """Reads pictures alone.
+
+    Raises:
+        UserError: for one that cannot be used.
+    """
+    from vitcop_llava.images import read_image
+
+    with mistakes():
+        return [read_image(path) for path in paths]
+
+
 def clips_of(media: Sequence[Medium]) -> list[Clip]:
     """The clips among them."""
     from vitcop_llava.video_support import Clip
