@@ -145,7 +145,7 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
         ([], "IMAGE: at least one must be given"),
         (["a.png", "--scenes", "3"], "--scenes: takes the place of images"),
         (["a.png", "--question", "  "], "--question: must not be empty"),
-        (["a.png", "--question", "an <image> more"], "must not hold the image placeholder"),
+        (["a.png", "--question", "an <image> more"], "must not hold the placeholder"),
         (["a.png", "--top-k", "0"], "--top-k: must be percentages above 0 and up to 100"),
         (["a.png", "--top-k", "5,many"], "--top-k: must be percentages above 0 and up to 100"),
         (["a.png", "--top-k", ""], "--top-k: must be percentages"),
