@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vitcop_core import DecoderView, VisionView
+
+# How long a draw takes says how busy the machine is, and nothing of the strategy.
+settings.register_profile("vitcop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vitcop")
 
 GOLDEN = Path(__file__).parent / "golden"
 Array = NDArray[Any]

@@ -156,14 +156,14 @@ def test_bench_sets_every_method_beside_its_oracle(made: Callable[..., Any]) -> 
     model = made("small-next")
     parts = locate(model)
     prompt = _short(model)
-    result = run_bench(model, parts, prompt, Settings(("FastV", "ViTCoP"), (216, 60), repeats=2, new_tokens=2))
+    result = run_bench(model, parts, prompt, Settings(("FastV", "ViTCoP"), (216, 50), repeats=2, new_tokens=2))
     whole, *rows = result.rows
     assert (result.visual_tokens, result.newline_tokens, result.text_tokens) == (432, 12, 6)
     assert [(row.method, row.retained_tokens) for row in rows] == [
         ("FastV", 216),
         ("ViTCoP", 216),
-        ("FastV", 60),
-        ("ViTCoP", 60),
+        ("FastV", 50),
+        ("ViTCoP", 50),
     ]
     assert (whole.method, whole.average_tokens, whole.share_of_macs, whole.share_of_unpruned) == ("unpruned", 432, 1, 1)
     missed = rows.pop(2)

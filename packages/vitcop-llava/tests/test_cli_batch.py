@@ -166,7 +166,7 @@ def test_ask_runs_llava_next(next_checkpoint: Path, images: list[Path]) -> None:
     assert content["model"]["visual_tokens_per_image"] == 180
     assert content["unpruned"]["prefill_macs"] > content["pruned"]["prefill_macs"]
     table = run(images[0], QUESTION, "--model", next_checkpoint, "--retain", "20%")
-    assert "up to 180 visual tokens an image" in table.stdout.replace("\n", " ")
+    assert "up to 180 visual tokens an image" in " ".join(table.stdout.split())
 
 
 def test_ask_names_an_image_that_the_budget_does_not_fit(next_checkpoint: Path, images: list[Path]) -> None:

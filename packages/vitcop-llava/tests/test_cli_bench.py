@@ -25,7 +25,7 @@ def test_bench_stores_what_it_takes_to_run_it_again(tmp_path: Path) -> None:
     shape = ("--shape", "small-next", "--image-size", "336x168", "--method", "VisionZip,vitcop", "--retain", "50%,60")
     result = bench(*QUICK, *shape, "--new-tokens", "2", "--batch", "2", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "small-next: 8 layers, float32 on cpu, sdpa attention; 432 visual tokens" in result.stdout.replace("\n", " ")
+    assert "small-next: 8 layers, float32 on cpu, sdpa attention; 432 visual tokens" in " ".join(result.stdout.split())
     stored = json.loads(out.read_text())
     assert stored["command"] == (
         "vitcop bench --shape small-next --dtype float32 --device cpu --attention sdpa --method vitcop,visionzip "
