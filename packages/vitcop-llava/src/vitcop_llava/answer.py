@@ -49,20 +49,39 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], question: str) -> Any
         ValueError: for a question that holds the image placeholder, a prompt longer than the model's context, or a chat
             template that has no place for images.
     """
+    return prepare_batch(loaded, [(images, question)])
+
+
+def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Image.Image], str]]) -> Any:
+    """The inputs of several questions, each with its images, as a batch that is padded on the left.
+
+    Raises:
+        ValueError: as `prepare`, or for several questions to a tokenizer that cannot pad.
+    """
     processor = loaded.processor
-    if processor.image_token in question:
-        raise ValueError(f"question: must not hold the image placeholder {processor.image_token!r}; images come first")
-    prompt = build_prompt(processor, len(images), question)
-    if (places := prompt.count(processor.image_token)) != len(images):
-        raise ValueError(f"model: its chat template must leave a place for each of {len(images)} images, got {places}")
+    prompts = [_checked_prompt(processor, len(images), question) for images, question in asked]
     # A template that writes the opening token itself would otherwise get it twice.
     opening = processor.tokenizer.bos_token
-    special = not (opening and prompt.startswith(opening))
-    inputs = processor(images=list(images), text=prompt, add_special_tokens=special, return_tensors="pt")
+    given: dict[str, Any] = {"add_special_tokens": not (opening and prompts[0].startswith(opening))}
+    if len(prompts) > 1:
+        if processor.tokenizer.pad_token is None:
+            raise ValueError("model: its tokenizer has no padding token; ask one question at a time")
+        given |= {"padding": True, "padding_side": "left"}
+    every = [image for images, _ in asked for image in images]
+    inputs = processor(images=every, text=prompts, return_tensors="pt", **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
         raise ValueError(f"question: images and question take {length} tokens, the model's context has {most}")
     return inputs.to(loaded.device, loaded.dtype)
+
+
+def _checked_prompt(processor: Any, images: int, question: str) -> str:
+    if processor.image_token in question:
+        raise ValueError(f"question: must not hold the image placeholder {processor.image_token!r}; images come first")
+    prompt = build_prompt(processor, images, question)
+    if (places := prompt.count(processor.image_token)) != images:
+        raise ValueError(f"model: its chat template must leave a place for each of {images} images, got {places}")
+    return prompt
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitcop_llava.cli.ask import ask
+from vitcop_llava.cli.compare import compare
 from vitcop_llava.cli.doctor import doctor
 from vitcop_llava.cli.errors import CommandGroup
 from vitcop_llava.cli.scene import scene
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
 )
-for command in (ask, show, scene, doctor):
+for command in (ask, show, compare, scene, doctor):
     app.command()(command)
 
 
