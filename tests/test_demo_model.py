@@ -5,53 +5,58 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-import torch
 
 from vitcop_core import ViTCoP
-from vitcop_llava import prune
-from vitcop_llava.demo.evaluate import Answerer, Asked, Score, held_out, score
-from vitcop_llava.loading import DEMO_FOLDER
+from vitcop_llava.comparison.answers import Answered, Asker
+from vitcop_llava.comparison.costs import CostCounter
+from vitcop_llava.comparison.questions import Item, demo_questions
+from vitcop_llava.comparison.result import Results
+from vitcop_llava.comparison.variants import UNPRUNED, Variant, at_budgets
+from vitcop_llava.loading import DEMO_FOLDER, Loaded, load
 
-SCENES = 24
-
-
-@pytest.fixture(scope="module")
-def answerer() -> Answerer:
-    return Answerer(DEMO_FOLDER, "cpu")
-
-
-@pytest.fixture(scope="module")
-def asked() -> list[Asked]:
-    return held_out(SCENES)
-
-
-def scored(answerer: Answerer, asked: list[Asked], budget: Fraction) -> Score:
-    with torch.inference_mode():
-        return score(answerer, asked, "ViTCoP", budget, batch=60)
+QUESTIONS = 120
+THIRD, TOKENS_48, TOKENS_16 = at_budgets(
+    {"ViTCoP": ViTCoP(retained_tokens=1)},
+    {"1/3": {"retention_ratio": Fraction(1, 3)}, "48": {"retained_tokens": 48}, "16": {"retained_tokens": 16}},
+)
 
 
 @pytest.fixture(scope="module")
-def unpruned(answerer: Answerer, asked: list[Asked]) -> Score:
-    return scored(answerer, asked, Fraction(1))
+def demo() -> Loaded:
+    return load(device="cpu")
 
 
-def test_demo_model_answers_held_out_questions(unpruned: Score) -> None:
-    assert unpruned.accuracy() >= 0.95
+@pytest.fixture(scope="module")
+def items() -> tuple[Item, ...]:
+    return demo_questions(QUESTIONS).items
 
 
-def test_demo_model_keeps_most_answers_at_a_third(answerer: Answerer, asked: list[Asked], unpruned: Score) -> None:
-    third = scored(answerer, asked, Fraction(1, 3))
-    assert third.average_tokens <= 48
-    assert third.accuracy() >= 0.9 * unpruned.accuracy()
+def said(demo: Loaded, items: tuple[Item, ...], variant: Variant) -> list[str]:
+    answered = Asker(demo, [variant], 4).answer(items)
+    return [each.said[variant.name] for each in answered if isinstance(each, Answered)]
 
 
-@pytest.mark.parametrize("retained", [48, 16])
-def test_demo_model_answers_in_a_batch_as_alone(answerer: Answerer, asked: list[Asked], retained: int) -> None:
-    few = asked[:12]
-    with torch.inference_mode(), prune(answerer.model, ViTCoP(retained_tokens=retained)):
-        together = list(answerer.answers(few, batch=12))
-        alone = [next(answerer.answers([question], batch=1)) for question in few]
-    assert together == alone
+@pytest.fixture(scope="module")
+def results(demo: Loaded, items: tuple[Item, ...]) -> Results:
+    found = Results([UNPRUNED, THIRD], {})
+    found.add(Asker(demo, [UNPRUNED, THIRD], 4).answer(items))
+    return found
+
+
+def test_demo_model_answers_held_out_questions(results: Results) -> None:
+    assert sum(results.right(UNPRUNED)) >= 0.95 * QUESTIONS
+
+
+def test_demo_model_keeps_most_answers_at_a_third(demo: Loaded, results: Results) -> None:
+    cost = CostCounter(THIRD.method, demo.parts, 4).mean([(each.sizes, each.text_tokens) for each in results.answered])
+    assert cost.tokens <= 48
+    assert sum(results.right(THIRD)) >= 0.9 * sum(results.right(UNPRUNED))
+
+
+@pytest.mark.parametrize("variant", [TOKENS_48, TOKENS_16], ids=lambda variant: variant.retain)
+def test_demo_model_answers_in_a_batch_as_alone(demo: Loaded, items: tuple[Item, ...], variant: Variant) -> None:
+    few = items[:12]
+    assert said(demo, few, variant) == [answer for item in few for answer in said(demo, (item,), variant)]
 
 
 def test_demo_model_is_small_and_holds_no_code() -> None:

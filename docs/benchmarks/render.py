@@ -14,10 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
-from vitcop_llava.benchmark.report import HEADINGS, PART_HEADINGS, cells, part_cells
+from vitcop_llava.benchmark.report import HEADINGS, PART_HEADINGS, part_cells
+from vitcop_llava.benchmark.report import cells as bench_cells
 from vitcop_llava.benchmark.result import Row
-from vitcop_llava.demo.evaluate import Score
-from vitcop_llava.demo.questions import KINDS
+from vitcop_llava.comparison.plot import draw_tradeoff
+from vitcop_llava.comparison.report import (
+    asked,
+    caption,
+    cells,
+    headings,
+    interval,
+    kinds_table,
+    markdown_table,
+    problem_cells,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -27,48 +37,51 @@ IMAGES = HERE.parent / "images"
 Stored = dict[str, Any]
 
 
-def accuracy(score: Stored, kind: str | None = None) -> float:
-    """Share of right answers to one kind of question, or to all."""
-    return Score(**score).accuracy(kind)
+def kept_table(stored: Stored) -> str:
+    """What each method keeps of the unpruned accuracy: a line for each method, a column for each budget."""
+    rows = [row for row in stored["comparison"]["variants"] if row["settings"] is not None]
+    budgets = [*dict.fromkeys(row["retain"] for row in rows)]
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        each = {row["retain"]: row for row in rows if row["label"] == label}
+        lines.append([label, *(_kept(each[budget]) for budget in budgets)])
+    whole = stored["comparison"]["variants"][0]
+    lines.append(["tokens, average", *(_tokens(rows, budget, whole["tokens"]) for budget in budgets)])
+    table = markdown_table(["of the unpruned accuracy", *budgets], lines)
+    right = f"Unpruned, {whole['accuracy']['value']:.1%} of the answers are right."
+    return f"{table}\n\n{right} {asked(stored['comparison'])} `{stored['command']}`."
 
 
-def accuracy_table(stored: Stored, *, ablations: bool) -> str:
-    """Exact answers of the demo model, a line for each budget and, with ``ablations``, each variant."""
-    lines = [
-        "| | share | tokens | colour | shape | where | count | mark | all |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for score in stored["scores"]:
-        if score["unreachable"] is not None:
-            if ablations:
-                lines.append(f"| {score['variant']} | {score['retention_ratio']} | out of reach | | | | | | |")
-            continue
-        if not ablations and score["variant"] not in ("unpruned", "ViTCoP") and not _fills_gap(stored, score):
-            continue
-        cells = [f"{accuracy(score, kind):.1%}" for kind in (*KINDS, None)]
-        tokens = f"{score['average_tokens']:.4g}"
-        lines.append("| " + " | ".join([score["variant"], score["retention_ratio"], tokens, *cells]) + " |")
-    scenes = f"{stored['scenes']:,}"
-    asked = f"{sum(stored['scores'][0]['questions'].values()):,}"
-    lines += [
-        "",
-        f"Exact answers of the demo model to {asked} questions about {scenes} held-out scenes; `tokens` is the average "
-        f"over the language model's layers, of {stored['visual_tokens']}. `python -m vitcop_llava.demo.evaluate`.",
-    ]
-    return "\n".join(lines)
+def _kept(row: Stored) -> str:
+    return ", ".join(problem_cells(row)) if row["problem"] is not None else interval(row["kept"])
 
 
-def _fills_gap(stored: Stored, score: Stored) -> bool:
-    """Whether the method itself cannot reach this budget, and this is its nearest relative that can."""
-    missed = {s["retention_ratio"] for s in stored["scores"] if s["variant"] == "ViTCoP" and s["unreachable"]}
-    relative: bool = score["variant"].startswith("cuts before") and score["retention_ratio"] in missed
-    return relative
+def _tokens(rows: list[Stored], budget: str, whole: float) -> str:
+    """The smallest and the largest average of the methods at a budget."""
+    found = sorted(row["tokens"] for row in rows if row["retain"] == budget and row["problem"] is None)
+    return f"{found[0]:.4g}–{found[-1]:.4g} of {whole:.4g}"
+
+
+def comparison_table(stored: Stored) -> str:
+    """The table of ``vitcop compare``."""
+    table = markdown_table(headings(stored), cells(stored))
+    return f"{table}\n\n{caption(stored)} `{stored['command']}`."
+
+
+def ablation_table(stored: Stored) -> str:
+    """The same without times, which say nothing of variants of one method on a model this small."""
+    return comparison_table(stored | {"timing": None})
+
+
+def kinds(stored: Stored) -> str:
+    """Right answers by kind of question."""
+    return kinds_table(stored["comparison"]) or ""
 
 
 def bench_table(stored: Stored, *, columns: int) -> str:
     """The first columns of what ``vitcop bench`` measured, and how."""
     rows = [Row.load(row) for row in stored["rows"]]
-    lines = _table(HEADINGS[:columns], [cells(row)[:columns] for row in rows])
+    lines = _table(HEADINGS[:columns], [bench_cells(row)[:columns] for row in rows])
     for row in rows:
         if row.missing is not None:
             lines += ["", f"{row.method} at {row.retained_tokens:g}: {row.missing}."]
@@ -121,8 +134,12 @@ def reuse_table(stored: Stored) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
-    "accuracy": ("demo-accuracy.json", lambda stored: accuracy_table(stored, ablations=False)),
-    "ablations": ("demo-ablations.json", lambda stored: accuracy_table(stored, ablations=True)),
+    "kept": ("demo-comparison.json", kept_table),
+    "comparison": ("demo-comparison.json", comparison_table),
+    "kinds": ("demo-comparison.json", kinds),
+    "table-4": ("demo-table-4.json", ablation_table),
+    "table-7": ("demo-table-7.json", ablation_table),
+    "official": ("demo-official.json", ablation_table),
     "prefill": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=6)),
     "bench": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=len(HEADINGS))),
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
@@ -147,30 +164,12 @@ def _between(text: str, found: re.Match[str]) -> str:
     return f"{found[1]}{text}\n{found[2]}"
 
 
-def draw(stored: Stored, target: Path) -> None:
-    """Accuracy against average tokens, a line for each variant."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    whole = next(score for score in stored["scores"] if score["variant"] == "unpruned")
-    variants = dict.fromkeys(score["variant"] for score in stored["scores"] if score is not whole)
-    for variant in variants:
-        points = [s for s in stored["scores"] if s["variant"] == variant and s["unreachable"] is None]
-        tokens, shares = [s["average_tokens"] for s in points], [100 * accuracy(s) for s in points]
-        axes.plot(tokens, shares, marker="o", label=variant, linewidth=2.5 if variant == "ViTCoP" else 1.2)
-    axes.axhline(100 * accuracy(whole), color="gray", linestyle="--", label="unpruned")
-    axes.set(xlabel=f"visual tokens, average over layers (of {stored['visual_tokens']})", ylabel="exact answers, %")
-    axes.set(title=f"demo model, {stored['scenes']:,} held-out scenes", ylim=(50, 102))
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=120)
-
-
 def main() -> None:
-    """Rewrites the pages and the plot."""
+    """Rewrites the pages and the plots."""
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
-    draw(json.loads((HERE / "demo-ablations.json").read_text()), IMAGES / "accuracy.png")
+    stored = json.loads((HERE / "demo-comparison.json").read_text())["comparison"]
+    draw_tradeoff(stored, IMAGES / "tradeoff.png", f"demo model, {stored['questions']:,} held-out questions")
     if (kernels := HERE / "kernels-cpu.json").exists():
         draw_growth(json.loads(kernels.read_text()), IMAGES / "kernel-growth.png")
 

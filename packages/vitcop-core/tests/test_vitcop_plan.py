@@ -146,6 +146,8 @@ def test_table_7_cuts_where_it_says() -> None:
         plan = method.plan(32, 576)
         assert tuple(cut.layer for cut in plan.decoder) == layers
         assert 62 < plan.average_tokens <= 64
+    assert list(table_7(16, num_layers=8)) == [(2, 6), (1, 6), (3, 6), (2, 4), (2, 7)]
+    assert list(table_7(64, num_layers=40)) == [(2, 28), (1, 28), (3, 28), (2, 21), (2, 34)]
     assert BUDGETS == (192, 128, 64, 32)
 
 

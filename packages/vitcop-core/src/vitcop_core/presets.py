@@ -29,10 +29,17 @@ def table_4(retained_tokens: int | float = 64) -> dict[str, ViTCoP]:
     }
 
 
-def table_7(retained_tokens: int | float = 64) -> dict[tuple[int, int], ViTCoP]:
-    """The cut layers of Table 7, all at the same budget."""
+def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[tuple[int, int], ViTCoP]:
+    """The cut layers of Table 7, all at the same budget.
+
+    Args:
+        retained_tokens: The budget.
+        num_layers: Layers of the language model. Of another number than 32 the deep cut moves in proportion and the
+            first stays, as ViTCoP's own layers do.
+    """
     layers = ((2, 22), (1, 22), (3, 22), (2, 17), (2, 27))
-    return {pair: ViTCoP(retained_tokens=retained_tokens, layers=pair) for pair in layers}
+    scaled = [(first, (deep * num_layers + 16) // 32) for first, deep in layers]
+    return {pair: ViTCoP(retained_tokens=retained_tokens, layers=pair) for pair in scaled}
 
 
 # The settings that each method's authors published, by the label under which tables give their results. What a label

@@ -15,6 +15,9 @@ from transformers.generation.streamers import BaseStreamer
 from vitcop_llava.loading import Loaded
 from vitcop_llava.video_support import Clip
 
+Medium = Image.Image | Clip
+"""What a question can be about."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -50,7 +53,7 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
     return f"USER: {seen}{question} ASSISTANT:"
 
 
-def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], question: str) -> Any:
+def prepare(loaded: Loaded, media: Sequence[Medium], question: str) -> Any:
     """The model's inputs, on its device and in its dtype.
 
     Args:
@@ -62,14 +65,45 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], question: str) 
         ValueError: for a clip where the model reads images alone, a question that holds a placeholder, a prompt longer
             than the model's context, or a chat template that has no place for what is looked at.
     """
+    return prepare_batch(loaded, [(media, question)])
+
+
+def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]]) -> Any:
+    """The inputs of several questions, each with its pictures and clips, as a batch that is padded on the left.
+
+    Raises:
+        ValueError: as `prepare`, or for several questions to a tokenizer that cannot pad.
+    """
     processor = loaded.processor
-    clips = [each for each in media if isinstance(each, Clip)]
-    images = [each for each in media if not isinstance(each, Clip)]
+    every = [each for media, _ in asked for each in media]
+    clips = [each.frames for each in every if isinstance(each, Clip)]
+    images = [each for each in every if not isinstance(each, Clip)]
     if clips and loaded.parts.video is None:
         kind = type(loaded.model).__name__
         raise ValueError(f"model: must read clips, for example a LlavaNextVideoForConditionalGeneration; got a {kind}")
-    kinds = ["video" if isinstance(each, Clip) else "image" for each in media]
-    places = _placeholders(processor)
+    prompts = [_checked_prompt(processor, media, question) for media, question in asked]
+    # A template that writes the opening token itself would otherwise get it twice.
+    opening = processor.tokenizer.bos_token
+    given: dict[str, Any] = {"add_special_tokens": not (opening and prompts[0].startswith(opening))}
+    if len(prompts) > 1:
+        if processor.tokenizer.pad_token is None:
+            raise ValueError("model: its tokenizer has no padding token; ask one question at a time")
+        given |= {"padding": True, "padding_side": "left"}
+    given |= ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
+    inputs = processor(text=prompts, return_tensors="pt", **given)
+    length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
+    if most is not None and length >= most:
+        raise ValueError(
+            f"question: with what comes before it, it takes {length} tokens, and the model's context has {most}"
+        )
+    inputs = inputs.to(loaded.device, loaded.dtype)
+    if isinstance(listed := inputs.get("pixel_values_videos"), list):  # of clips that differ in length
+        inputs["pixel_values_videos"] = [clip.to(loaded.device, loaded.dtype) for clip in listed]
+    return inputs
+
+
+def _checked_prompt(processor: Any, media: Sequence[Medium], question: str) -> str:
+    kinds, places = ["video" if isinstance(each, Clip) else "image" for each in media], _placeholders(processor)
     for token in places.values():
         if token in question:
             raise ValueError(f"question: must not hold the placeholder {token!r}; images and clips come first")
@@ -77,22 +111,7 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], question: str) 
     for kind, token in places.items():
         if (found := prompt.count(token)) != (needed := kinds.count(kind)):
             raise ValueError(f"model: its chat template must leave a place for each of {needed} {kind}s, got {found}")
-    # A template that writes the opening token itself would otherwise get it twice.
-    opening = processor.tokenizer.bos_token
-    given: dict[str, Any] = {"add_special_tokens": not (opening and prompt.startswith(opening)), "return_tensors": "pt"}
-    given |= {"images": images} if images else {}
-    given |= {"videos": [clip.frames for clip in clips]} if clips else {}
-    inputs = processor(text=prompt, **given)
-    length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
-    if most is not None and length >= most:
-        raise ValueError(
-            f"question: {' and '.join(dict.fromkeys(f'{kind}s' for kind in kinds))} and question take {length} tokens, "
-            f"the model's context has {most}"
-        )
-    inputs = inputs.to(loaded.device, loaded.dtype)
-    if isinstance(listed := inputs.get("pixel_values_videos"), list):  # of clips that differ in length
-        inputs["pixel_values_videos"] = [clip.to(loaded.device, loaded.dtype) for clip in listed]
-    return inputs
+    return prompt
 
 
 def _placeholders(processor: Any) -> dict[str, str]:

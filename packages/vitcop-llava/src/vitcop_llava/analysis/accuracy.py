@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vitcop_core import ViTCoP
 from vitcop_llava.answer import generate, prepare
+from vitcop_llava.comparison.matching import is_right
 from vitcop_llava.loading import Loaded
 from vitcop_llava.planning import BudgetError
 from vitcop_llava.pruner import prune
@@ -20,11 +21,11 @@ from vitcop_llava.pruner import prune
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its answer; ``open_images`` gives the pictures that come before it."""
+    """A question with the answers that count as right; ``open_images`` gives the pictures that come before it."""
 
     open_images: Callable[[], list[Image.Image]]
     question: str
-    answer: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def measure_accuracy(
             except BudgetError as error:
                 unreachable[number] = str(error)
                 continue
-            right[number] += same_answer(answer, item.answer)
+            right[number] += is_right(answer, item.answers)
     scores = (
         Score(float(100 * share), 0 if number in unreachable else right[number], unreachable.get(number))
         for number, share in enumerate(shares, start=1)
@@ -118,9 +119,3 @@ def _answer(loaded: Loaded, inputs: Any, method: ViTCoP | None, max_new_tokens: 
         raise BudgetError(str(error)) from error
     with pruner:
         return generate(loaded, inputs, max_new_tokens).text
-
-
-def same_answer(given: str, wanted: str) -> bool:
-    """Whether two answers are the same but for case, space around words, and punctuation at the ends."""
-    one, two = (" ".join(text.casefold().split()).strip(".,;:!?\"' ") for text in (given, wanted))
-    return one == two

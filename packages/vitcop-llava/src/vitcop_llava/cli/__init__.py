@@ -10,6 +10,7 @@ import typer
 from vitcop_llava.cli.analyze import analyze
 from vitcop_llava.cli.ask import ask
 from vitcop_llava.cli.bench import bench
+from vitcop_llava.cli.compare import compare
 from vitcop_llava.cli.doctor import doctor
 from vitcop_llava.cli.errors import CommandGroup
 from vitcop_llava.cli.scene import scene
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
 )
-for command in (ask, show, analyze, bench, scene, doctor):
+for command in (ask, show, compare, analyze, bench, scene, doctor):
     app.command()(command)
 
 

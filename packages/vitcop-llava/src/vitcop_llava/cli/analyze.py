@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +77,6 @@ def analyze(
     Runs the unpruned model on each image, and writes the paper's Figures 2a, 2b, 3a, 4 and 6 with their numbers, and a
     report with a verdict. Figure 2b needs questions with answers: those of --questions, or of the demo model's scenes.
     """
-    _check_matplotlib()
     check_folder(out, force)
     shares, paths, notes = parse_shares(top_k), images or [], Notes()
     asked = None if questions is None else read_questions(questions)
@@ -114,13 +112,6 @@ def analyze(
     print_result(_claims_table(analysis, about))
     print_result(f"{out}: {', '.join(sorted(files))}")
     notes.print()
-
-
-def _check_matplotlib() -> None:
-    if find_spec("matplotlib") is None:
-        raise UserError(
-            "vitcop analyze: draws with matplotlib, which is not installed: pip install 'vitcop-llava[plot]'"
-        )
 
 
 def _observe(loaded: Loaded, prompts: Prompts, notes: Notes) -> Analysis:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,29 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitcop_llava.cli.batch import parse_request
 from vitcop_llava.cli.errors import UserError
 from vitcop_llava.cli.media import open_images
+from vitcop_llava.cli.questions import parse_question
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vitcop_llava.analysis import Asked
+    from vitcop_llava.comparison.questions import Item
 
 Open = Callable[[], "list[Image.Image]"]
 
 DESCRIBE = "Describe the image."
 MAX_FILE = 64 * 2**20
 """Bytes of a file of questions."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a file of questions."""
-
-    images: tuple[Path, ...]
-    question: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def check_folder(folder: Path, force: bool) -> None:
         raise UserError(f"--out: {folder} is there already and not empty; --force writes into it")
 
 
-def read_questions(path: Path) -> list[Line]:
+def read_questions(path: Path) -> list[Item]:
     """Reads a file of questions with answers, all of it.
 
     Raises:
@@ -101,7 +92,7 @@ def read_questions(path: Path) -> list[Line]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
-                found.append(_parse_line(line))
+                found.append(parse_question(line, number))
             except UserError as error:
                 raise UserError(f"--questions: {path}, line {number}: {error}") from error
     if not found:
@@ -109,16 +100,8 @@ def read_questions(path: Path) -> list[Line]:
     return found
 
 
-def _parse_line(line: bytes) -> Line:
-    request = parse_request(line)
-    answer = json.loads(line).get("answer")
-    if not isinstance(answer, str) or not answer.strip():
-        raise UserError(f'"answer" must be a text that is not empty; got {answer!r:.80}')
-    return Line(tuple(request.images), request.question, answer)
-
-
 def check_given(
-    images: Sequence[Path], question: str | None, lines: Sequence[Line] | None, scenes: int | None, model: str | None
+    images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int | None, model: str | None
 ) -> None:
     """Raises for what would come out only after the model is loaded.
 
@@ -135,7 +118,7 @@ def check_given(
 
 
 def choose_prompts(
-    side: int | None, images: Sequence[Path], question: str | None, lines: Sequence[Line] | None, scenes: int
+    side: int | None, images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int
 ) -> Prompts:
     """Which pictures are looked at, with which text, and what is asked for Figure 2b.
 
@@ -164,10 +147,10 @@ def choose_prompts(
     return Prompts(pictures, asked, question)
 
 
-def _asked(lines: Sequence[Line]) -> list[Asked]:
+def _asked(lines: Sequence[Item]) -> list[Asked]:
     from vitcop_llava.analysis import Asked
 
-    return [Asked(partial(open_images, list(line.images)), line.question, line.answer) for line in lines]
+    return [Asked(partial(open_images, list(line.images)), line.question, line.answers) for line in lines]
 
 
 def _description(is_demo: bool) -> str:
@@ -178,14 +161,10 @@ def _description(is_demo: bool) -> str:
 
 def _of_scenes(count: int, side: int, question: str | None) -> Prompts:
     from vitcop_llava.analysis import Asked
-    from vitcop_llava.demo.evaluate import held_out
+    from vitcop_llava.comparison.questions import scene_questions
 
     text = question or _description(True)
-    asked = [Asked(partial(_scene, each.seed, side), each.text, each.answer) for each in held_out(count)]
-    return Prompts([(partial(_scene, seed, side), text) for seed in range(count)], asked, text, scenes=count)
-
-
-def _scene(seed: int, side: int) -> list[Image.Image]:
-    from vitcop_llava.demo.scenes import render, sample_scene
-
-    return [render(sample_scene(seed), side)]
+    items = [item for seed in range(count) for item in scene_questions(seed)]
+    asked = [Asked(partial(item.open, side), item.question, item.answers) for item in items]
+    first = {item.group: item for item in reversed(items)}  # a scene has a question at least, about how many there are
+    return Prompts([(partial(item.open, side), text) for item in reversed(first.values())], asked, text, scenes=count)

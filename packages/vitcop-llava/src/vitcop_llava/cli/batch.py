@@ -45,9 +45,9 @@ def run_batch(path: Path, out: Path | None, force: bool, answer: Callable[[Reque
     """
     failed = 0
     with ExitStack() as stack:
-        lines = stack.enter_context(_opened(path, "--batch", "rb"))
+        lines = stack.enter_context(open_file(path, "--batch", "rb"))
         stream = None if out is None else stack.enter_context(_output(path, out, force))
-        for number, line in _numbered(lines):
+        for number, line in numbered_lines(lines):
             result: dict[str, Any] = {"line": number}
             try:
                 request = parse_request(line)
@@ -86,8 +86,8 @@ def check_batch(path: Path, out: Path | None, force: bool, images: Sequence[Path
 
 def names_video(path: Path) -> bool:
     """Whether a line asks about a video: then the demo model is that for videos."""
-    with _opened(path, "--batch", "rb") as lines:
-        for _, line in _numbered(lines):
+    with open_file(path, "--batch", "rb") as lines:
+        for _, line in numbered_lines(lines):
             try:
                 if has_video(parse_request(line).images):
                     return True
@@ -123,7 +123,7 @@ def parse_request(line: bytes) -> Request:
     return Request([Path(image) for image in images], question, key)
 
 
-def _numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
     number = 0
     while line := lines.readline(MAX_LINE + 1):
@@ -135,7 +135,12 @@ def _numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _opened(path: Path, option: str, mode: str) -> IO[bytes]:
+def open_file(path: Path, option: str, mode: str) -> IO[bytes]:
+    """Opens a file for an option.
+
+    Raises:
+        UserError: where it is none, or cannot be opened.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{option}: must be a file, got {path}")
@@ -150,4 +155,4 @@ def _opened(path: Path, option: str, mode: str) -> IO[bytes]:
 def _output(path: Path, out: Path, force: bool) -> IO[bytes]:
     if out.exists() and out.samefile(path):
         raise UserError(f"--out: must not be the file of --batch, {path}")
-    return _opened(out, "--out", "wb" if force else "xb")
+    return open_file(out, "--out", "wb" if force else "xb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,8 +30,8 @@ Model = Annotated[
 Retain = Annotated[
     str | None,
     typer.Option(
-        metavar="N|N%|all",
-        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%), or all; default: 1/9.",
+        metavar="N|N%|M/N|all",
+        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all.",
         show_default=False,
     ),
 ]
@@ -65,6 +66,8 @@ class Budget:
         return f"{float(self.tokens or 0):g}"
 
 
+_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
+
 DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
 
 
@@ -72,16 +75,21 @@ def parse_budget(text: str | None) -> Budget:
     """The budget that ``--retain`` says; one ninth where it is not given.
 
     Raises:
-        UserError: for anything but a positive number, a percentage up to 100, or ``all``.
+        UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
     """
     if text is None:
         return DEFAULT_BUDGET
     word = text.strip().lower()
     if word == "all":
         return Budget(share=Fraction(1))
+    if _FRACTION.fullmatch(word):
+        above, below = map(int, word.split("/"))
+        if not 0 < above <= below:
+            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r}")
+        return Budget(share=Fraction(above, below))
     digits = word.removesuffix("%").strip()
     if not digits.replace(".", "", 1).isdecimal() or not digits.isascii():
-        raise UserError(f"--retain: must be a number of tokens (64), a percentage (11.1%) or all; got {text!r}")
+        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r}")
     value = Fraction(digits)
     if word.endswith("%"):
         if not 0 < value <= 100:

@@ -1,0 +1,105 @@
+"""Questions with the answers that count as right: the demo's held-out ones, or anyone's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitcop_llava.demo.questions import KINDS, sample_questions
+from vitcop_llava.demo.scenes import render, sample_scene
+from vitcop_llava.images import read_image
+
+DEMO_QUESTIONS = 2000
+"""How many of the demo's questions are asked where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question.
+
+    Attributes:
+        number: Its line in the file that it came from; of the demo's questions its place among them. From 1.
+        question: The text.
+        answers: What counts as right; at least one.
+        images: The image files that it is about.
+        scene: The seed of the demo's scene that it is about, where it has no files.
+        kind: A label to count it under.
+        key: A name of the caller's own.
+    """
+
+    number: int
+    question: str
+    answers: tuple[str, ...]
+    images: tuple[Path, ...] = ()
+    scene: int | None = None
+    kind: str | None = None
+    key: str | int | None = None
+
+    @property
+    def group(self) -> Hashable:
+        """What it is about. Questions about one image are no independent trials."""
+        return self.images or self.scene
+
+    def open(self, side: int) -> list[Image.Image]:
+        """Its images; a scene is drawn ``side`` pixels wide.
+
+        Raises:
+            ImageError: A file cannot be used.
+        """
+        if self.scene is not None:
+            return [render(sample_scene(self.scene), side)]
+        return [read_image(path) for path in self.images]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line of a question file that cannot be asked, and why."""
+
+    number: int
+    error: str
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions, where they came from, and the lines that are none."""
+
+    source: str
+    items: tuple[Item, ...]
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """What tells this set from another: a hash of texts, answers and file names."""
+        return hashlib.sha256(repr(self.items).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def demo_questions(limit: int = DEMO_QUESTIONS) -> QuestionSet:
+    """Questions about held-out scenes: one of each kind a scene, where the scene has one of that kind.
+
+    Args:
+        limit: How many. Scenes count from seed 0 on, and the demo model was trained on seeds from 1000000 on.
+    """
+    found = islice((item for seed in count() for item in scene_questions(seed)), limit)
+    items = [replace(item, number=number) for number, item in enumerate(found, start=1)]
+    return QuestionSet("the demo's held-out scenes", tuple(items))
+
+
+def scene_questions(seed: int) -> list[Item]:
+    """One question of each kind about a scene, where it has one of that kind, numbered from 1."""
+    rng, drawn = np.random.default_rng([seed, 2]), sample_scene(seed)
+    asked = [question for kind in KINDS for question in sample_questions(drawn, kind, 1, rng)]
+    return [
+        Item(number, question.text, (question.answer,), scene=seed, kind=question.kind)
+        for number, question in enumerate(asked, start=1)
+    ]
+
+
+def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """The batches that questions are asked in: consecutive ones, whatever becomes of them."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
