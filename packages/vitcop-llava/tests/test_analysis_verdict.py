@@ -8,7 +8,7 @@ import pytest
 
 from vitcop_core import VisionCut
 from vitcop_llava.analysis import Accuracy, Analysis, Observation, Score, judge, summarize
-from vitcop_llava.analysis.accuracy import same_answer, top_tokens
+from vitcop_llava.analysis.accuracy import top_tokens
 from vitcop_llava.analysis.report import claims
 
 LAYERS, TOKENS, PROMPTS = 16, 36, 12
@@ -125,10 +125,3 @@ def test_top_tokens_cuts_before_the_language_model_alone(units: tuple[int, ...])
     kept = tuple(unit // 5 for unit in units)
     assert (plan.vision, plan.decoder) == (VisionCut(kept, (0,) * len(units)), ())
     assert top_tokens(Fraction(1)).plan(32, units).is_identity
-
-
-@pytest.mark.parametrize(
-    ("given", "same"), [("Yes.", True), (" yes ", True), ("yes, it is", False), ("", False), ("no", False)]
-)
-def test_answers_are_compared_without_case_and_punctuation(given: str, same: bool) -> None:
-    assert same_answer(given, "yes") is same

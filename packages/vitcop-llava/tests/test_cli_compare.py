@@ -126,7 +126,7 @@ def test_compare_goes_on_where_lines_cannot_be_asked(checkpoint: Path) -> None:
         2: 'must have either "answer" or "answers"',
         3: "bad.png is not an image",
         4: "no such file: none.png",
-        6: "must not hold the image placeholder",
+        6: "must not hold the placeholder",
         8: '"answers" a list of them; got []',
         9: '"kind" must be a text; got 3',
         10: "must be a JSON object",
