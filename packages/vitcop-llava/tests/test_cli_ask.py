@@ -154,7 +154,10 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", "{image}"], "QUESTION: must be a text"),
         (["{image}", " "], "QUESTION: must not be empty"),
         (["{image}", "Where is <image>?"], "must not hold the placeholder"),
-        (["{image}", QUESTION, "--retain", "many"], "--retain: must be a number of tokens (64), a percentage (11.1%)"),
+        (
+            ["{image}", QUESTION, "--retain", "many"],
+            "--retain: must be a number of tokens (64), a share (1/9 or 11.1%)",
+        ),
         (["{image}", QUESTION, "--retain", "0%"], "--retain: a percentage must be above 0 and at most 100; got '0%'"),
         (["{image}", QUESTION, "--retain", "101%"], "at most 100"),
         (["{image}", QUESTION, "--retain", "0.1"], "at least 1 (a share is written 11.1%); got '0.1'"),
@@ -164,7 +167,7 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "145"], "--retain 145: retained_tokens must be at most the 144"),
         (
             ["{image}", QUESTION, "--method", "magic"],
-            "visionzip; got 'magic'",
+            "--method: must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip; got 'magic'",
         ),
         (["{image}", QUESTION, "--device", "gpu"], "device: must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["{image}", QUESTION, "--dtype", "int8"], "dtype: must be auto, float32, float16, bfloat16; got 'int8'"),
