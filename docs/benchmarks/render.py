@@ -31,7 +31,7 @@ from vitcop_llava.comparison.report import (
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGES = (ROOT / "README.md", HERE / "index.md", HERE.parent / "kernels.md")
+PAGES = (ROOT / "README.md", HERE / "index.md", HERE.parent / "kernels.md", HERE.parent / "howto" / "video.md")
 IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
@@ -133,6 +133,23 @@ def reuse_table(stored: Stored) -> str:
     return "\n".join(lines)
 
 
+def reading_table(stored: Stored) -> str:
+    """Reading frames of a file through vitcop-video, beside the decoders used directly."""
+    counts = [*dict.fromkeys(row["frames"] for row in stored["rows"])]
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in stored["rows"]):
+        each = {row["frames"]: row for row in stored["rows"] if row["name"] == name}
+        shown = [f"{each[count]['median']:.2f} s, {each[count]['over_fastest_direct']:.2f}" for count in counts]
+        lines.append([name, *shown])
+    clip, place = stored["clip"], stored["environment"]
+    table = markdown_table(["", *(f"{count} frames" for count in counts)], lines)
+    return (
+        f"{table}\n\nMedians of {stored['rounds']} interleaved rounds, and their ratio to the fastest decoder used "
+        f"directly: {clip['frames'] / clip['rate']:.0f} s of {clip['width']} x {clip['height']} H.264, opened anew each time, on "
+        f"{place['cores']} cores of {place['processor']}. `{stored['command']}`."
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "kept": ("demo-comparison.json", kept_table),
     "comparison": ("demo-comparison.json", comparison_table),
@@ -144,6 +161,7 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "bench": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=len(HEADINGS))),
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
+    "reading": ("video-reading.json", reading_table),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),
 }

@@ -43,7 +43,7 @@ class Loaded:
         processor: makes the model's inputs from images and text.
         parts: what the family adapter found.
         source: where it came from: a folder, or a hub id.
-        is_demo: whether it knows the demo's scenes and words alone.
+        is_demo: whether it knows the scenes, or the clips, and the words of a demo alone.
     """
 
     model: Any
@@ -51,6 +51,11 @@ class Loaded:
     parts: Parts
     source: str
     is_demo: bool
+
+    @property
+    def knows_scenes(self) -> bool:
+        """Whether it is the demo model for pictures."""
+        return self.is_demo and self.parts.video is None
 
     @property
     def device(self) -> torch.device:

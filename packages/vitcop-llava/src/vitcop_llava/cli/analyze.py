@@ -84,7 +84,7 @@ def analyze(
     for path in dict.fromkeys([*paths, *(image for line in asked or () for image in line.images)]):
         open_images([path])  # one that cannot be read is known before the model is loaded, and none is held
     loaded = open_model(model, device, dtype, notes)
-    side = loaded.model.config.vision_config.image_size if loaded.is_demo else None
+    side = loaded.model.config.vision_config.image_size if loaded.knows_scenes else None
     prompts = choose_prompts(side, paths, question, asked, scenes or DEMO_SCENES)
     with quiet(notes):
         analysis = _observe(loaded, prompts, notes)

@@ -146,7 +146,7 @@ def _check_folder(out: Path, force: bool, resume: bool) -> None:
 def _demo_questions(loaded: Loaded, limit: int | None) -> QuestionSet:
     from vitcop_llava.comparison.questions import DEMO_QUESTIONS, demo_questions
 
-    if not loaded.is_demo:
+    if not loaded.knows_scenes:
         raise UserError("--questions: must be given with a model of your own; the held-out questions are the demo's")
     with progress("drawing questions"):
         return demo_questions(limit or DEMO_QUESTIONS)
@@ -163,10 +163,10 @@ def _variants(loaded: Loaded, methods: Mapping[str, Method], name: str, budgets:
 def _options(loaded: Loaded, batch_size: int | None, longest: int | None, timed: int, seed: int) -> Options:
     from vitcop_llava.comparison.run import Options
 
-    size = batch_size or (50 if loaded.is_demo else 8)
+    size = batch_size or (50 if loaded.knows_scenes else 8)
     if size > 1 and loaded.processor.tokenizer.pad_token is None:
         raise UserError(f"--batch-size: must be 1, as the model's tokenizer has no padding token; got {size}")
-    return Options(size, longest or (4 if loaded.is_demo else 16), timed, seed)
+    return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed)
 
 
 def _run(
