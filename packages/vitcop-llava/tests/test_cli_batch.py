@@ -13,7 +13,8 @@ from vitcop_llava import tile_image
 from vitcop_llava.cli import app
 from vitcop_llava.cli.batch import MAX_LINE
 from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
-from vitcop_llava.loading import ModelError, load
+from vitcop_llava.loading import load
+from vitcop_llava.processors import ModelError
 
 QUESTION = "What color is the circle?"
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]

@@ -7,7 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitcop_llava.demo.build import demo_processor
-from vitcop_llava.drawing import GAP, LEGEND, PANEL, TITLE, as_seen, cluster_colors, survival_picture
+from vitcop_llava.drawing import GAP, LEGEND, PANEL, TITLE, as_seen, survival_picture
+from vitcop_llava.panels import cluster_colors
 from vitcop_llava.report import StageSurvivors, Survivors
 
 GRID = (4, 4)

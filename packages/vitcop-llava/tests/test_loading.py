@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vitcop_llava import loading
 from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
-from vitcop_llava.loading import HubError, ModelError, find_device, find_source, load
+from vitcop_llava.loading import HubError, find_device, find_source, load
+from vitcop_llava.processors import ModelError
 
 GRID = 4
 

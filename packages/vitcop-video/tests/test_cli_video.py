@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from vitcop_llava.cli import app
 from vitcop_llava.contact_sheet import FRAME
-from vitcop_llava.loading import ModelError, load
+from vitcop_llava.loading import load
+from vitcop_llava.processors import ModelError
 from vitcop_video import backend_status, read_video
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
 
