@@ -145,8 +145,8 @@ def reading_table(stored: Stored) -> str:
     table = markdown_table(["", *(f"{count} frames" for count in counts)], lines)
     return (
         f"{table}\n\nMedians of {stored['rounds']} interleaved rounds, and their ratio to the fastest decoder used "
-        f"directly: {clip['frames'] / clip['rate']:.0f} s of {clip['width']} x {clip['height']} H.264, opened anew each "
-        f"time, on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+        f"directly: {clip['frames'] / clip['rate']:.0f} s of {clip['width']} x {clip['height']} H.264, opened anew "
+        f"each time, on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
     )
 
 
