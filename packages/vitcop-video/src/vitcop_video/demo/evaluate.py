@@ -28,7 +28,6 @@ from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from vitcop_core import ViTCoP, identity_plan
-from vitcop_llava.demo.evaluate import Asked
 from vitcop_llava.environment import environment
 from vitcop_llava.pruner import prune
 from vitcop_video.demo import DEMO_FOLDER
@@ -52,6 +51,16 @@ VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS
 As of the image demo, two layers before the first cut are a quarter of this model and a sixteenth of one of 32 layers:
 an eighteenth of the tokens is out of the default layers' reach.
 """
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a held-out clip."""
+
+    seed: int
+    kind: str
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True)
