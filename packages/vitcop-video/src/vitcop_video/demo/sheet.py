@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitcop_llava.drawing import FAINT, INK, PAPER
+from vitcop_llava.drawing import FAINT
+from vitcop_llava.panels import INK, PAPER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
 from vitcop_video.demo.questions import listing, questions_about
 
