@@ -195,3 +195,62 @@ def test_a_processor_for_other_frames_is_refused(checkpoint: Path, tmp_path: Pat
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="must give images of"):
         load(str(tmp_path), device="cpu")
+
+
+def questions(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def compare(checkpoint: Path, *arguments: object) -> Result:
+    short = ("--retain", "1/3", "--timing", 0, "--max-new-tokens", 3)
+    return run("compare", *arguments, "--model", checkpoint, "--device", "cpu", *short)
+
+
+def test_compare_asks_about_clips_and_counts_what_ask_does(checkpoint: Path, clip: Clips, tmp_path: Path) -> None:
+    name, text = str(clip("b-frames.mp4")), "What happens?"
+    asked = questions(tmp_path / "questions.jsonl", {"image": name, "question": text, "answer": "two"})
+    result = compare(checkpoint, "--questions", asked, "--frames", 5, "--out", tmp_path / "out", "--json")
+    compared = content(result)["comparison"]
+    assert (compared["questions"], compared["images"], compared["clips"]) == (1, 1, 1)
+    rows = {row["label"]: row for row in compared["variants"] if row["problem"] is None}
+    assert {"unpruned", "ViTCoP", "VisionZip", "SparseVLM", "PyramidDrop", "FastV"} <= set(rows)
+    assert rows["unpruned"]["tokens"] == 5 * 36
+    for label in ("ViTCoP", "VisionZip", "SparseVLM", "PyramidDrop", "FastV"):
+        told = content(
+            ask(checkpoint, name, text, "--frames", 5, "--retain", "1/3", "--method", label.lower(), "--json")
+        )
+        assert rows[label]["kv_bytes"] == told["pruned"]["cache_bytes"]
+        assert rows[label]["macs"] == told["pruned"]["prefill_macs"]
+        assert rows[label]["tokens"] == told["pruned"]["average_tokens"]
+        (line,) = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()[1:]]
+        assert line["said"][f"{label}, 1/3"] == told["pruned"]["answer"]
+    assert "1 clips" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_compare_mixes_pictures_and_clips_and_goes_on_after_bad_ones(
+    checkpoint: Path, clip: Clips, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save("picture.png")
+    Path("bad.mp4").write_bytes(b"")
+    asked = questions(
+        tmp_path / "questions.jsonl",
+        {"image": "picture.png", "question": "What happens?", "answer": "two"},
+        {"image": "bad.mp4", "question": "What happens?", "answer": "two"},
+        {"images": ["picture.png", str(clip("b-frames.mp4"))], "question": "What happens?", "answer": "two"},
+        {"image": str(clip("variable.mp4")), "question": "What happens?", "answer": "two"},
+    )
+    methods = ("--method", "vitcop,fastv")
+    result = compare(checkpoint, "--questions", asked, *methods, "--out", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert "line 2: " in result.stderr
+    compared = json.loads((tmp_path / "out" / "result.json").read_text())["comparison"]
+    assert (compared["questions"], compared["clips"], len(compared["faults"])) == (3, 2, 1)
+
+
+def test_compare_takes_options_for_videos_with_videos_alone(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save("picture.png")
+    asked = questions(tmp_path / "q.jsonl", {"image": "picture.png", "question": "What?", "answer": "two"})
+    result = compare(checkpoint, "--questions", asked, "--fps", 2, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: --fps: is for videos; got questions about images alone\n"

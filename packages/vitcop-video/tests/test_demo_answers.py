@@ -65,7 +65,7 @@ def test_evaluation_is_stored_with_its_command(tmp_path: Path, capfd: pytest.Cap
     variants = ["default layers", "layers 1 and 6, both"]
     main(["--clips", "4", "--budgets", "1", "1/18", "--variants", *variants, "--out", str(path)])
     stored = json.loads(path.read_text())
-    assert stored["command"].endswith('--clips 4 --budgets 1 1/18 --variants "default layers" "layers 1 and 6, both"')
+    assert stored["command"].endswith("--clips 4 --budgets 1 1/18 --variants 'default layers' 'layers 1 and 6, both'")
     assert stored["environment"]["packages"]["torch"] == torch.__version__
     whole, unreachable, pruned = stored["scores"]
     assert whole["tokens_per_layer"] == [288] * 8

@@ -161,10 +161,11 @@ def _description(is_demo: bool) -> str:
 
 def _of_scenes(count: int, side: int, question: str | None) -> Prompts:
     from vitcop_llava.analysis import Asked
-    from vitcop_llava.comparison.questions import scene_questions
+    from vitcop_llava.comparison.questions import scene_images, scene_questions
 
     text = question or _description(True)
-    items = [item for seed in range(count) for item in scene_questions(seed)]
-    asked = [Asked(partial(item.open, side), item.question, item.answers) for item in items]
-    first = {item.group: item for item in reversed(items)}  # a scene has a question at least, about how many there are
-    return Prompts([(partial(item.open, side), text) for item in reversed(first.values())], asked, text, scenes=count)
+    drawn = [partial(scene_images, seed, side) for seed in range(count)]
+    asked = [
+        Asked(draw, item.question, item.answers) for seed, draw in enumerate(drawn) for item in scene_questions(seed)
+    ]
+    return Prompts([(draw, text) for draw in drawn], asked, text, scenes=count)

@@ -11,6 +11,17 @@ import typer
 
 from vitcop_llava.cli.compare_options import parse_budgets, parse_methods
 from vitcop_llava.cli.errors import FAILURE, UserError, mistakes
+from vitcop_llava.cli.media import (
+    End,
+    Fps,
+    Frames,
+    Indices,
+    KeyFrames,
+    Reader,
+    Start,
+    changed_option,
+    parse_sampling,
+)
 from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, Model
 from vitcop_llava.cli.output import add_row, make_table, print_error, print_json, print_note, print_result, progress
 from vitcop_llava.cli.questions import read_questions
@@ -24,13 +35,14 @@ if TYPE_CHECKING:
     from vitcop_llava.comparison.run import Options
     from vitcop_llava.comparison.variants import Variant
     from vitcop_llava.loading import Loaded
+    from vitcop_llava.video_support import Sampling
 
 Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help='A JSON object a line with "image" or "images", "question", "answer" or "answers", if wanted "id" and '
-        '"kind"; default: the demo\'s held-out questions.',
+        help='A JSON object a line with "image" or "images" (or videos), "question", "answer" or "answers", if wanted '
+        '"id" and "kind"; default: the demo\'s held-out questions.',
     ),
 ]
 Methods = Annotated[
@@ -84,6 +96,13 @@ def compare(
     max_new_tokens: Longest = None,
     timing: Timing = 8,
     seed: Seed = 0,
+    frames: Frames = None,
+    fps: Fps = None,
+    indices: Indices = None,
+    key_frames: KeyFrames = False,
+    start: Start = None,
+    end: End = None,
+    reader: Reader = "auto",
     out: Out = Path("vitcop-comparison"),
     force: Overwrite = False,
     resume: Resume = False,
@@ -100,14 +119,18 @@ def compare(
     """
     methods, name = _check_methods(method, preset)
     budgets, notes = parse_budgets(retain or (), name), Notes()
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     _check_folder(out, force, resume)
     asked = None if questions is None else read_questions(questions, limit)
     for fault in asked.faults if asked else ():
         _tell(fault)
-    loaded = open_model(model, device, dtype, notes)
+    have_video = asked is not None and asked.have_video
+    if not have_video and (option := changed_option(sampling)):
+        raise UserError(f"{option}: is for videos; got questions about images alone")
+    loaded = open_model(model, device, dtype, notes, for_video=have_video)
     asked = asked or _demo_questions(loaded, limit)
     variants = _variants(loaded, methods, name, budgets)
-    options = _options(loaded, batch_size, max_new_tokens, timing, seed)
+    options = _options(loaded, batch_size, max_new_tokens, timing, seed, sampling)
     with quiet(notes):
         result = _run(loaded, asked, variants, options, out, resume, _command(context))
     if as_json:
@@ -160,13 +183,15 @@ def _variants(loaded: Loaded, methods: Mapping[str, Method], name: str, budgets:
         return at_budgets(methods, settings) if methods else preset(name, loaded.parts, settings)
 
 
-def _options(loaded: Loaded, batch_size: int | None, longest: int | None, timed: int, seed: int) -> Options:
+def _options(
+    loaded: Loaded, batch_size: int | None, longest: int | None, timed: int, seed: int, sampling: Sampling
+) -> Options:
     from vitcop_llava.comparison.run import Options
 
     size = batch_size or (50 if loaded.knows_scenes else 8)
     if size > 1 and loaded.processor.tokenizer.pad_token is None:
         raise UserError(f"--batch-size: must be 1, as the model's tokenizer has no padding token; got {size}")
-    return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed)
+    return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed, sampling)
 
 
 def _run(

@@ -89,8 +89,8 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
     from vitcop_llava.images import read_image
     from vitcop_llava.video_support import Sampling, is_video, need_support
 
-    if sampling not in (None, Sampling()) and not has_video(paths):
-        raise UserError(f"{_changed(sampling)}: is for videos; got {', '.join(map(str, paths))}")
+    if not has_video(paths) and (option := changed_option(sampling or Sampling())):
+        raise UserError(f"{option}: is for videos; got {', '.join(map(str, paths))}")
     found: list[Medium] = []
     for path in paths:
         if _ADDRESS.match(str(path)) and not path.exists():
@@ -142,9 +142,8 @@ def describe_clip(clip: Clip) -> str:
     return f"{clip.path}: {len(times)} of {clip.length} frames, at {shown} s ({clip.reader})"
 
 
-def _changed(sampling: Sampling | None) -> str:
-    """The option that the first setting other than the usual came from."""
-    names = {"keyframes": "--key-frames", "backend": "--reader"}
-    usual = type(sampling)() if sampling is not None else None
-    changed = next(name for name, value in vars(sampling).items() if value != getattr(usual, name))
-    return names.get(changed, f"--{changed}")
+def changed_option(sampling: Sampling) -> str | None:
+    """The option that the first setting other than the usual came from; None where all are as usual."""
+    names, usual = {"keyframes": "--key-frames", "backend": "--reader"}, vars(type(sampling)())
+    changed = (name for name, value in vars(sampling).items() if value != usual[name])
+    return next((names.get(name, f"--{name}") for name in changed), None)

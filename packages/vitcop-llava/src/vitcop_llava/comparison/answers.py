@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from vitcop_llava.answer import prepare, prepare_batch
-from vitcop_llava.comparison.costs import CostCounter, Sizes
+from vitcop_llava.answer import Medium, prepare, prepare_batch
+from vitcop_llava.comparison.costs import CostCounter, Sizes, sizes_of
 from vitcop_llava.comparison.questions import Fault, Item
 from vitcop_llava.comparison.variants import Variant
 from vitcop_llava.loading import Loaded
 from vitcop_llava.pruner import Pruner, prune
+from vitcop_llava.video_support import Sampling
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Answered:
 
     Attributes:
         item: The question.
-        sizes: Height and width of its images.
-        text_tokens: Tokens of its prompt that stand for no image.
+        sizes: Of its images and clips.
+        text_tokens: Tokens of its prompt that stand for none of these.
         said: What each variant answered, by name; a variant whose budget cannot be met for it is missing.
     """
 
@@ -108,7 +108,7 @@ def _stored(result: Answered | Fault) -> dict[str, Any]:
 def _restored(line: dict[str, Any], item: Item) -> Answered | Fault:
     if "error" in line:
         return Fault(item.number, line["error"])
-    return Answered(item, tuple((h, w) for h, w in line["sizes"]), line["text_tokens"], line["said"])
+    return Answered(item, tuple(map(tuple, line["sizes"])), line["text_tokens"], line["said"])
 
 
 class Asker:
@@ -118,28 +118,29 @@ class Asker:
         loaded: The model.
         variants: Variants that fit it.
         max_new_tokens: Longest answer.
+        sampling: Which frames of a video are looked at.
     """
 
-    def __init__(self, loaded: Loaded, variants: Sequence[Variant], max_new_tokens: int) -> None:
-        self._loaded, self._longest = loaded, max_new_tokens
+    def __init__(self, loaded: Loaded, variants: Sequence[Variant], max_new_tokens: int, sampling: Sampling) -> None:
+        self._loaded, self._longest, self._sampling = loaded, max_new_tokens, sampling
         self._looked_at = set[Variant]()
         self._counters = {variant: CostCounter(variant.method, loaded.parts, 1) for variant in variants}
 
-    def open(self, item: Item) -> list[Image.Image]:
-        """The images of a question; scenes in the size that the vision tower sees.
+    def open(self, item: Item) -> list[Medium]:
+        """The images and clips of a question; scenes in the size that the vision tower sees.
 
         Raises:
-            ImageError: A file cannot be used.
+            TypeError, ValueError: A file cannot be used.
         """
         vision: Any = self._loaded.parts.vision_tower.config
-        return item.open(vision.image_size)
+        return item.open(vision.image_size, self._sampling)
 
     def answer(self, items: Sequence[Item]) -> list[Answered | Fault]:
         """Asks every variant the questions, as one batch; those that cannot be asked are faults."""
         opened, inputs, faults = self._prepare(items)
         if not opened:
             return faults
-        placeholders = (inputs["input_ids"] == self._loaded.parts.image_token_id).sum(1)
+        placeholders = sum((inputs["input_ids"] == token).sum(1) for token in self._loaded.parts.token_ids.values())
         text = (inputs["attention_mask"].sum(1) - placeholders).tolist()
         said: list[dict[str, str]] = [{} for _ in opened]
         for variant, counter in self._counters.items():
@@ -153,19 +154,19 @@ class Asker:
         return sorted([*done, *faults], key=_number)
 
     def _prepare(self, items: Sequence[Item]) -> tuple[list[tuple[Item, Sizes]], Any, list[Answered | Fault]]:
-        """The questions that can be asked, with the sizes of their images; their inputs; the others."""
+        """The questions that can be asked, with the sizes of what they are about; their inputs; the others."""
         opened, faults = list[tuple[Item, Sizes]](), list[Answered | Fault]()
-        asked: list[tuple[list[Image.Image], str]] = []
+        asked: list[tuple[list[Medium], str]] = []
         for item in items:
             try:
-                images = self.open(item)
+                media = self.open(item)
                 if item.images:  # one that cannot be asked must not take its batch along
-                    prepare(self._loaded, images, item.question)
+                    prepare(self._loaded, media, item.question)
             except Exception as error:  # whatever it is, it is this question's
                 faults.append(Fault(item.number, str(error) or type(error).__name__))
                 continue
-            opened.append((item, tuple((image.height, image.width) for image in images)))
-            asked.append((images, item.question))
+            opened.append((item, sizes_of(media)))
+            asked.append((media, item.question))
         return opened, prepare_batch(self._loaded, asked) if asked else None, faults
 
     def _generate(self, inputs: Any, variant: Variant) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a variant costs on each question, from the sizes of its images alone: nothing is run."""
+"""What a variant costs on each question, from the sizes of its images and clips alone: nothing is run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from vitcop_core import Method, Plan, ViTCoP
+from vitcop_llava.answer import Medium
 from vitcop_llava.families import Parts
 from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, RowReport
+from vitcop_llava.tiling import Tiling
+from vitcop_llava.video_support import Clip
 
-Sizes = tuple[tuple[int, int], ...]
-"""Height and width of each image of a question."""
+Sizes = tuple[tuple[int, ...], ...]
+"""Of each image of a question its height and width, of each clip its frames, their height and width."""
+
+
+def sizes_of(media: Sequence[Medium]) -> Sizes:
+    """The sizes of what a question is about."""
+    return tuple(each.frames.shape[:3] if isinstance(each, Clip) else (each.height, each.width) for each in media)
 
 
 @dataclass(frozen=True)
@@ -48,22 +56,26 @@ class CostCounter:
         self._plans: dict[Sizes, RowReport] = {}
 
     def row(self, sizes: Sizes) -> RowReport:
-        """The plan of a question with images of these sizes, and their newline tokens.
+        """The plan of a question with images and clips of these sizes, and their newline tokens.
 
         Raises:
             ValueError: The budget cannot be met for them.
         """
         if sizes not in self._plans:
-            anyres = self._parts.anyres
-            tilings = [self._parts.tiling if anyres is None else anyres.tile(*size) for size in sizes]
-            images = self._planner.images(tilings, sizes)
+            images = self._planner.images(list(map(self._tiling, sizes)), [(size[-2], size[-1]) for size in sizes])
             newlines = sum(image.tiling.newlines for image in images)
             kept = sum(image.newlines for image in images)
             self._plans[sizes] = RowReport(len(images), self._planner.row(images), 0, newlines, kept)
         return self._plans[sizes]
 
+    def _tiling(self, size: tuple[int, ...]) -> Tiling:
+        parts = self._parts
+        if parts.video is not None and len(size) == 3:
+            return parts.video.clip(size[0])
+        return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)
+
     def mean(self, questions: Sequence[tuple[Sizes, int]]) -> Cost:
-        """The mean cost of questions: the sizes of their images, and their tokens of text.
+        """The mean cost of questions: the sizes of what they are about, and their tokens of text.
 
         Raises:
             ValueError: The budget cannot be met for one.

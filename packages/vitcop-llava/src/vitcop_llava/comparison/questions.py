@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitcop_llava.answer import Medium
 from vitcop_llava.demo.questions import KINDS, sample_questions
 from vitcop_llava.demo.scenes import render, sample_scene
 from vitcop_llava.images import read_image
+from vitcop_llava.video_support import Sampling, is_video, need_support
 
 DEMO_QUESTIONS = 2000
 """How many of the demo's questions are asked where nothing else is said."""
@@ -27,7 +29,7 @@ class Item:
         number: Its line in the file that it came from; of the demo's questions its place among them. From 1.
         question: The text.
         answers: What counts as right; at least one.
-        images: The image files that it is about.
+        images: The files that it is about: images, and videos, which are known by their names.
         scene: The seed of the demo's scene that it is about, where it has no files.
         kind: A label to count it under.
         key: A name of the caller's own.
@@ -42,19 +44,29 @@ class Item:
     key: str | int | None = None
 
     @property
+    def is_about_video(self) -> bool:
+        """Whether a video is among its files."""
+        return any(map(is_video, self.images))
+
+    @property
     def group(self) -> Hashable:
         """What it is about. Questions about one image are no independent trials."""
         return self.images or self.scene
 
-    def open(self, side: int) -> list[Image.Image]:
-        """Its images; a scene is drawn ``side`` pixels wide.
+    def open(self, side: int, sampling: Sampling) -> list[Medium]:
+        """Its images and clips.
+
+        Args:
+            side: Pixels, of a scene, which is drawn.
+            sampling: Which frames of a video.
 
         Raises:
-            ImageError: A file cannot be used.
+            TypeError, ValueError: A file cannot be used.
         """
-        if self.scene is not None:
-            return [render(sample_scene(self.scene), side)]
-        return [read_image(path) for path in self.images]
+        found: list[Medium] = [] if self.scene is None else [*scene_images(self.scene, side)]
+        for path in self.images:
+            found.append(need_support().read_clip(path, sampling) if is_video(path) else read_image(path))
+        return found
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,11 @@ class QuestionSet:
     faults: tuple[Fault, ...] = ()
 
     @property
+    def have_video(self) -> bool:
+        """Whether one is about a video."""
+        return any(item.is_about_video for item in self.items)
+
+    @property
     def digest(self) -> str:
         """What tells this set from another: a hash of texts, answers and file names."""
         return hashlib.sha256(repr(self.items).encode("utf-8", "backslashreplace")).hexdigest()[:16]
@@ -88,6 +105,11 @@ def demo_questions(limit: int = DEMO_QUESTIONS) -> QuestionSet:
     found = islice((item for seed in count() for item in scene_questions(seed)), limit)
     items = [replace(item, number=number) for number, item in enumerate(found, start=1)]
     return QuestionSet("the demo's held-out scenes", tuple(items))
+
+
+def scene_images(seed: int, side: int) -> list[Image.Image]:
+    """A scene, ``side`` pixels wide."""
+    return [render(sample_scene(seed), side)]
 
 
 def scene_questions(seed: int) -> list[Item]:

@@ -86,10 +86,12 @@ def kinds_table(compared: Row) -> str | None:
 
 def asked(compared: Row) -> str:
     """How many questions there were, and what the brackets mean."""
+    clips = compared.get("clips", 0)  # results stored before clips could be asked about do not have it
+    about = "images" if not clips else "clips" if clips == compared["images"] else "images and clips"
     return (
-        f"{compared['questions']:,} questions about {compared['images']:,} images; in brackets "
-        f"{compared['confidence']:.0%} intervals of {compared['resamples']:,} resamples of the images, paired with the "
-        "unpruned model's."
+        f"{compared['questions']:,} questions about {compared['images']:,} {about}; in brackets "
+        f"{compared['confidence']:.0%} intervals of {compared['resamples']:,} resamples of the {about}, paired with "
+        "the unpruned model's."
     )
 
 
@@ -111,10 +113,12 @@ def caption(result: Row) -> str:
 def markdown(result: Row) -> str:
     """The whole report."""
     compared, model = result["comparison"], result["comparison"]["model"]
+    per_frame = model.get("visual_tokens_per_frame")  # of models for clips alone
+    a_frame = "" if per_frame is None else f" and {per_frame} a frame"
     lines = [
         "# Comparison",
         f"{model['class']} ({model['source']}): {model['layers']} layers, {model['visual_tokens_per_image']} visual "
-        f"tokens an image, {model['dtype']} on {model['device']}. Questions: {compared['source']}.",
+        f"tokens an image{a_frame}, {model['dtype']} on {model['device']}. Questions: {compared['source']}.",
         "![Accuracy against visual tokens](tradeoff.png)",
         markdown_table(headings(result), cells(result)),
         caption(result),

@@ -90,6 +90,7 @@ def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int
     return {
         "questions": len(results.answered),
         "images": len(set(groups)),
+        "clips": len({each.item.group for each in results.answered if each.item.is_about_video}),
         "source": questions.source,
         "digest": questions.digest,
         "faults": [asdict(fault) for fault in sorted(results.faults, key=lambda fault: fault.number)],

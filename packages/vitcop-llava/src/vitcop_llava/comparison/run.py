@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitcop_llava.comparison.timing import Timed, time_variants
 from vitcop_llava.comparison.variants import UNPRUNED, Variant, find_problem
 from vitcop_llava.environment import environment
 from vitcop_llava.loading import Loaded
+from vitcop_llava.video_support import Sampling
 
 TIMED_TOKENS = 4
 
@@ -33,12 +34,14 @@ class Options:
         max_new_tokens: Longest answer.
         timed: Questions to take the time of; 0 for none.
         seed: Of the resampling.
+        sampling: Which frames of a video are looked at.
     """
 
     batch_size: int
     max_new_tokens: int
     timed: int
     seed: int
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 def run(
@@ -81,8 +84,8 @@ def run(
     batches = chunks(questions.items, options.batch_size)
     header = {"model": dict(model), "digest": questions.digest, "batch_size": options.batch_size}
     header |= {"max_new_tokens": options.max_new_tokens, "variants": {each.name: repr(each.method) for each in able}}
-    header |= {"packages": environment()["packages"]}
-    asker = Asker(loaded, able, options.max_new_tokens)
+    header |= {"sampling": asdict(options.sampling), "packages": environment()["packages"]}
+    asker = Asker(loaded, able, options.max_new_tokens, options.sampling)
     file = AnswerFile(folder / ANSWERS, header, batches, resume=resume)
     with _bar(len(questions.items), "questions") as bar:
         for batch in ask_all(asker, batches, file):

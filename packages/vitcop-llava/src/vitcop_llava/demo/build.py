@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -70,23 +71,32 @@ def demo_config(grid: int) -> LlavaConfig:
     )
 
 
-def demo_processor(grid: int) -> LlavaProcessor:
-    """A word-level tokenizer over the demo's vocabulary and CLIP's image processor at the demo's resolution."""
-    words = [*SPECIAL_TOKENS, *vocabulary()]
+def word_tokenizer(words: Sequence[str], **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words.
+
+    Args:
+        words: In the order of their ids, ``<pad>``, ``<s>``, ``</s>`` and ``<unk>`` among them.
+        special: Further special tokens, such as ``image_token``.
+    """
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=special,
         padding_side="left",
         model_max_length=2048,
     )
+
+
+def demo_processor(grid: int) -> LlavaProcessor:
+    """A word-level tokenizer over the demo's vocabulary and CLIP's image processor at the demo's resolution."""
+    tokenizer = word_tokenizer([*SPECIAL_TOKENS, *vocabulary()], image_token="<image>")
     size = grid * PATCH_SIZE
     images = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return LlavaProcessor(

@@ -12,14 +12,11 @@ sentence.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -30,6 +27,7 @@ from vitcop_llava.demo.labels import PRESENCE, patch_labels, presence
 from vitcop_llava.demo.language import FIRST_TRAINING_SEED, LanguageTrainer
 from vitcop_llava.demo.scenes import render, sample_scene
 from vitcop_llava.demo.tower import tower_features, train_tower
+from vitcop_llava.demo.training_log import NOTE, training_log
 
 STAGES = ("tower", "language", "told")
 
@@ -86,19 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "training.log").open("w", buffering=1) as stream:
-
-        def log(**fields: object) -> None:
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()}
-            stream.write(json.dumps(rounded) + "\n")
-
-        settings = {name: str(value) for name, value in vars(args).items() if name not in ("out", "start_from")}
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
-        log(stage="start", settings=settings, versions=versions, machine=platform.machine())
+    with training_log(args, ("out", "start_from")) as log:
         processor, model = demo_processor(args.grid), initialised_model(args.grid)
         if args.start_from is not None:
-            log(stage="start", note="the stages not run here were run before, as the lines above say")
+            log(stage="start", note=NOTE)
             model.load_state_dict(LlavaForConditionalGeneration.from_pretrained(args.start_from).state_dict())
         model.to(args.device)
         scenes = render_all(args.scenes, args.grid, args.workers)

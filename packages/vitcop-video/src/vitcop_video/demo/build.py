@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from vitcop_llava.demo.build import CHAT_TEMPLATE, PATCH_SIZE, SPECIAL_TOKENS
+from vitcop_llava.demo.build import CHAT_TEMPLATE, PATCH_SIZE, SPECIAL_TOKENS, word_tokenizer
 from vitcop_llava.demo.questions import vocabulary
 from vitcop_llava.loading import DEMO_FOLDER as IMAGE_DEMO
 from vitcop_video.demo.events import FRAMES, SIDE
@@ -71,20 +69,7 @@ def demo_model() -> LlavaNextVideoForConditionalGeneration:
 
 def demo_processor() -> ClipProcessor:
     """A word-level tokenizer over both demos' vocabularies, and frames at the image demo's resolution."""
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words())}, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>", "video_token": VIDEO_TOKEN},
-        padding_side="left",
-        model_max_length=2048,
-    )
+    tokenizer = word_tokenizer(words(), image_token="<image>", video_token=VIDEO_TOKEN)
     size: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     return ClipProcessor(
         tokenizer,

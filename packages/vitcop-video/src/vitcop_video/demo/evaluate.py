@@ -28,11 +28,11 @@ from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from vitcop_core import ViTCoP, identity_plan
-from vitcop_llava.environment import environment
 from vitcop_llava.pruner import prune
 from vitcop_video.demo import DEMO_FOLDER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
 from vitcop_video.demo.questions import KINDS, sample_questions
+from vitcop_video.machine import command_line, environment
 from vitcop_video.processing import ClipProcessor
 
 BUDGETS = (Fraction(1), Fraction(1, 3), Fraction(1, 9), Fraction(1, 18))
@@ -45,7 +45,10 @@ _TEMPORAL: dict[str, dict[str, Any]] = {
     ", both": {"change_share": Fraction(1, 2), "cluster_frames": 8},
 }
 _LAYERS: dict[str, dict[str, Any]] = {"default layers": {}, "layers 1 and 6": {"layers": (1, 6)}}
-VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS for how in _TEMPORAL}
+_WIDER: dict[str, Any] = {"cluster_frames": 8, "cutoff_distance": 16.0}
+VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS for how in _TEMPORAL} | {
+    "layers 1 and 6, cluster_frames=8, cutoff_distance=16": _LAYERS["layers 1 and 6"] | _WIDER
+}
 """Where the cuts are, and what is done with time.
 
 As of the image demo, two layers before the first cut are a quarter of this model and a sixteenth of one of 32 layers:
@@ -202,9 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = [("unpruned", Fraction(1))] if 1 in args.budgets else []
     wanted += [(name, budget) for budget in args.budgets if budget != 1 for name in args.variants]
     jobs = [Job(args.model, args.device, args.clips, args.batch, name, budget) for name, budget in wanted]
-    shown = ["python -m vitcop_video.demo.evaluate", f"--clips {args.clips}"]
-    shown += ["--budgets", *map(str, args.budgets), "--variants", *(f'"{name}"' for name in args.variants)]
-    result: dict[str, Any] = {"command": " ".join(shown), "environment": environment(), "clips": args.clips}
+    command = command_line("vitcop_video.demo.evaluate", arguments)
+    result: dict[str, Any] = {"command": command, "environment": environment(), "clips": args.clips}
     scores = []
     for found in tqdm(scores_of(jobs, args.workers), total=len(jobs), desc="settings", file=sys.stderr):
         scores.append(found)

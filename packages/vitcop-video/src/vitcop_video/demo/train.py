@@ -9,16 +9,14 @@ are left out, in the first stage any, in the second more of the ground than of t
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
+from vitcop_llava.demo.training_log import NOTE, training_log
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
 from vitcop_video.demo.language import STAGES, LanguageTrainer, clip_features
 from vitcop_video.processing import ClipProcessor
@@ -35,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, default=1600)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--rate", type=float, default=8e-4)
-    options.add_argument("--second-steps", type=int, default=300)
+    options.add_argument("--second-steps", type=int, default=1300)
     options.add_argument("--second-rate", type=float, default=4e-4)
     options.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     options.add_argument("--start-from", type=Path, help="folder with the weights of stages that are not run")
@@ -66,21 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "training.log").open("w", buffering=1) as stream:
-
-        def log(**fields: object) -> None:
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()}
-            stream.write(json.dumps(rounded) + "\n")
-
-        paths = ("out", "start_from", "features")
-        settings = {name: str(value) for name, value in vars(args).items() if name not in paths}
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
-        log(settings=settings, versions=versions, machine=platform.machine())
+    with training_log(args, ("out", "start_from", "features")) as log:
         processor, model = demo_processor(), demo_model().to(args.device)
         features = stored_features(model, processor, args)
         if args.start_from is not None:
-            log(note="the stages not run here were run before, as the lines above say")
+            log(stage="start", note=NOTE)
             model.load_state_dict(LlavaNextVideoForConditionalGeneration.from_pretrained(args.start_from).state_dict())
         trainer = LanguageTrainer(model, features, processor, args)
         for stage, (steps, rate) in zip(
