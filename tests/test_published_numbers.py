@@ -26,17 +26,20 @@ def render() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks/index.md", "docs/kernels.md", "docs/howto/video.md"])
-def test_published_tables_equal_stored_results(render: ModuleType, page: str) -> None:
+PAGES = {
+    "README.md": "| FastV |",
+    "docs/benchmarks/index.md": "| unpruned | all | 144 |",
+    "docs/demo-video-model.md": "| layers 1 and 6, both |",
+    "docs/kernels.md": "| `Assign` |",
+    "docs/howto/video.md": "| vitcop-video, auto |",
+}
+
+
+@pytest.mark.parametrize(("page", "row"), PAGES.items(), ids=PAGES)
+def test_published_tables_equal_stored_results(render: ModuleType, page: str, row: str) -> None:
     text = (ROOT / page).read_text()
     assert render.rendered(text) == text
-    found = {
-        "README.md": "| FastV |",
-        "docs/benchmarks/index.md": "| unpruned | all | 144 |",
-        "docs/kernels.md": "| `Assign` |",
-        "docs/howto/video.md": "| vitcop-video, auto |",
-    }
-    assert found[page] in text
+    assert row in text
 
 
 def test_no_compiled_kernel_spills() -> None:
@@ -62,6 +65,19 @@ def test_demo_model_answers_as_well_as_was_asked_for() -> None:
     assert (compared["questions"], whole["name"]) == (2000, "unpruned")
     assert min(right / asked for right, asked in whole["kinds"].values()) >= 0.90
     assert whole["accuracy"]["value"] >= 0.95
+
+
+def test_demo_video_model_answers_as_well_as_was_asked_for() -> None:
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "demo-video-accuracy.json").read_text())
+    right = {
+        (row["variant"], row["retention_ratio"]): sum(row["right"].values())
+        for row in stored["scores"]
+        if row["unreachable"] is None
+    }
+    assert stored["clips"] == 1000
+    assert {ratio for _, ratio in right} == {"1", "1/3", "1/9", "1/18"}
+    assert right["unpruned", "1"] >= 900
+    assert max(count for (_, ratio), count in right.items() if ratio == "1/9") >= 0.97 * right["unpruned", "1"]
 
 
 def test_demo_comparison_is_of_five_methods_at_four_equal_budgets() -> None:

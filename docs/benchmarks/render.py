@@ -31,7 +31,13 @@ from vitcop_llava.comparison.report import (
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGES = (ROOT / "README.md", HERE / "index.md", HERE.parent / "kernels.md", HERE.parent / "howto" / "video.md")
+PAGES = (
+    ROOT / "README.md",
+    HERE / "index.md",
+    HERE.parent / "demo-video-model.md",
+    HERE.parent / "kernels.md",
+    HERE.parent / "howto" / "video.md",
+)
 IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
@@ -150,6 +156,43 @@ def reading_table(stored: Stored) -> str:
     )
 
 
+def clips_table(stored: Stored) -> str:
+    """Right answers of the demo video model: a line for each way to prune, a column for each budget."""
+    whole, *rows = stored["scores"]
+    unpruned = _right(whole)
+    budgets = [*dict.fromkeys(row["retention_ratio"] for row in rows)]
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        each = {row["retention_ratio"]: row for row in rows if row["variant"] == variant}
+        lines.append([variant, *(_clip_cell(each[budget], unpruned) for budget in budgets)])
+    place = stored["environment"]
+    return (
+        f"{markdown_table(['', *budgets], lines)}\n\nExact answers to one question about each of {stored['clips']:,} "
+        f"held-out clips, in brackets of the unpruned accuracy, and tokens on average over the layers. Unpruned, "
+        f"{unpruned:.1%} are right with {whole['average_tokens']:.4g} tokens. torch {place['packages']['torch']}, "
+        f"transformers {place['packages']['transformers']}. `{stored['command']}`."
+    )
+
+
+def _clip_cell(row: Stored, unpruned: float) -> str:
+    if row["unreachable"] is not None:
+        return "out of reach"
+    return f"{_right(row):.1%} ({_right(row) / unpruned:.1%}), {row['average_tokens']:.4g}"
+
+
+def clip_kinds(stored: Stored) -> str:
+    """The same at a ninth by kind of question."""
+    rows = [row for row in stored["scores"] if row["retention_ratio"] in {"1", "1/9"} and row["unreachable"] is None]
+    asked = rows[0]["questions"]
+    heads = ["", *(f"{kind} ({count})" for kind, count in asked.items())]
+    return markdown_table(heads, [[row["variant"], *(f"{_right(row, kind):.1%}" for kind in asked)] for row in rows])
+
+
+def _right(row: Stored, kind: str | None = None) -> float:
+    kinds = row["questions"] if kind is None else [kind]
+    return float(sum(row["right"][k] for k in kinds) / sum(row["questions"][k] for k in kinds))
+
+
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "kept": ("demo-comparison.json", kept_table),
     "comparison": ("demo-comparison.json", comparison_table),
@@ -162,6 +205,8 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
     "reading": ("video-reading.json", reading_table),
+    "clips": ("demo-video-accuracy.json", clips_table),
+    "clip-kinds": ("demo-video-accuracy.json", clip_kinds),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),
 }
