@@ -52,8 +52,8 @@ VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS
 """Where the cuts are, and what is done with time.
 
 As of the image demo, two layers before the first cut are a quarter of this model and a sixteenth of one of 32 layers:
-an eighteenth of the tokens is out of the default layers' reach. "Tuned" were thresholds of the clustering, on clips that
-are neither held out nor trained on.
+an eighteenth of the tokens is out of the default layers' reach. "Tuned" were thresholds of the clustering, on clips
+that are neither held out nor trained on.
 """
 
 
