@@ -31,8 +31,9 @@ DEMO_COMMANDS = (
     ("vitcop", "show", "{folder}/scene.png", DEMO_QUESTIONS[0], "--retain", "11.1%", "--out", "{folder}/survivors.png"),
 )
 
-FIND_DEMO_WEIGHTS = "import pathlib, vitcop_llava as package; " + (
-    "assert list(pathlib.Path(package.__file__).parent.glob('demo/weights/*.safetensors')), 'the wheel has no weights'"
+FIND_DEMO_WEIGHTS = "import pathlib, vitcop_llava, vitcop_video; " + (
+    "folders = [pathlib.Path(package.__file__).parent for package in (vitcop_llava, vitcop_video)]; "
+    "assert all(list(folder.glob('demo/weights/*.safetensors')) for folder in folders), 'a wheel has no weights'"
 )
 
 if sys.version_info < (3, 11):  # noqa: UP036  (nox itself runs on older versions)
@@ -161,14 +162,18 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def figures(session: nox.Session) -> None:
-    """Tables and pictures of README and docs, from the stored results and the demo model."""
-    install_packages(session, CORE, CUDA, LLAVA)
+    """Tables and pictures of README and docs, from the stored results and the demo models."""
+    install_packages(session, CORE, CUDA, LLAVA, VIDEO)
     session.run("python", "docs/benchmarks/render.py")
     folder = session.create_tmp()
     target = "docs/images/survivors.png"
     session.run("vitcop", "scene", "--seed", "33", "--out", f"{folder}/scene.png", "--force")
     show = ("vitcop", "show", f"{folder}/scene.png", DEMO_QUESTIONS[0], "--retain", "11.1%")
     session.run(*show, "--out", target, "--force")
+    session.run("python", "-m", "vitcop_video.demo.sheet", "--seed", "3", "--out", "docs/images/demo-clip.png")
+    session.run("vitcop", "scene", "--clip", "--seed", "3", "--out", f"{folder}/clip.mp4", "--force")
+    target = "docs/images/contact-sheet.png"
+    session.run("vitcop", "show", f"{folder}/clip.mp4", "What happens first?", "--out", target, "--force")
 
 
 # The published comparisons of the demo model, by the name that their results are stored under.
@@ -178,13 +183,20 @@ COMPARISONS = {
     "table-7": ("--preset", "table-7", "--retain", "1/3,2/9,1/9,1/18"),
     "official": ("--method", 'vitcop, vitcop(compat="official")', "--retain", "1/3,2/9,1/9"),
 }
+CLIPS = "demo-clips"
+COMPARED_CLIPS = (
+    *("--questions", f"{CLIPS}/questions.jsonl", "--retain", "1/3,1/9,1/18", "--max-new-tokens", "8"),
+    *("--method", "vitcop(layers=(1, 6)), vitcop(layers=(1, 6), cluster_frames=8)"),
+    *("--method", "visionzip, sparsevlm, pyramiddrop, fastv"),
+)
 
 
 @nox.session
 def comparisons(session: nox.Session) -> None:
-    """Compares the methods on the demo model again, and stores the results that are published."""
-    install_packages(session, CORE, LLAVA)
-    for name, arguments in COMPARISONS.items():
+    """Compares the methods on the demo models again, and stores the results that are published."""
+    install_packages(session, CORE, LLAVA, VIDEO)
+    session.run("python", "-m", "vitcop_video.demo.files", "--clips", "500", "--out", CLIPS)
+    for name, arguments in (COMPARISONS | {"clips": COMPARED_CLIPS}).items():
         folder = Path(session.create_tmp()) / name
         session.run("vitcop", "compare", *arguments, "--device", "cpu", "--out", str(folder), "--force")
         shutil.copy(folder / "result.json", ROOT / "docs" / "benchmarks" / f"demo-{name}.json")

@@ -206,6 +206,7 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
     "reading": ("video-reading.json", reading_table),
     "clips": ("demo-video-accuracy.json", clips_table),
+    "clip-methods": ("demo-clips.json", ablation_table),
     "clip-kinds": ("demo-video-accuracy.json", clip_kinds),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),

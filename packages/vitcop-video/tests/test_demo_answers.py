@@ -14,8 +14,9 @@ from vitcop_core import ViTCoP
 from vitcop_llava.pruner import prune
 from vitcop_video import read_video
 from vitcop_video.demo import DEMO_FOLDER
-from vitcop_video.demo.evaluate import Answerer, held_out, main
+from vitcop_video.demo.evaluate import Answerer, main
 from vitcop_video.demo.files import write_demo_clip
+from vitcop_video.demo.questions import held_out
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from vitcop_llava.demo.scenes import CELLS, COLORS
 from vitcop_video import read_video
 from vitcop_video.demo.build import words
 from vitcop_video.demo.events import FRAMES, MAX_SHAPES, Clip, render_clip, sample_clip
+from vitcop_video.demo.files import main as write_files
 from vitcop_video.demo.files import write_demo_clip
-from vitcop_video.demo.questions import KINDS, listing, questions_about, sample_questions
+from vitcop_video.demo.questions import KINDS, held_out, listing, questions_about, sample_questions
 from vitcop_video.demo.sheet import main as draw
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -190,3 +192,18 @@ def _sentences(paths: dict[str, list[int | None]]) -> list[str]:
         change = _change(names[0], paths)
         sentences.append(f"{' and '.join(names)} {'swap' if change == 'swaps' else change}")
     return sentences
+
+
+def test_held_out_clips_are_written_with_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clips"
+    write_files(["--clips", "3", "--out", str(folder)])
+    assert capsys.readouterr().out == f"{folder / 'questions.jsonl'}\n"
+    lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    wanted = [(asked.text, asked.answer, asked.kind) for asked in held_out(3)]
+    assert [(line["question"], line["answer"], line["kind"]) for line in lines] == wanted
+    for seed, line in enumerate(lines):
+        video = read_video(line["image"], frames=FRAMES)
+        assert np.abs(video.frames.astype(int) - render_clip(sample_clip(seed), 336)).mean() < 4
+    with pytest.raises(SystemExit):
+        write_files(["--clips", "0", "--out", str(folder)])
+    assert "--clips: must be at least 1; got 0" in capsys.readouterr().err

@@ -210,7 +210,8 @@ def _run(
     try:
         with mistakes():
             found = run(loaded, summary, asked, variants, options, out, resume=resume, on_fault=_tell)
-        result = {"command": command, "environment": environment()} | found
+        packages = ("vitcop-video", "av", "decord", "torchcodec") if asked.have_video else ()
+        result = {"command": command, "environment": environment(*packages)} | found
         write(out, result, f"{summary['source']}: {found['comparison']['questions']:,} questions")
     except OSError as error:
         raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error

@@ -20,7 +20,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +30,7 @@ from vitcop_core import ViTCoP, identity_plan
 from vitcop_llava.pruner import prune
 from vitcop_video.demo import DEMO_FOLDER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
-from vitcop_video.demo.questions import KINDS, sample_questions
+from vitcop_video.demo.questions import KINDS, Asked, held_out
 from vitcop_video.machine import command_line, environment
 from vitcop_video.processing import ClipProcessor
 
@@ -55,16 +54,6 @@ As of the image demo, two layers before the first cut are a quarter of this mode
 an eighteenth of the tokens is out of the default layers' reach. "Tuned" were thresholds of the clustering, on clips
 that are neither held out nor trained on.
 """
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about a held-out clip."""
-
-    seed: int
-    kind: str
-    text: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -93,17 +82,6 @@ class Score:
         kinds = KINDS if kind is None else (kind,)
         asked = sum(self.questions[k] for k in kinds)
         return sum(self.right[k] for k in kinds) / asked if asked else float("nan")
-
-
-def held_out(clips: int) -> list[Asked]:
-    """One question for each of the first ``clips`` clips: of the kind whose turn it is, or the next that it has."""
-    asked = []
-    for seed in range(clips):
-        clip, rng = sample_clip(seed), np.random.default_rng([seed, 4])
-        kinds = [KINDS[(seed + turn) % len(KINDS)] for turn in range(len(KINDS))]
-        found = next(question for kind in kinds for question in sample_questions(clip, kind, 1, rng))
-        asked.append(Asked(seed, found.kind, found.text, found.answer))
-    return asked
 
 
 class Answerer:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from vitcop_llava.demo.questions import NUMBERS, Question
 from vitcop_llava.demo.scenes import CELLS
-from vitcop_video.demo.events import DIRECTIONS, Clip, Event
+from vitcop_video.demo.events import DIRECTIONS, Clip, Event, sample_clip
 
 KINDS = ("order", "direction", "count", "change", "which", "start", "end")
 """The kinds that are scored; the listing is trained on and can be asked for, but is not part of the score."""
 
 LISTING = "What happens?"
 _VERBS = {"appears": "appear", "leaves": "leave", "moves": "move"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a held-out clip."""
+
+    seed: int
+    kind: str
+    text: str
+    answer: str
 
 
 def questions_about(clip: Clip) -> list[Question]:
@@ -39,6 +51,17 @@ def sample_questions(clip: Clip, kind: str, count: int, rng: np.random.Generator
     pool = [question for question in questions_about(clip) if question.kind == kind]
     picks = rng.permutation(len(pool))[:count]
     return [pool[int(pick)] for pick in picks]
+
+
+def held_out(clips: int) -> list[Asked]:
+    """One question for each of the first ``clips`` clips: of the kind whose turn it is, or the next that it has."""
+    asked = []
+    for seed in range(clips):
+        clip, rng = sample_clip(seed), np.random.default_rng([seed, 4])
+        kinds = [KINDS[(seed + turn) % len(KINDS)] for turn in range(len(KINDS))]
+        found = next(question for kind in kinds for question in sample_questions(clip, kind, 1, rng))
+        asked.append(Asked(seed, found.kind, found.text, found.answer))
+    return asked
 
 
 def listing(clip: Clip) -> Question:
