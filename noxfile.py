@@ -101,7 +101,8 @@ def tests(session: nox.Session) -> None:
     # Apart from the environment, which it would break: transformers' own processor of clips, to compare with.
     folder = Path(session.create_tmp()) / "torchvision"
     install(session, "--no-deps", "--upgrade", "--target", str(folder), "torchvision")
-    session.run("pytest", f"--torchvision={folder}")
+    # The packages are named: only then does pytest know the options that their conftest.py add.
+    session.run("pytest", f"--torchvision={folder}", *PACKAGES, "tests")
 
 
 # What goes through the kernels in a process that sanitizers watch.

@@ -101,12 +101,14 @@ def test_published_settings_need_the_papers_number_of_tokens(demo: Loaded, tiled
 def test_nearest_budget_can_be_met_and_none_nearer(demo: Loaded, label: str) -> None:
     template = {label: equal_budgets()[label]}
     variant = at_budgets(template, {"1/18": {"retention_ratio": Fraction(1, 18)}})[0]
-    nearest = nearest_tokens(variant, demo.parts)
+    layers, layouts = demo.parts.shape.num_layers, [demo.parts.tiling.units]
+    nearest = nearest_tokens(variant, layers, layouts)
     assert nearest is not None
     tries = at_budgets(template, {str(n): {"retained_tokens": n} for n in range(1, nearest + 1)})
     assert [find_problem(each, demo.model) is None for each in tries] == [False] * (nearest - 1) + [True]
-    assert nearest_tokens(tries[-1], demo.parts) is None
-    assert nearest_tokens(Variant("FastV", "30", FastV(keep=30)), demo.parts) is None
+    assert nearest_tokens(tries[-1], layers, layouts) is None
+    assert nearest_tokens(Variant("FastV", "30", FastV(keep=30)), layers, layouts) is None
+    assert nearest_tokens(variant, layers, []) is None
 
 
 @pytest.mark.parametrize("which", ["demo", "tiled"])

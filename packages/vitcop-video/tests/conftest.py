@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def torchvision(request: pytest.FixtureRequest) -> str:
     """The folder with torchvision."""
-    folder = request.config.getoption("--torchvision")
+    folder = request.config.getoption("--torchvision", default=None)  # unknown where pytest was given no folder
     if folder is None:
         pytest.skip("--torchvision names no folder with torchvision")
     return str(folder)

@@ -228,6 +228,17 @@ def test_compare_asks_about_clips_and_counts_what_ask_does(checkpoint: Path, cli
     assert "1 clips" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_compare_names_the_nearest_budget_for_the_clips(checkpoint: Path, clip: Clips, tmp_path: Path) -> None:
+    asked = questions(
+        tmp_path / "q.jsonl", {"image": str(clip("b-frames.mp4")), "question": "What happens?", "answer": "two"}
+    )
+    out = tmp_path / "out"
+    result = compare(checkpoint, "--questions", asked, "--method", "fastv", "--retain", "1/9", "--out", out, "--json")
+    rows = {row["retain"]: row for row in content(result)["comparison"]["variants"]}
+    # One of eight layers on all 288 tokens is 36 of them on average, and at least one is left in the other layers.
+    assert (rows["1/3"]["nearest_tokens"], rows["1/9"]["nearest_tokens"]) == (None, 37)
+
+
 def test_compare_mixes_pictures_and_clips_and_goes_on_after_bad_ones(
     checkpoint: Path, clip: Clips, tmp_path: Path
 ) -> None:

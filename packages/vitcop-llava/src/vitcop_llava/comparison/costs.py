@@ -23,6 +23,13 @@ def sizes_of(media: Sequence[Medium]) -> Sizes:
     return tuple(each.frames.shape[:3] if isinstance(each, Clip) else (each.height, each.width) for each in media)
 
 
+def tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
+    """What an image or clip of a size comes to."""
+    if parts.video is not None and len(size) == 3:
+        return parts.video.clip(size[0])
+    return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Means over questions.
@@ -62,17 +69,12 @@ class CostCounter:
             ValueError: The budget cannot be met for them.
         """
         if sizes not in self._plans:
-            images = self._planner.images(list(map(self._tiling, sizes)), [(size[-2], size[-1]) for size in sizes])
+            tilings = [tiling_of(size, self._parts) for size in sizes]
+            images = self._planner.images(tilings, [(size[-2], size[-1]) for size in sizes])
             newlines = sum(image.tiling.newlines for image in images)
             kept = sum(image.newlines for image in images)
             self._plans[sizes] = RowReport(len(images), self._planner.row(images), 0, newlines, kept)
         return self._plans[sizes]
-
-    def _tiling(self, size: tuple[int, ...]) -> Tiling:
-        parts = self._parts
-        if parts.video is not None and len(size) == 3:
-            return parts.video.clip(size[0])
-        return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)
 
     def mean(self, questions: Sequence[tuple[Sizes, int]]) -> Cost:
         """The mean cost of questions: the sizes of what they are about, and their tokens of text.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vitcop_llava.comparison.answers import Answered
-from vitcop_llava.comparison.costs import Cost, CostCounter
+from vitcop_llava.comparison.costs import Cost, CostCounter, tiling_of
 from vitcop_llava.comparison.matching import RULE, is_right
 from vitcop_llava.comparison.questions import Fault, QuestionSet
 from vitcop_llava.comparison.statistics import CONFIDENCE, RESAMPLES, Estimates, estimate
@@ -76,6 +76,10 @@ def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int
     right = {variant.name: results.right(variant) for variant in able}
     groups = [each.item.group for each in results.answered]
     estimates = estimate(right, groups, UNPRUNED.name, seed=seed)
+    sizes = {size for each in results.answered for size in each.sizes}
+    layouts = sorted(
+        {tiling_of(size, parts).units for size in sizes}, key=lambda units: (sum(units), units), reverse=True
+    )
     rows = []
     for variant in results.variants:
         row: Row = {"name": variant.name, "label": variant.label, "retain": variant.retain}
@@ -85,7 +89,8 @@ def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int
             row |= {"right": sum(right[variant.name]), "kinds": _by_kind(results.answered, right[variant.name])}
             row |= _as_row(estimates[variant.name])
         else:
-            row |= {"problem": results.problems[variant.name], "nearest_tokens": nearest_tokens(variant, parts)}
+            nearest = nearest_tokens(variant, parts.shape.num_layers, layouts)
+            row |= {"problem": results.problems[variant.name], "nearest_tokens": nearest}
         rows.append(row)
     return {
         "questions": len(results.answered),

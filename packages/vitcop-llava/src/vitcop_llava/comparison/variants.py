@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, cast
@@ -105,7 +105,7 @@ def with_earlier_cut(variants: list[Variant], parts: Parts, budgets: Budgets) ->
     """
     own = [variant for variant in variants if variant.label == "ViTCoP"]
     first, deep = default_layers(parts.shape.num_layers)
-    if first == 1 or not any(nearest_tokens(variant, parts) is not None for variant in own):
+    if first == 1 or not any(nearest_tokens(each, parts.shape.num_layers, [parts.tiling.units]) for each in own):
         return variants
     method = ViTCoP(retained_tokens=1, layers=(1, deep))
     place = variants.index(own[-1]) + 1
@@ -145,28 +145,34 @@ def find_problem(variant: Variant, model: Any) -> str | None:
     return None
 
 
-def nearest_tokens(variant: Variant, parts: Parts) -> int | None:
-    """The whole number of tokens nearest to a budget that the method can meet, on one image of the largest size.
+def nearest_tokens(variant: Variant, num_layers: int, layouts: Iterable[Sequence[int]]) -> int | None:
+    """The whole number of tokens nearest to a budget that the method can meet.
 
-    None where the budget itself can be met, where nothing can, or where the variant's settings are no budget.
+    Args:
+        variant: The method with its budget.
+        num_layers: Layers of the language model.
+        layouts: The visual tokens of images or clips, unit by unit; the first that the budget cannot be met for counts.
+
+    Returns:
+        None where the budget itself can be met, where nothing can, or where the variant's settings are no budget.
     """
     method: Any = variant.method
-    units, layers = parts.tiling.units, parts.shape.num_layers
     budget, ratio = getattr(method, "retained_tokens", None), getattr(method, "retention_ratio", None)
     if budget is None and ratio is None:
         return None
 
-    def fits(candidate: Method) -> bool:
+    def fits(candidate: Method, units: Sequence[int]) -> bool:
         try:
-            candidate.plan(layers, units)
+            candidate.plan(num_layers, units)
         except ValueError:
             return False
         return True
 
-    if fits(method):
+    units = next((units for units in layouts if not fits(method, units)), None)
+    if units is None:
         return None
     asked = Fraction(ratio or 0) * sum(units) if budget is None else Fraction(budget)
     for tokens in sorted(range(1, sum(units)), key=lambda tokens: abs(tokens - asked)):
-        if fits(replace(method, retained_tokens=tokens, retention_ratio=None)):
+        if fits(replace(method, retained_tokens=tokens, retention_ratio=None), units):
             return tokens
     return None
