@@ -43,7 +43,7 @@ def torchvision(request: pytest.FixtureRequest) -> str:
     folder = request.config.getoption("--torchvision", default=None)  # unknown where pytest was given no folder
     if folder is None:
         pytest.skip("--torchvision names no folder with torchvision")
-    return str(folder)
+    return str(request.config.invocation_params.dir / folder)  # tests run in folders of their own
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -118,11 +118,13 @@ class Asker:
         loaded: The model.
         variants: Variants that fit it.
         max_new_tokens: Longest answer.
-        sampling: Which frames of a video are looked at.
+        sampling: Which frames of a video are looked at; None for the usual.
     """
 
-    def __init__(self, loaded: Loaded, variants: Sequence[Variant], max_new_tokens: int, sampling: Sampling) -> None:
-        self._loaded, self._longest, self._sampling = loaded, max_new_tokens, sampling
+    def __init__(
+        self, loaded: Loaded, variants: Sequence[Variant], max_new_tokens: int, sampling: Sampling | None = None
+    ) -> None:
+        self._loaded, self._longest, self._sampling = loaded, max_new_tokens, sampling or Sampling()
         self._looked_at = set[Variant]()
         self._counters = {variant: CostCounter(variant.method, loaded.parts, 1) for variant in variants}
 
