@@ -169,6 +169,13 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
             ["{image}", QUESTION, "--method", "magic"],
             "--method: must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip; got 'magic'",
         ),
+        (["{image}", QUESTION, "--method", "vitcop, fastv"], "--method: must be one method; got 'vitcop, fastv'"),
+        (
+            ["{image}", QUESTION, "--method", "fastv(depth=2)"],
+            "--method: FastV has the settings keep, layer; got 'depth'",
+        ),
+        (["{image}", QUESTION, "--method", "fastv(layer=0)"], "--method: layer must be"),
+        (["{image}", QUESTION, "--method", "fastv(retained_tokens=9)"], "the budget of FastV comes from --retain"),
         (["{image}", QUESTION, "--device", "gpu"], "device: must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["{image}", QUESTION, "--dtype", "int8"], "dtype: must be auto, float32, float16, bfloat16; got 'int8'"),
         (["none.png", QUESTION], "image: no such file: none.png"),
@@ -185,6 +192,18 @@ def test_ask_names_a_mistake(checkpoint: Path, image: Path, arguments: list[str]
     assert said in error["error"]
     assert error["exit_code"] == 2
     assert result.stderr == ""
+
+
+def test_ask_takes_settings_of_a_method(checkpoint: Path, image: Path) -> None:
+    options = ["--model", str(checkpoint), "--device", "cpu", "--retain", "1/18", "--json"]
+    refused = ask(image, QUESTION, *options)
+    assert refused.exit_code == 2
+    assert "Other layers" in json.loads(refused.stdout)["error"]
+    result = ask(image, QUESTION, *options, "--method", "vitcop(layers=(1, 6))")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["method"] == "vitcop(layers=(1, 6))"
+    assert 7 < content["pruned"]["average_tokens"] <= 8
 
 
 @pytest.mark.parametrize("model", ["./none", "{empty}"])

@@ -25,16 +25,15 @@ from vitcop_llava.cli.media import (
     open_media,
     parse_sampling,
 )
+from vitcop_llava.cli.methods import MethodName, find_method
 from vitcop_llava.cli.options import (
     AsJson,
     Debug,
     Device,
     Dtype,
     Force,
-    MethodName,
     Model,
     Retain,
-    find_method,
     parse_budget,
 )
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
@@ -116,7 +115,7 @@ def ask(
     results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1.
     """
     budget, notes, paths = parse_budget(retain), Notes(), images or []
-    chosen = find_method(method)(budget)
+    chosen = find_method(method, budget)
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     if batch is None:
         check_question(question, paths)

@@ -13,8 +13,8 @@ import typer
 
 from vitcop_llava.cli.bench_model import open_bench_model
 from vitcop_llava.cli.errors import UserError, mistakes
+from vitcop_llava.cli.methods import METHODS
 from vitcop_llava.cli.options import (
-    METHODS,
     AsJson,
     Budget,
     Debug,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.compare_options import parse_budgets, parse_methods
+from vitcop_llava.cli.compare_options import parse_budgets
 from vitcop_llava.cli.errors import FAILURE, UserError, mistakes
 from vitcop_llava.cli.media import (
     End,
@@ -22,6 +22,7 @@ from vitcop_llava.cli.media import (
     changed_option,
     parse_sampling,
 )
+from vitcop_llava.cli.methods import parse_methods
 from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, Model
 from vitcop_llava.cli.output import add_row, make_table, print_error, print_json, print_note, print_result, progress
 from vitcop_llava.cli.questions import read_questions

@@ -1,24 +1,15 @@
-"""What ``vitcop compare`` is asked to compare: methods with settings, budgets, and named sets of them."""
+"""The budgets of ``vitcop compare``."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
-from dataclasses import fields
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-from vitcop_llava.cli.errors import UserError, mistakes
-from vitcop_llava.cli.options import METHODS, Budget, parse_budget
-
-if TYPE_CHECKING:
-    from vitcop_core import Method
+from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.options import Budget, parse_budget
 
 DEFAULT_BUDGETS = ("1/3", "2/9", "1/9", "1/18")
 PRESET_BUDGETS: dict[str, tuple[str, ...]] = {"table-4": ("1/9",), "table-7": ("1/9",)}
 """The paper's own, 64 of 576 tokens."""
-
-_BUDGET_SETTINGS = ("retained_tokens", "retention_ratio")
 
 
 def parse_budgets(given: Sequence[str], preset: str) -> dict[str, Budget]:
@@ -31,60 +22,3 @@ def parse_budgets(given: Sequence[str], preset: str) -> dict[str, Budget]:
         raise UserError(f"--retain: the preset published has its own budgets; got {given[0]!r}")
     words = [word.strip() for text in given for word in text.split(",")]
     return {word: parse_budget(word) for word in words or PRESET_BUDGETS.get(preset, DEFAULT_BUDGETS)}
-
-
-def parse_methods(given: Sequence[str]) -> dict[str, Method]:
-    """The methods of ``--method`` by label: names, or names with settings as in ``vitcop(layers=(1, 6))``.
-
-    Several may stand in one, with commas between. Nothing is evaluated: settings are literals. The methods have a
-    budget of one token, for the real one to take its place.
-
-    Raises:
-        UserError: for a method or setting that there is none of, or a value that does not fit.
-    """
-    return dict(_parse_method(node, text) for text in given for node in _nodes(text))
-
-
-def _nodes(text: str) -> list[ast.expr]:
-    try:
-        parsed = ast.parse(f"[{text}\n]", mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise _unreadable(text) from error
-    if not isinstance(parsed, ast.List) or not parsed.elts:
-        raise _unreadable(text)
-    return parsed.elts
-
-
-def _unreadable(text: str) -> UserError:
-    return UserError(f"--method: must be a name, or a name with settings as in vitcop(layers=(1, 6)); got {text!r:.80}")
-
-
-def _parse_method(node: ast.expr, text: str) -> tuple[str, Method]:
-    called = node.func if isinstance(node, ast.Call) else node
-    if not isinstance(called, ast.Name):
-        raise _unreadable(text)
-    if called.id.lower() not in METHODS:
-        raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {called.id!r}")
-    name = METHODS[called.id.lower()]
-    kind: type[Any] = getattr(import_module("vitcop_core"), name)
-    settings = _settings(node, text, name, kind) if isinstance(node, ast.Call) else {}
-    with mistakes("--method"):
-        method = kind(retained_tokens=1, **settings)
-    return ", ".join([name, *(f"{setting}={value!r}" for setting, value in settings.items())]), method
-
-
-def _settings(node: ast.Call, text: str, name: str, kind: type[Any]) -> dict[str, Any]:
-    known = [field.name for field in fields(kind) if field.name not in _BUDGET_SETTINGS]
-    settings: dict[str, Any] = {}
-    if node.args:
-        raise _unreadable(text)
-    for keyword in node.keywords:
-        if keyword.arg in _BUDGET_SETTINGS:
-            raise UserError(f"--method: the budget of {name} comes from --retain; got {keyword.arg} in {text!r:.80}")
-        if keyword.arg not in known:
-            raise UserError(f"--method: {name} has the settings {', '.join(known)}; got {keyword.arg!r}")
-        try:
-            settings[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError as error:
-            raise UserError(f"--method: {keyword.arg} must be a plain value; got {text!r:.80}") from error
-    return settings

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcop_llava.cli.errors import UserError, mistakes
+from vitcop_llava.cli.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vitcop_core import Method
 
 Model = Annotated[
     str | None,
@@ -34,9 +31,6 @@ Retain = Annotated[
         help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all.",
         show_default=False,
     ),
-]
-MethodName = Annotated[
-    str, typer.Option("--method", metavar="NAME", help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
@@ -98,33 +92,6 @@ def parse_budget(text: str | None) -> Budget:
     if value < 1:
         raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r}")
     return Budget(tokens=value)
-
-
-METHODS = {
-    "vitcop": "ViTCoP",
-    "fastv": "FastV",
-    "pyramiddrop": "PyramidDrop",
-    "sparsevlm": "SparseVLM",
-    "visionzip": "VisionZip",
-}
-"""Every method by the name that ``--method`` takes."""
-
-
-def find_method(name: str) -> Callable[[Budget], Method]:
-    """What makes the method of that name for a budget.
-
-    Raises:
-        UserError: where there is none.
-    """
-    if name not in METHODS:
-        raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
-
-    def make(budget: Budget) -> Method:
-        kind: type[Any] = getattr(import_module("vitcop_core"), METHODS[name])
-        with mistakes("--retain"):
-            return cast("Method", kind(**budget.settings))
-
-    return make
 
 
 def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:

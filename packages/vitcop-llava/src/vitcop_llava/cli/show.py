@@ -23,17 +23,16 @@ from vitcop_llava.cli.media import (
     open_media,
     parse_sampling,
 )
+from vitcop_llava.cli.methods import MethodName, find_method
 from vitcop_llava.cli.options import (
     AsJson,
     Debug,
     Device,
     Dtype,
     Force,
-    MethodName,
     Model,
     Retain,
     check_output,
-    find_method,
     parse_budget,
     write_picture,
 )
@@ -86,7 +85,8 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Draw which visual tokens of an image or video survive each stage; with a QUESTION also the answer."""
-    budget, make_method = parse_budget(retain), find_method(method)
+    budget = parse_budget(retain)
+    chosen = find_method(method, budget)
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
@@ -94,7 +94,7 @@ def show(
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):
         inputs = prepare_inputs(loaded, media, question, notes)
-        answer, survivors = _run(loaded, inputs, make_method(budget), budget, MAX_NEW_TOKENS if question else 1)
+        answer, survivors = _run(loaded, inputs, chosen, budget, MAX_NEW_TOKENS if question else 1)
         said = f"{question}  {answer}" if question else ""
         write_picture(_draw(loaded, media[0], survivors, said), path, force)
     if as_json:
