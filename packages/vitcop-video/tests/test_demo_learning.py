@@ -43,7 +43,8 @@ def test_stored_features_are_what_the_model_projects() -> None:
             pixels[None], vision_feature_layer=-2, vision_feature_select_strategy="default"
         ).pooler_output[0]
         mine = model.model.multi_modal_projector(stored[1].float())
-    torch.testing.assert_close(mine, seen, atol=0.02, rtol=0.02)  # stored in float16
+    # Stored in float16; transformers 5.17 does not tell frames apart here.
+    torch.testing.assert_close(mine, seen.view_as(mine), atol=0.02, rtol=0.02)
 
 
 def test_packed_prompt_is_that_of_the_processor() -> None:
