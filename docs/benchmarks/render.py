@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from vitcop_llava.comparison.report import (
     headings,
     interval,
     kinds_table,
-    markdown_table,
     problem_cells,
 )
+from vitcop_llava.markdown import markdown_table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -87,7 +87,7 @@ def kinds(stored: Stored) -> str:
 def bench_table(stored: Stored, *, columns: int) -> str:
     """The first columns of what ``vitcop bench`` measured, and how."""
     rows = [Row.load(row) for row in stored["rows"]]
-    lines = _table(HEADINGS[:columns], [bench_cells(row)[:columns] for row in rows])
+    lines = [markdown_table(HEADINGS[:columns], [bench_cells(row)[:columns] for row in rows])]
     for row in rows:
         if row.missing is not None:
             lines += ["", f"{row.method} at {row.retained_tokens:g}: {row.missing}."]
@@ -106,12 +106,7 @@ def bench_table(stored: Stored, *, columns: int) -> str:
 
 def parts_table(stored: Stored) -> str:
     """Where the time of those prefills goes."""
-    return "\n".join(_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]]))
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return markdown_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]])
 
 
 def reuse_table(stored: Stored) -> str:

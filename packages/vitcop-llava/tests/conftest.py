@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from vitcop_llava import ViTCoP
-from vitcop_llava.demo.build import demo_processor
+from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
 from vitcop_llava.images import read_image
 
 IMAGE_TOKEN = 99
@@ -41,6 +42,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo model's shape, tokenizer and image processor, and random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_demo(initialised_model(12), demo_processor(12), folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

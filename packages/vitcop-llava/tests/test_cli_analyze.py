@@ -6,23 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vitcop_llava.cli import app
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
 
 FIGURES = ("figure-2a", "figure-2b", "figure-3a", "figure-4", "figure-6")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_demo(initialised_model(12), demo_processor(12), folder)
-    return folder
 
 
 @pytest.fixture

@@ -12,20 +12,12 @@ from typer.testing import CliRunner, Result
 from vitcop_llava import tile_image
 from vitcop_llava.cli import app
 from vitcop_llava.cli.batch import MAX_LINE
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
 from vitcop_llava.loading import load
 from vitcop_llava.processors import ModelError
 
 QUESTION = "What color is the circle?"
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 SIZES = [(96, 96), (131, 40), (30, 200)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_demo(initialised_model(12), demo_processor(12), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,25 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vitcop_llava.cli import app
 from vitcop_llava.comparison.answers import AnswerFile
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
 
 QUESTION = "What color is the circle?"
 FEW = ["--method", "fastv, vitcop", "--retain", "1/3"]
 SHORT = ["--limit", 12, "--timing", 0, "--batch-size", 5, "--max-new-tokens", 2]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_demo(initialised_model(12), demo_processor(12), folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

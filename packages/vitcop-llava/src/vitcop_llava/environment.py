@@ -8,6 +8,9 @@ from vitcop_core.environment import environment as environment_with
 
 _PACKAGES = ("transformers", "numpy", "vitcop-core", "vitcop-cuda", "vitcop-llava")
 
+VIDEO_PACKAGES = ("vitcop-video", "av", "decord", "torchcodec")
+"""What reads videos, where a result is about some."""
+
 
 def environment(*packages: str) -> dict[str, Any]:
     """Processor, cores, accelerator and package versions, those of further ``packages`` among them."""

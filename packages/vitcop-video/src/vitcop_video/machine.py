@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vitcop_llava.environment import VIDEO_PACKAGES
 from vitcop_llava.environment import environment as environment_with
 
 
 def environment() -> dict[str, Any]:
     """Processor, cores, accelerator and package versions."""
-    return environment_with("vitcop-video", "av", "decord", "torchcodec")
+    return environment_with(*VIDEO_PACKAGES)
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from vitcop_llava.analysis.plots import draw_figures
 from vitcop_llava.analysis.result import Analysis, quartiles
 from vitcop_llava.analysis.verdict import Verdict
+from vitcop_llava.markdown import markdown_table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,7 +113,12 @@ def report(analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model
         verdict.text,
         "",
     ]
-    lines += ["## The paper's claims", "", *_table(("", "paper, LLaVA-1.5-7B", "here"), claims(analysis, about)), ""]
+    lines += [
+        "## The paper's claims",
+        "",
+        markdown_table(("", "paper, LLaVA-1.5-7B", "here"), claims(analysis, about)),
+        "",
+    ]
     visual, effective = (np.median(analysis.of(name), axis=0) for name in ("visual_share", "effective_share"))
     heading = (
         "layer",
@@ -135,7 +141,7 @@ def report(analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model
         )
         for each in verdict.layers
     ]
-    lines += ["## Layer by layer", "", *_table(heading, rows), ""]
+    lines += ["## Layer by layer", "", markdown_table(heading, rows), ""]
     lines += ["Medians over the prompts; *spread over*: the effective number of visual tokens, as a share of all.", ""]
     for name in pictures:
         lines += [f"![{_CAPTIONS[name]}]({name}.png)", "", _CAPTIONS[name], ""]
@@ -176,10 +182,6 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows)]
 
 
 def _short(cell: Any) -> Any:

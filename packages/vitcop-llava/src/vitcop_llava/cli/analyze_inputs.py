@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vitcop_llava.cli.errors import UserError
 from vitcop_llava.cli.media import open_images
-from vitcop_llava.cli.questions import parse_question
+from vitcop_llava.cli.questions import parsed_lines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,17 +84,13 @@ def read_questions(path: Path) -> list[Item]:
         raise UserError(f"--questions: must be a file of JSON lines; there is no file {path}")
     if path.stat().st_size > MAX_FILE:
         raise UserError(f"--questions: {path} must have at most {MAX_FILE // 2**20} MiB, and has more")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"--questions: cannot read {path}: {error.strerror or error}") from error
-    found = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                found.append(parse_question(line, number))
-            except UserError as error:
-                raise UserError(f"--questions: {path}, line {number}: {error}") from error
+    from vitcop_llava.comparison.questions import Fault
+
+    found = list["Item"]()
+    for read in parsed_lines(path):
+        if isinstance(read, Fault):
+            raise UserError(f"--questions: {path}, line {read.number}: {read.error}")
+        found.append(read)
     if not found:
         raise UserError(f"--questions: {path} must hold at least one question, and holds none")
     return found

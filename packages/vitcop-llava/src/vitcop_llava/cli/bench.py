@@ -23,7 +23,7 @@ from vitcop_llava.cli.options import (
     Force,
     Model,
     check_output,
-    parse_budget,
+    parse_budgets,
     write_file,
 )
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vitcop_llava.benchmark.result import Result
     from vitcop_llava.cli.bench_model import BenchModel
 
-DEFAULT_SHARES = (Fraction(1, 3), Fraction(2, 9), Fraction(1, 9))
+DEFAULT_BUDGETS = ("1/3", "2/9", "1/9")
 """192, 128 and 64 of LLaVA-1.5's 576 tokens."""
 
 Shape = Annotated[
@@ -104,7 +104,8 @@ def bench(
     All variants take turns in one run. Beside each prefill stands its oracle, the same model at the plan's lengths with
     nothing to decide, and what the plan saves in multiply-accumulates. Then comes where the time goes.
     """
-    methods, budgets, size = parse_methods(method), parse_budgets(retain), parse_size(image_size)
+    methods, size = parse_methods(method), parse_size(image_size)
+    budgets = tuple(dict.fromkeys(parse_budgets(retain, DEFAULT_BUDGETS).values()))
     if out is not None:
         check_output(out, force, kind="JSON")
     notes = Notes()
@@ -134,17 +135,6 @@ def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
         if name not in METHODS:
             raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
     return tuple(METHODS[name] for name in dict.fromkeys(names))
-
-
-def parse_budgets(given: Sequence[str] | None) -> tuple[Budget, ...]:
-    """The budgets of ``--retain``.
-
-    Raises:
-        UserError: for one that is none.
-    """
-    if not given:
-        return tuple(Budget(share=share) for share in DEFAULT_SHARES)
-    return tuple(dict.fromkeys(parse_budget(word) for text in given for word in text.split(",")))
 
 
 def parse_size(given: str | None) -> tuple[int, int] | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.compare_options import parse_budgets
 from vitcop_llava.cli.errors import FAILURE, UserError, mistakes
 from vitcop_llava.cli.media import (
     End,
@@ -23,7 +23,7 @@ from vitcop_llava.cli.media import (
     parse_sampling,
 )
 from vitcop_llava.cli.methods import parse_methods
-from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, Model
+from vitcop_llava.cli.options import AsJson, Budget, Debug, Device, Dtype, Model, parse_budgets
 from vitcop_llava.cli.output import add_row, make_table, print_error, print_json, print_note, print_result, progress
 from vitcop_llava.cli.questions import read_questions
 from vitcop_llava.cli.running import Notes, describe, model_summary, open_model, quiet
@@ -31,7 +31,6 @@ from vitcop_llava.comparison import ANSWERS, FILES, PLOT, PRESETS, REPORT
 
 if TYPE_CHECKING:
     from vitcop_core import Method
-    from vitcop_llava.cli.options import Budget
     from vitcop_llava.comparison.questions import Fault, QuestionSet
     from vitcop_llava.comparison.run import Options
     from vitcop_llava.comparison.variants import Variant
@@ -81,6 +80,10 @@ Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what an earl
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")]
 
 
+DEFAULT_BUDGETS = ("1/3", "2/9", "1/9", "1/18")
+PRESET_BUDGETS = {"table-4": ("1/9",), "table-7": ("1/9",)}
+"""The paper's own, 64 of 576 tokens."""
+
 _ANSWERS = 5
 """The columns of `vitcop_llava.comparison.report.cells` that say how well."""
 
@@ -119,7 +122,7 @@ def compare(
     folder. A budget that a method cannot reach is a line that says so.
     """
     methods, name = _check_methods(method, preset)
-    budgets, notes = parse_budgets(retain or (), name), Notes()
+    budgets, notes = _check_budgets(retain, name), Notes()
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     _check_folder(out, force, resume)
     asked = None if questions is None else read_questions(questions, limit)
@@ -148,7 +151,15 @@ def _check_methods(method: Sequence[str] | None, preset: str | None) -> tuple[di
         raise UserError(f"--preset: {preset} says which methods are compared; got --method {method[0]!r} beside it")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset: must be one of {', '.join(PRESETS)}; got {preset!r}")
-    return parse_methods(method or ()), preset or "equal-budgets"
+    # The real budgets take the place of this one.
+    return parse_methods(method or (), Budget(tokens=Fraction(1))), preset or "equal-budgets"
+
+
+def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]:
+    """The budgets by what was written; a preset may bring its own."""
+    if retain and name == "published":
+        raise UserError(f"--retain: the preset published has its own budgets; got {retain[0]!r}")
+    return parse_budgets(retain, PRESET_BUDGETS.get(name, DEFAULT_BUDGETS))
 
 
 def _check_folder(out: Path, force: bool, resume: bool) -> None:
@@ -205,14 +216,14 @@ def _run(
     command: str,
 ) -> dict[str, Any]:
     from vitcop_llava.comparison.run import run, write
-    from vitcop_llava.environment import environment
+    from vitcop_llava.environment import VIDEO_PACKAGES, environment
 
     summary = model_summary(loaded)
     try:
         with mistakes():
             found = run(loaded, summary, asked, variants, options, out, resume=resume, on_fault=_tell)
-        packages = ("vitcop-video", "av", "decord", "torchcodec") if asked.have_video else ()
-        result = {"command": command, "environment": environment(*packages)} | found
+        place = environment(*(VIDEO_PACKAGES if asked.have_video else ()))
+        result = {"command": command, "environment": place} | found
         write(out, result, f"{summary['source']}: {found['comparison']['questions']:,} questions")
     except OSError as error:
         raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error

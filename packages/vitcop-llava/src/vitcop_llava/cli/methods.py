@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,24 +43,24 @@ def find_method(text: str, budget: Budget) -> Method:
     Raises:
         UserError: for a method or setting that there is none of, several methods, or a value that does not fit.
     """
-    found = parse_methods([text])
+    found = parse_methods([text], budget)
     if len(found) != 1:
         raise UserError(f"--method: must be one method; got {text!r:.80}")
     (method,) = found.values()
-    none = dict.fromkeys(_BUDGET_SETTINGS)
-    with mistakes("--retain"):
-        return cast("Method", replace(cast("Any", method), **none | budget.settings))
+    return method
 
 
-def parse_methods(given: Sequence[str]) -> dict[str, Method]:
+def parse_methods(given: Sequence[str], budget: Budget) -> dict[str, Method]:
     """The methods of repeated ``--method`` by label; several may stand in one, with commas between.
 
-    They have a budget of one token, for the real one to take its place.
+    Args:
+        given: what was written.
+        budget: of each.
 
     Raises:
         UserError: for a method or setting that there is none of, or a value that does not fit.
     """
-    return dict(_parse_method(node, text) for text in given for node in _nodes(text))
+    return dict(_parse_method(node, text, budget) for text in given for node in _nodes(text))
 
 
 def _nodes(text: str) -> list[ast.expr]:
@@ -77,7 +77,7 @@ def _unreadable(text: str) -> UserError:
     return UserError(f"--method: must be a name, or a name with settings as in vitcop(layers=(1, 6)); got {text!r:.80}")
 
 
-def _parse_method(node: ast.expr, text: str) -> tuple[str, Method]:
+def _parse_method(node: ast.expr, text: str, budget: Budget) -> tuple[str, Method]:
     called = node.func if isinstance(node, ast.Call) else node
     if not isinstance(called, ast.Name):
         raise _unreadable(text)
@@ -87,7 +87,7 @@ def _parse_method(node: ast.expr, text: str) -> tuple[str, Method]:
     kind: type[Any] = getattr(import_module("vitcop_core"), name)
     settings = _settings(node, text, name, kind) if isinstance(node, ast.Call) else {}
     with mistakes("--method"):
-        method = kind(retained_tokens=1, **settings)
+        method = kind(**budget.settings, **settings)
     return ", ".join([name, *(f"{setting}={value!r}" for setting, value in settings.items())]), method
 
 

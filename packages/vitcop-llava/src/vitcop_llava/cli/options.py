@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -28,7 +29,8 @@ Retain = Annotated[
     str | None,
     typer.Option(
         metavar="N|N%|M/N|all",
-        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all.",
+        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all; "
+        "default: 1/9.",
         show_default=False,
     ),
 ]
@@ -92,6 +94,16 @@ def parse_budget(text: str | None) -> Budget:
     if value < 1:
         raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r}")
     return Budget(tokens=value)
+
+
+def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:
+    """The budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    words = [word.strip() for text in given or () for word in text.split(",")]
+    return {word: parse_budget(word) for word in words or default}
 
 
 def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from vitcop_llava.cli.batch import numbered_lines, open_file, parse_request
 from vitcop_llava.cli.errors import UserError
 
 if TYPE_CHECKING:
-    from vitcop_llava.comparison.questions import Item, QuestionSet
+    from vitcop_llava.comparison.questions import Fault, Item, QuestionSet
 
 
 def read_questions(path: Path, limit: int | None) -> QuestionSet:
@@ -27,18 +28,33 @@ def read_questions(path: Path, limit: int | None) -> QuestionSet:
     from vitcop_llava.comparison.questions import Fault, QuestionSet
 
     items, faults = list["Item"](), list[Fault]()
-    with open_file(path, "--questions", "rb") as lines:
-        for number, line in numbered_lines(lines):
-            if limit is not None and len(items) == limit:
-                break
-            try:
-                items.append(parse_question(line, number))
-            except UserError as error:
-                faults.append(Fault(number, str(error)))
+    for read in parsed_lines(path):
+        if limit is not None and len(items) == limit:
+            break
+        if isinstance(read, Fault):
+            faults.append(read)
+        else:
+            items.append(read)
     if not items:
         first = f"; line {faults[0].number}: {faults[0].error}" if faults else ""
         raise UserError(f"--questions: {path} must hold at least one question that can be asked, and has none{first}")
     return QuestionSet(str(path), tuple(items), tuple(faults))
+
+
+def parsed_lines(path: Path) -> Iterator[Item | Fault]:
+    """The question of each line of ``--questions`` that is not blank, or what is wrong with it.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
+    from vitcop_llava.comparison.questions import Fault
+
+    with open_file(path, "--questions", "rb") as lines:
+        for number, line in numbered_lines(lines):
+            try:
+                yield parse_question(line, number)
+            except UserError as error:
+                yield Fault(number, str(error))
 
 
 def parse_question(line: bytes, number: int) -> Item:

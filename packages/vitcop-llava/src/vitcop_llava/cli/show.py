@@ -86,10 +86,10 @@ def show(
 ) -> None:
     """Draw which visual tokens of an image or video survive each stage; with a QUESTION also the answer."""
     budget = parse_budget(retain)
-    chosen = find_method(method, budget)
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
+    chosen = find_method(method, budget)  # imports torch, so after what is known without it
     media, notes = open_media([image], sampling), Notes()
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vitcop_llava.comparison.result import Row
+from vitcop_llava.markdown import markdown_table
 
 COLUMNS = ("method", "budget", "tokens", "accuracy", "of unpruned", "MACs", "cache")
 TIMES = ("prefill (ms)", "token (ms)", "memory (MiB)")
@@ -63,12 +62,6 @@ def _times(timing: Row | None, name: str) -> list[str]:
 def _number(value: float) -> str:
     """Three digits, or all those before the point."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def kinds_table(compared: Row) -> str | None:
