@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vitcop_llava.demo.optimise import optimizer_for, shuffled
+from vitcop_llava.demo.optimise import descend, optimizer_for, shuffled
 from vitcop_llava.demo.packing import IGNORED, Packer
 from vitcop_llava.demo.questions import KINDS, Question, listing, sample_questions
 from vitcop_llava.demo.scenes import Scene, sample_scene
@@ -50,11 +50,7 @@ class LanguageTrainer:
             told = told_every > 0 and step % told_every == 0
             logits, wanted = self._told(picks, rng) if told else self._seen(picks, rng)
             loss = functional.cross_entropy(logits, wanted)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self._parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+            descend(loss, optimizer, schedule, self._parameters)
             if step % 50 <= (told_every > 0) or step == steps - 1:
                 right = (logits.argmax(-1) == wanted).float().mean().item()
                 seconds = time.monotonic() - started

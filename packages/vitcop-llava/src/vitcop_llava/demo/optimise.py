@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def optimizer_for(
@@ -22,6 +22,20 @@ def optimizer_for(
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def descend(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    clipped: Iterable[nn.Parameter],
+) -> None:
+    """One step against the gradient of a loss, which for the ``clipped`` parameters is no longer than 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(clipped, 1.0)
+    optimizer.step()
+    schedule.step()
 
 
 def shuffled(count: int, seed: int) -> Iterator[int]:

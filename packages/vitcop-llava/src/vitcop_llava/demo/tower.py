@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vitcop_llava.demo.labels import PATCH_CLASSES, PRESENCE
-from vitcop_llava.demo.optimise import optimizer_for, shuffled
+from vitcop_llava.demo.optimise import descend, optimizer_for, shuffled
 from vitcop_llava.demo.scenes import MAX_SHAPES
 
 
@@ -84,11 +84,7 @@ def train_tower(
         pixels, labels, found = (part[picks].to(device) for part in scenes)
         out = tower(normalised(pixels, processor), output_hidden_states=True)
         loss = heads.loss(out.hidden_states[-2], out.pooler_output, labels.long(), found)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, optimizer, schedule, tower.parameters())
         if step % 50 == 0 or step == args.tower_steps - 1:
             right = heads.accuracy(out.hidden_states[-2], labels)
             log(stage="tower", step=step, loss=loss.item(), seconds=time.monotonic() - started, patches=right)

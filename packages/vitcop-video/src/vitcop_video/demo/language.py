@@ -10,13 +10,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaProcessor
 
 from vitcop_llava.demo.language import FIRST_TRAINING_SEED, QUESTIONS_PER_KIND
-from vitcop_llava.demo.optimise import optimizer_for, shuffled
+from vitcop_llava.demo.optimise import descend, optimizer_for, shuffled
 from vitcop_llava.demo.packing import IGNORED, Packer
 from vitcop_llava.demo.questions import Question
 from vitcop_llava.demo.tower import normalised
@@ -86,11 +86,7 @@ class LanguageTrainer:
                 thinning = STAGES[stage] if turn == "thinned" else None
                 logits, wanted = self._told(clips, rng) if turn == "told" else self._seen(clips, thinning, rng)
             loss = functional.cross_entropy(logits.float(), wanted)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self._parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+            descend(loss, optimizer, schedule, self._parameters)
             if step % 50 < len(TURNS) or step == steps - 1:
                 right = (logits.argmax(-1) == wanted).float().mean().item()
                 seconds = time.monotonic() - started
