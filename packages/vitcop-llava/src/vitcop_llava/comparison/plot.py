@@ -24,7 +24,7 @@ def draw_tradeoff(compared: Row, target: Path, title: str = "") -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.add_subplot()
     rows = [row for row in compared["variants"] if row["problem"] is None]
     whole = next(row for row in rows if row["settings"] is None)
@@ -42,7 +42,8 @@ def draw_tradeoff(compared: Row, target: Path, title: str = "") -> None:
     axes.set_ylim(max(0.0, 100 * lowest - 4), min(101.0, 100 * max(row["accuracy"]["value"] for row in rows) + 4))
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0.01, 0.9))
+    # Below the axes: lines may lie anywhere inside them.
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3)
     figure.savefig(target, dpi=120)
 
 
