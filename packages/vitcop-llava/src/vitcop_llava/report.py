@@ -12,8 +12,9 @@ from torch import Tensor
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
+from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
-from vitcop_llava.layout import by_row, members_of, share_out
+from vitcop_llava.layout import batch_codes
 from vitcop_llava.state import Call, EncodedImages, PlannedImage
 
 
@@ -237,15 +238,16 @@ def _clusters_of(call: Call, row: int) -> Tensor:
     assert call.rows is not None  # checked by the caller
     found, before = [], 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
-        origin, encoded = by_row(source.numbers, count)[row], source.results
-        own = [encoded.images[image] for image in origin]
+        own, encoded = by_row(source.images, count)[row], source.results
         if not own or encoded.codes is None or not encoded.labels:
             found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64))
             continue
-        each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
-        codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
-        found.append(torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]) + before, -1))
-        before += sum(encoded.labels[image] for image in origin)
+        first, numbers = sum(count[:row]), source.numbers
+        last = first + count[row]
+        codes = torch.cat(batch_codes(source, encoded.codes.cpu())[first:last])[_is_patch(own)]
+        start = sum(encoded.labels[image] for image in numbers[:first])
+        found.append(torch.where(codes >= 0, codes - start + before, -1))
+        before += sum(encoded.labels[image] for image in numbers[first:last])
     return torch.cat(found)
 
 

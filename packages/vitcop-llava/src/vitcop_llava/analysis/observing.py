@@ -21,8 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from vitcop_core import VisionView, ops
 from vitcop_llava.analysis.prompts import Prompt, read_prompt
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
 from vitcop_llava.pruner import active_settings
-from vitcop_llava.rope import rotate, row_attention
+from vitcop_llava.rope import row_attention
 from vitcop_llava.sequence import take
 
 Array = NDArray[np.float32]
