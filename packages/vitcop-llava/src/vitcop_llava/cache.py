@@ -214,7 +214,7 @@ def check_whole(cache: DynamicCache) -> None:
     Raises:
         ValueError: It was made of a pruned cache's keys and values, and has lost which tokens they stand for.
     """
-    lengths = {layer.get_seq_length() for layer in cache.layers}
+    lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, DynamicLayer)}
     if len(lengths) > 1:
         raise ValueError(
             f"past_key_values: must have as many tokens in every layer, got {sorted(lengths)}: a pruned cache that is "

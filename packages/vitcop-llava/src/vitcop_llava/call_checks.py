@@ -73,18 +73,19 @@ def check_unchanged(parts: Parts) -> None:
     """Raise unless the model still has the parts that hooks are on.
 
     Raises:
-        ValueError: Its vision tower, projector or language model was replaced since.
+        ValueError: Its vision tower, projector, language model or a decoder layer was replaced since.
     """
     base: Any = parts.base
+    language_model: Any = parts.language_model
     found = {
         "vision tower": base.vision_tower is parts.vision_tower,
         "projector": base.multi_modal_projector is parts.projector,
         "language model": base.language_model is parts.language_model,
-        "list of decoder layers": parts.language_model.layers is parts.decoder_layers,
+        "decoder layers": [*language_model.layers] == [*parts.decoder_layers],
     }
     for name, is_same in found.items():
         if not is_same:
-            raise ValueError(f"model: its {name} was replaced while it was pruned; {_REPLACED}")
+            raise ValueError(f"model: must keep its {name} while it is pruned, got another; {_REPLACED}")
 
 
 def check_ran(ran: int, layers: int) -> None:
@@ -95,8 +96,8 @@ def check_ran(ran: int, layers: int) -> None:
     """
     if ran != layers:
         raise ValueError(
-            f"model: {ran} of its {layers} decoder layers ran under pruning; the others were replaced since, or belong "
-            f"to another model; {_REPLACED}"
+            f"model: must run each of its {layers} decoder layers once in a call that is pruned, got {ran} runs: "
+            f"a part of it was replaced; {_REPLACED}"
         )
 
 
@@ -151,8 +152,8 @@ def check_text(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
             raise ValueError(
                 f"past_key_values: must hold the {kind}s of the prompt whose placeholders (token {token_id}) are in "
                 f"input_ids, got a cache of {past} tokens and {found} placeholders after them, without "
-                f"{PIXELS[kind]}. Give the {kind}s of a new turn with it. A pruned cache that was rebuilt from its keys "
-                "and values, or cut, has lost which placeholders they stand for: pass on the cache itself"
+                f"{PIXELS[kind]}. Give the {kind}s of a new turn with it. A pruned cache that was rebuilt from its "
+                "keys and values, or cut, has lost which placeholders they stand for: pass on the cache itself"
             )
         raise ValueError(
             f"{PIXELS[kind]}: the prompt holds {found} {kind} placeholders (token {token_id}) in input_ids, and "
@@ -168,9 +169,9 @@ def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:
     """
     if encoded is None or encoded.owner != owner:
         raise ValueError(
-            "mm_encoder_outputs: must be whole and encoded under the same pruner, by generate; images that were encoded "
-            "by get_image_features or outside the `with` block, or sliced by chunked prefill (prefill_chunk_size), "
-            "cannot be pruned; give pixel_values"
+            "mm_encoder_outputs: must be whole and encoded under the same pruner, by generate; images that were "
+            "encoded by get_image_features or outside the `with` block, or sliced by chunked prefill "
+            "(prefill_chunk_size), cannot be pruned; give pixel_values"
         )
     return encoded
 

@@ -7,7 +7,6 @@ nothing has to be read. On a device without values rows count as alike, and a ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TypeVar
 
 import torch

@@ -1,6 +1,7 @@
 """How a batch lies: which row holds which images and clips, what each row keeps, where every token stands.
 
-Counts come from shapes, plans and `counting`, which reads once a prefill. Positions are worked out here and nowhere else.
+Counts come from shapes, plans and `counting`, which reads once a prefill. Positions are worked out here and nowhere
+else.
 """
 
 from __future__ import annotations

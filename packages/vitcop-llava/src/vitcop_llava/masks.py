@@ -71,7 +71,10 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as what is added to scores, which a kernel would make of it anew in every layer."""
     width = mask.shape[-1]
     room = torch.full(
-        (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT), torch.finfo(dtype).min, dtype=dtype, device=mask.device
+        (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT),
+        torch.finfo(dtype).min,
+        dtype=dtype,
+        device=mask.device,
     )
     return room[..., :width].masked_fill_(mask, 0)
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vitcop_core import Method
-from vitcop_llava.families import locate, unwrapped
+from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.kernels import load_kernels
 from vitcop_llava.language_hooks import CallHooks, LanguageHooks
@@ -54,10 +54,9 @@ class Pruner:
         self._last: Call | None = None
         self._handles: list[Removable] = []
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
-        identity = planner.keeps_all(parts)
-        cuts_tower = not identity and type(method).cut_vision is not Method.cut_vision
-        if cuts_tower and parts.scored is None:
-            raise ValueError(f"model: {parts.obstacle}")
+        reads_tower = type(method).cut_vision is not Method.cut_vision
+        identity = _keeps_all(planner, parts, reads_tower=reads_tower)
+        cuts_tower = reads_tower and not identity
         if not identity and method.cuts_depend_on_question:
             check_scoring(parts.decoder_layers[0].self_attn)
         try:
@@ -123,6 +122,19 @@ class Pruner:
         # Decoding and further turns in text follow a prefill and say nothing new of it.
         if call.placeholders is not None or call.is_fresh or self._last is None:
             self._last = call
+
+
+def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
+    """Whether the budget keeps every token; raises where it does not, and the method cannot read the tower."""
+    try:
+        identity, error = planner.keeps_all(parts), None
+    except ValueError as found:
+        identity, error = False, found
+    if reads_tower and not identity and parts.scored is None:
+        raise ValueError(f"model: {parts.obstacle}")
+    if error is not None:
+        raise error
+    return identity
 
 
 def active_settings(base: nn.Module) -> Settings | None:

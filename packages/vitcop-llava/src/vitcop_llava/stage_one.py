@@ -88,8 +88,8 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
 
 
 def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor | None:
-    """What becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as `EncodedImages`
-    has it; None where all are visual tokens, and stay.
+    """What becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as in
+    `EncodedImages`; None where all are visual tokens, and stay.
     """
     if not any(image.tiling.newlines for image in images):
         return None

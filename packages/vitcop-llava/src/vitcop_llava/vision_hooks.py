@@ -46,7 +46,8 @@ def _carrier(kind: type) -> type:
 
 
 def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
-    return _carrier(type(output))(**output, **{_FIELD: encoded})
+    kind: Any = type(output)
+    return _carrier(kind)(**output, **{_FIELD: encoded})
 
 
 class FeatureHooks:
@@ -83,7 +84,7 @@ class FeatureHooks:
             sizes = read_sizes(given.get("image_sizes"))
             tilings = [anyres.tile(*size) for size in sizes]
             check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
-            # From here on they are numbers on the host, which transformers needs not read back once more for every image.
+            # From here on they are numbers on the host: transformers need not read them back once more for every image.
             given["image_sizes"] = sizes
             encoded.images = self._planner.images(tilings, sizes)
         return self._encode(original, given, encoded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -63,7 +62,7 @@ class Parts:
     language_model: nn.Module
     embeddings: nn.Module
     rotary: nn.Module
-    decoder_layers: nn.ModuleList
+    decoder_layers: tuple[nn.Module, ...]
     window: int | None
     config: PreTrainedConfig
     image_token_id: int

@@ -35,7 +35,7 @@ def clip_parts(model: Any) -> Parts:
         language_model=language_model,
         embeddings=language_model.get_input_embeddings(),
         rotary=language_model.rotary_emb,
-        decoder_layers=language_model.layers,
+        decoder_layers=(*language_model.layers,),
         window=window_of(language_model.config),
         config=language_model.config,
         image_token_id=config.image_token_id,

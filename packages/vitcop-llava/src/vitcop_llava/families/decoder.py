@@ -46,7 +46,7 @@ def check_decoder(language_model: Any) -> None:
         taken = [name for name in inspect.signature(rotary.forward).parameters if not name.startswith("kwargs")]
         is_shared = len(taken) == 2 and "position_embeddings" in inspect.signature(layers[0].forward).parameters
         missing = "" if is_shared else missing
-    attention: Any = None if missing else getattr(layers[0], "self_attn", None)
+    attention: Any = getattr(layers[0], "self_attn", None) if layers and not missing else None
     if not missing and not all(hasattr(attention, part) for part in ("q_proj", "k_proj")):
         missing = "self_attn.q_proj and self_attn.k_proj in every layer"
     if missing:
@@ -80,13 +80,13 @@ def check_scoring(attention: Any) -> None:
     found = [what for what, applies in unknown.items() if applies]
     if found:
         raise ValueError(
-            f"method: ranks tokens by attention, which cannot be computed for a {type(attention).__name__}: it has "
-            f"{', '.join(found)}; use a method that does not, such as ViTCoP with saliency='key_norm'"
+            f"model: the attention of a {type(attention).__name__} cannot be computed from its projections: it has "
+            f"{', '.join(found)}; use a method that does not rank by it, such as ViTCoP with saliency='key_norm'"
         )
 
 
 def head_states(attention: Any, normed: Tensor, name: str) -> Tensor:
-    """Queries (``name`` "q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
+    """Queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
     return as_heads(attention, getattr(attention, f"{name}_proj")(normed), name)
 
 
