@@ -234,9 +234,10 @@ def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> tor
 
 def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with torch.device("cpu"):  # whatever the default device is: the caller moves the model
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
