@@ -51,7 +51,8 @@ def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
 def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
     # As floats from the start: a quotient of integers has whatever dtype is the default.
-    down, across = (torch.arange(count, dtype=torch.float32, device=device) / count for count in (rows, columns))
+    down = torch.arange(rows, dtype=torch.float32, device=device) / rows
+    across = torch.arange(columns, dtype=torch.float32, device=device) / columns
     return torch.cartesian_prod(down, across).reshape(rows * columns, 2)
 
 
