@@ -26,6 +26,7 @@ from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_l
 from vitcop_llava.call_checks import PIXELS, check_call, check_encoded, check_mask, check_text
 from vitcop_llava.clips import check_frames
 from vitcop_llava.families import Parts
+from vitcop_llava.fingerprint import check_marked
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import last_row_attention, packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
@@ -82,6 +83,7 @@ class LanguageHooks:
             check_call(given, self._parts)
         if is_pruned(cache) or (sources and not self.identity):
             check_mask(given, past)
+        check_marked(cache, self._parts.base)
         if call.is_fresh and not self.identity and given.get("input_ids") is not None:
             check_text(given["input_ids"], {k: v for k, v in self._parts.token_ids.items() if k not in sources})
         if sources:
