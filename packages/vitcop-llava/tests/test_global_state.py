@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,3 +161,29 @@ def test_positions_and_host_numbers_are_the_same(state: str) -> None:
     with STATES[state]():
         found = grid_positions(24, 7, cpu), on_device([[3, 1]], cpu)
     assert all(torch.equal(*pair) and pair[0].dtype is pair[1].dtype for pair in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("state", EXACT)
+def test_prefixes_are_the_same(
+    build_sized: Callable[..., Any], pictures: Callable[..., Tensor], tmp_path: Path, state: str
+) -> None:
+    model, method, pixels = build_sized(96), ViTCoP(retained_tokens=24, cutoff_distance=3.0), pictures()
+    ids = torch.tensor([[1, 4, 5, *[IMAGE_TOKEN] * 144]])
+
+    def use(name: str) -> list[Tensor]:
+        prefix = vitcop_llava.encode_image(model, ids, pixels, method=method)
+        prefix.save(tmp_path / name)
+        found = list[Tensor]()
+        for held in (prefix, vitcop_llava.ImagePrefix.load(tmp_path / name, model, method)):
+            given = held.inputs([[7, 8], [9]])
+            found += [given["input_ids"], given["attention_mask"]]
+            kept = [tensor for layer in given["past_key_values"].layers for tensor in (layer.keys, layer.columns)]
+            assert not any(tensor.is_inference() for tensor in kept)  # calls with gradients may follow
+            found += kept
+        return found
+
+    wanted = use("usual")
+    with EXACT[state]():
+        found = use("state")
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    assert (tmp_path / "state").read_bytes() == (tmp_path / "usual").read_bytes()
