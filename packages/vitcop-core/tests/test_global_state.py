@@ -110,7 +110,7 @@ def test_vision_cut_is_the_same(frames: VisionView, name: str, state: str) -> No
 @states
 @pytest.mark.parametrize("compat", ["paper", "official"])
 @pytest.mark.parametrize("stage", ["co_prune", "top_tokens"])
-def test_decoder_cut_is_the_same(decoder_view: Callable[..., DecoderView], stage: str, compat: Any, state: str) -> None:
+def test_decoder_cut_is_the_same(decoder_view: Callable[..., DecoderView], stage: Any, compat: Any, state: str) -> None:
     view, method = decoder_view([60, 41], 7), ViTCoP(retained_tokens=64, compat=compat)
     check_same(lambda: method.cut_decoder(DecoderCut(2, 17, stage), view), state)
 
