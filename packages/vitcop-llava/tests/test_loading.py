@@ -58,6 +58,20 @@ def test_load_runs_half_precision_checkpoints_as_bfloat16_on_a_cpu(copy: Path) -
     assert load(str(copy), device="cpu").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_load_depends_on_no_default(checkpoint: Path, device: str, dtype: torch.dtype) -> None:
+    wanted, before = load(str(checkpoint), device="cpu").model, torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = load(str(checkpoint), device="cpu").model
+    finally:
+        torch.set_default_dtype(before)
+    pairs = zip([*found.parameters(), *found.buffers()], [*wanted.parameters(), *wanted.buffers()], strict=True)
+    assert all(mine.dtype is theirs.dtype and torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
 def test_load_reads_sharded_weights(checkpoint: Path, tmp_path: Path) -> None:
     model = load(str(checkpoint), device="cpu").model
     demo_processor(GRID).save_pretrained(tmp_path)

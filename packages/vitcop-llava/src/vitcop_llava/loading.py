@@ -86,7 +86,11 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
     where = find_device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype: must be auto, {', '.join(DTYPES)}; got {dtype!r}")
-    name = find_source(source)
+    with torch.device("cpu"):  # whatever the default device is: the argument says where the model goes
+        return _load(find_source(source), where, dtype)
+
+
+def _load(name: str, where: torch.device, dtype: str) -> Loaded:
     config = _read_config(name)
     locate(_skeleton(config))  # an unsupported family is refused before gigabytes are read
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
@@ -234,10 +238,9 @@ def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> tor
 
 def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
     try:
-        with torch.device("cpu"):  # whatever the default device is: the caller moves the model
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
