@@ -18,6 +18,7 @@ from vitcop_llava.call_checks import (
 from vitcop_llava.clips import check_frames
 from vitcop_llava.counting import either
 from vitcop_llava.families import Parts
+from vitcop_llava.fingerprint import check_marked
 from vitcop_llava.layout import find_origin, placeholders
 from vitcop_llava.state import Call, Source
 
@@ -42,6 +43,7 @@ def check_opening(
         ValueError: Something does not fit; the message names the argument.
     """
     cache = given.get("past_key_values")
+    check_marked(cache, parts.base)
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     length = tokens.shape[1]
     if sources:
@@ -71,6 +73,7 @@ def check_continuing(given: Given, parts: Parts, past: int, *, brings_images: bo
         ValueError: The mask or the window does not fit, or images join tokens that were cut in some layers.
     """
     cache = given.get("past_key_values")
+    check_marked(cache, parts.base)
     if not is_pruned(cache):
         return
     check_mask(given, past)

@@ -1,12 +1,15 @@
 """Rotary positions: new ones after a cut, and rows of a layer's attention from rotated queries and keys.
 
-A few rows are all that attention-based saliency needs, and come out the same under any attention backend.
+A few rows are all that attention-based saliency needs, and come out the same under any attention backend. Scores are
+computed as the operators compute theirs, whatever autocast and the precision of matrix products are set to.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from vitcop_core import ops
 
 
 def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
@@ -55,15 +58,15 @@ def row_attention(
     Returns:
         ``[B, S]`` float32; 0 in a row of the batch without weights.
     """
-    groups = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).float().transpose(2, 3)
-    number, total = torch.arange(keys.shape[2], device=keys.device), keys.new_zeros((), dtype=torch.float32)
+    groups = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).transpose(2, 3)
+    number, total = torch.arange(keys.shape[2], device=keys.device), weights.new_zeros(())
     for start in range(0, places.shape[1], _ROWS):
         part = slice(start, start + _ROWS)
         unseen = number > places[:, None, part, None]
         if padding is not None:
             unseen = unseen | ~padding[:, None, None]
-        scores = queries[:, :, part].float() @ groups * scale
+        scores = ops.product(queries[:, :, part], groups) * scale
         rows = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1).mean(dim=1)
         weight = weights[:, part, None]
         total = total + (rows * weight).masked_fill(weight == 0, 0).sum(dim=1)
-    return total / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    return (total / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
