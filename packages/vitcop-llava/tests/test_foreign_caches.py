@@ -1,0 +1,69 @@
+"""Caches that have lost what a pruned one knows are recognised, and so is an image that was forgotten."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import vitcop_llava
+from vitcop_llava import FastV, VisionZip, ViTCoP
+
+Make = Callable[..., Tensor]
+METHODS = [ViTCoP(retained_tokens=24, cutoff_distance=3.0), FastV(retained_tokens=60), VisionZip(retained_tokens=24)]
+by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+
+
+def rebuilt(cache: DynamicCache) -> DynamicCache:
+    layers: Any = cache.layers
+    return DynamicCache([(layer.keys, layer.values) for layer in layers])
+
+
+def filled(cache: DynamicCache) -> DynamicCache:
+    """As `rebuilt`, layer by layer."""
+    layers: Any = cache.layers
+    other = DynamicCache()
+    for index, layer in enumerate(layers):
+        other.update(layer.keys.clone(), layer.values.clone(), index)
+    return other
+
+
+@by_name
+@pytest.mark.parametrize("make", [rebuilt, filled])
+@pytest.mark.parametrize("run", ["generate", "forward"])
+def test_rebuilt_cache_is_refused(
+    model: Any, prompt: Make, pictures: Make, method: Any, make: Callable[[DynamicCache], DynamicCache], run: str
+) -> None:
+    ids, cache = prompt(5, "image", 7), DynamicCache()
+    whole = torch.cat([ids, prompt(6, seed=1)], dim=1)
+    with vitcop_llava.prune(model, method):
+        model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)
+        other = make(cache)
+        with pytest.raises(ValueError, match="past_key_values: must h"):
+            if run == "generate":
+                model.generate(whole, attention_mask=torch.ones_like(whole), past_key_values=other, max_new_tokens=2)
+            else:
+                model(input_ids=whole[:, other.get_seq_length() :], past_key_values=other)
+        assert model(input_ids=whole[:, ids.shape[1] :], past_key_values=cache).logits.isfinite().all()
+
+
+@by_name
+def test_unpruned_cache_goes_on(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
+    ids, cache, after = prompt(5, "image", 7), DynamicCache(), prompt(6, seed=1)
+    model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)
+    wanted = model(input_ids=torch.cat([ids, after], dim=1), pixel_values=pictures()).logits[:, -after.shape[1] :]
+    with vitcop_llava.prune(model, method):
+        found = model(input_ids=after, past_key_values=cache).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)
+
+
+@by_name
+def test_forgotten_second_image_is_refused(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
+    cache, turn = DynamicCache(), prompt(2, "image", 3, seed=1)
+    with vitcop_llava.prune(model, method):
+        model(input_ids=prompt(5, "image", 7), pixel_values=pictures(), past_key_values=cache)
+        with pytest.raises(ValueError, match=r"past_key_values: must hold .* 144 placeholders after them, without pixel"):
+            model(input_ids=turn, past_key_values=cache)
+        model(input_ids=turn, pixel_values=pictures(), past_key_values=cache)
