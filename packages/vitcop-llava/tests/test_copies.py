@@ -77,7 +77,9 @@ def test_copy_is_pruned_with_a_handle_of_its_own(fresh: Any, prompt: Make, pictu
     assert not remains(twin)
 
 
-@pytest.mark.parametrize("part", ["model", "model.language_model", "model.vision_tower", "model.language_model.layers.3"])
+@pytest.mark.parametrize(
+    "part", ["model", "model.language_model", "model.vision_tower", "model.language_model.layers.3"]
+)
 def test_copy_of_a_part_holds_nothing(fresh: Any, part: str) -> None:
     with vitcop_llava.prune(fresh, METHODS[0]):
         twin = copy.deepcopy(fresh.get_submodule(part))

@@ -64,6 +64,8 @@ def test_forgotten_second_image_is_refused(model: Any, prompt: Make, pictures: M
     cache, turn = DynamicCache(), prompt(2, "image", 3, seed=1)
     with vitcop_llava.prune(model, method):
         model(input_ids=prompt(5, "image", 7), pixel_values=pictures(), past_key_values=cache)
-        with pytest.raises(ValueError, match=r"past_key_values: must hold .* 144 placeholders after them, without pixel"):
+        with pytest.raises(
+            ValueError, match=r"past_key_values: must hold .* 144 placeholders after them, without pixel"
+        ):
             model(input_ids=turn, past_key_values=cache)
         model(input_ids=turn, pixel_values=pictures(), past_key_values=cache)

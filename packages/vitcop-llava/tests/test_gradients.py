@@ -6,11 +6,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vitcop_llava
-from vitcop_llava import ViTCoP
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
+METHODS = [
+    ViTCoP(retained_tokens=24, cutoff_distance=3.0),
+    FastV(retained_tokens=60),
+    PyramidDrop(retained_tokens=60),
+    SparseVLM(retained_tokens=60),
+    VisionZip(retained_tokens=24),
+]
 
 
 def gradients(model: Any, ids: Tensor, images: Tensor, method: ViTCoP, **given: Any) -> dict[str, Tensor]:
@@ -57,14 +65,48 @@ def test_keep_all_gradients_equal_unpatched(build: Any, prompt: Make, pictures: 
     model.zero_grad()
 
 
-def test_gradient_checkpointing_is_refused(build: Any, prompt: Make, pictures: Make, budget: Any) -> None:
-    model = build(seed=7)
+@pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_checkpoints_do_not_change_gradients(
+    build: Any, prompt: Make, pictures: Make, method: Any, reentrant: bool
+) -> None:
+    if "__call__" in vars(GradientCheckpointingLayer):
+        pytest.skip("this version of transformers runs hooks again when it computes activations again")
+    model, ids = build(seed=7), torch.cat([prompt(3, "image", 8), prompt(3, "image", 8, seed=1)])
     model.train()
     name = "gradient" if not hasattr(model, "activation_checkpointing_enable") else "activation"  # as versions have it
-    getattr(model, f"{name}_checkpointing_enable")()
+    wanted = gradients(model, ids, pictures(2), method, use_cache=False)
+    getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": reentrant})
     try:
-        with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match="gradient checkpointing"):
-            model(input_ids=prompt(3, "image", 8), pixel_values=pictures())
+        found = gradients(model, ids, pictures(2), method)
     finally:
         getattr(model, f"{name}_checkpointing_disable")()
         model.eval()
+    assert found.keys() == wanted.keys()
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-4, atol=1e-6)
+
+
+def test_checkpoints_forget_activations(build: Any, prompt: Make, pictures: Make, budget: Any) -> None:
+    """What a checkpointed layer saves for the backward pass is its input, at the length that it runs on."""
+    model, ids = build(seed=7), prompt(3, "image", 8)
+    model.train()
+    name = "gradient" if not hasattr(model, "activation_checkpointing_enable") else "activation"
+    sizes = {}
+    for is_on in (False, True):
+        getattr(model, f"{name}_checkpointing_{'enable' if is_on else 'disable'}")()
+        saved = list[int]()
+        with (
+            vitcop_llava.prune(model, budget("1/3")),
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t),
+        ):
+            if is_on and "__call__" in vars(GradientCheckpointingLayer):
+                with pytest.raises(ValueError, match="gradient checkpointing"):
+                    model(input_ids=ids, pixel_values=pictures())
+                sizes[is_on] = 0
+            else:
+                model(input_ids=ids, pixel_values=pictures())
+                sizes[is_on] = sum(saved)
+    getattr(model, f"{name}_checkpointing_disable")()
+    model.eval()
+    assert sizes[True] < sizes[False] / 2

@@ -71,7 +71,11 @@ def test_image_hidden_in_one_row_of_a_batch(model: Any, prompt: Make, pictures: 
     mask[1], rest = without(rows[1], 0)
     with vitcop_llava.prune(model, method):
         found = logits(model, ids, images, mask)
-        alone = [logits(model, rows[0], images[:2]), logits(model, rest, images[3:4]), logits(model, rows[2], images[4:])]
+        alone = [
+            logits(model, rows[0], images[:2]),
+            logits(model, rest, images[3:4]),
+            logits(model, rows[2], images[4:]),
+        ]
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=5e-6)
 
 

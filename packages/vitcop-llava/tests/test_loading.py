@@ -172,10 +172,10 @@ def test_load_gives_the_adapters_error_for_another_family(checkpoint: Path, tmp_
         load(str(tmp_path))
 
 
-def test_load_refuses_a_tower_without_cls_before_reading_weights(copy: Path) -> None:
+def test_load_refuses_a_decoder_without_projections_before_reading_weights(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"not read")
-    edit(copy / "config.json", lambda config: config.update(vision_config={"model_type": "siglip_vision_model"}))
-    with pytest.raises(ValueError, match="vision tower is a SiglipVisionModel"):
+    edit(copy / "config.json", lambda config: config.update(text_config={"model_type": "phi3", "pad_token_id": 0}))
+    with pytest.raises(ValueError, match=r"a Phi3Model, cannot be pruned: it must have self_attn.q_proj"):
         load(str(copy))
 
 

@@ -23,8 +23,10 @@ METHODS = [
 ]
 by_name = pytest.mark.parametrize("method", METHODS, ids=["vitcop", "attention", "fastv", "pyramid", "sparse", "zip"])
 # PEFT reads an attribute that transformers has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-ADAPTER = LoraConfig(r=4, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.*:FutureWarning", "ignore:.*base_model_name_or_path:UserWarning"
+)
+ADAPTERS: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "k_proj"], "init_lora_weights": False}
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def given(prompt: Make, pictures: Make) -> dict[str, Tensor]:
 def test_adapter_added_inside_is_seen(own: Any, given: dict[str, Tensor], method: Any, use_cache: bool) -> None:
     with vitcop_llava.prune(own, method):
         own(**given)
-        own.add_adapter(ADAPTER)
+        own.add_adapter(LoraConfig(**ADAPTERS))
         own.eval()
         inside = own(**given, use_cache=use_cache).logits
     with vitcop_llava.prune(own, method):
@@ -53,7 +55,7 @@ def test_adapter_added_inside_is_seen(own: Any, given: dict[str, Tensor], method
 @by_name
 def test_adapters_wrapped_and_merged_inside(own: Any, given: dict[str, Tensor], method: Any) -> None:
     with vitcop_llava.prune(own, method):
-        wrapped = get_peft_model(own, ADAPTER).eval()
+        wrapped = get_peft_model(own, LoraConfig(**ADAPTERS)).eval()
         inside = wrapped(**given).logits
         merged = wrapped.merge_and_unload()
         torch.testing.assert_close(merged(**given).logits, inside, rtol=1e-4, atol=1e-4)
@@ -62,7 +64,7 @@ def test_adapters_wrapped_and_merged_inside(own: Any, given: dict[str, Tensor], 
 
 
 def test_wrapped_model_is_opened(own: Any, given: dict[str, Tensor]) -> None:
-    wrapped = get_peft_model(own, ADAPTER).eval()
+    wrapped = get_peft_model(own, LoraConfig(**ADAPTERS)).eval()
     mask = {"attention_mask": torch.ones_like(given["input_ids"])}
     with vitcop_llava.prune(own, METHODS[0]):
         wanted = wrapped(**given).logits, wrapped.generate(**given, **mask, max_new_tokens=3)

@@ -260,7 +260,8 @@ class LanguageHooks:
             along = (hidden, *run.rotary)
             after, origin, moved = cut_segment(run.segment, survivors, keeps, slots, selection.is_merged, along)
             hidden, cosines, sines = moved
-            run.rotary = (cosines, sines)
+            # Gathered beside the hidden states they would share their graph, which checkpoints run through by layer.
+            run.rotary = (cosines.detach(), sines.detach())
         else:
             totals = None if keeps is None else on_device(counts, hidden.device)
             after, origin = append_segment(run.segment, selection.index, selection.appended_at, totals, slots)

@@ -9,6 +9,8 @@ from vitcop_llava.families import Parts
 from vitcop_llava.state import PlannedImage
 from vitcop_llava.tiling import Tiling
 
+_LARGER = 64
+"""How many times the tokens of a plain image a budget is tried on where images may have any number."""
 _LENGTHS = (1, 8, 32)
 """Frames of the clips that a budget is tried on before there are any."""
 
@@ -41,6 +43,8 @@ class Planner:
         tilings, found, errors = [parts.tiling], list[bool](), list[ValueError]()
         if parts.anyres is not None:
             tilings += [parts.anyres.tile(*point) for point in parts.anyres.pinpoints]
+        if parts.scored is None:  # its images may have any number of tokens
+            tilings.append(Tiling((1, parts.tiling.tokens * _LARGER)))
         if parts.video is not None:
             tilings += [parts.video.clip(frames) for frames in _LENGTHS]
         for tiling in tilings:

@@ -62,7 +62,7 @@ class FeatureHooks:
     def attach(self) -> Iterator[Removable]:
         """Replace the functions, yielding what undoes it."""
         parts = self._parts
-        if not self._identity or parts.anyres is not None:
+        if not self._identity or parts.anyres is not None or parts.scored is None:
             yield Replacement(parts.base, "get_image_features", self._encode_images)
         if parts.video is not None:
             yield Replacement(parts.base, "get_video_features", self._encode_clips)
@@ -118,7 +118,7 @@ class FeatureHooks:
             finally:
                 set_tower(None)
         if hasattr(output, "pooler_output"):
-            if not self._cuts_tower and not self._identity:
+            if not self._cuts_tower:
                 self._count(output.pooler_output, encoded)
             output = _with_encoded(output, encoded)
         call = active_call(self._owner)

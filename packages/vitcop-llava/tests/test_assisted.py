@@ -1,0 +1,89 @@
+"""Assisted decoding and prompt lookup give greedy's answer, whatever is pruned: the model, its draft, or both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vitcop_llava
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+
+Make = Callable[..., Tensor]
+METHODS = [
+    ViTCoP(retained_tokens=24, cutoff_distance=3.0),
+    ViTCoP(retained_tokens=24, cutoff_distance=3.0, saliency="attention"),
+    FastV(retained_tokens=60),
+    PyramidDrop(retained_tokens=60),
+    SparseVLM(retained_tokens=60),
+    VisionZip(retained_tokens=24),
+]
+by_name = pytest.mark.parametrize("method", METHODS, ids=["vitcop", "attention", "fastv", "pyramid", "sparse", "zip"])
+# transformers warns of arguments that it passes to the draft itself.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def given(prompt: Make, pictures: Make) -> dict[str, Any]:
+    words = torch.tensor([[20, 21, 5, 6, 7, 8, 9, 30, 5, 6, 7]])  # repeats itself, to look up
+    ids = torch.cat([prompt(8, "image"), words], dim=1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures(), "do_sample": False}
+
+
+@by_name
+@pytest.mark.parametrize("seed", range(3))
+def test_prompt_lookup_is_greedy(build: Any, given: dict[str, Any], method: Any, seed: int) -> None:
+    model = build(seed=seed)
+    with vitcop_llava.prune(model, method):
+        wanted = model.generate(**given, max_new_tokens=8)
+        assert torch.equal(model.generate(**given, max_new_tokens=8, prompt_lookup_num_tokens=3), wanted)
+
+
+@by_name
+def test_prompt_lookup_in_tiles_is_greedy(next_model: Any, next_inputs: Any, method: Any) -> None:
+    given = next_inputs([[3, (131, 77), 14]])
+    with vitcop_llava.prune(next_model, method):
+        wanted = next_model.generate(**given, max_new_tokens=6, do_sample=False)
+        found = next_model.generate(**given, max_new_tokens=6, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(found, wanted)
+
+
+@by_name
+@pytest.mark.parametrize("pruned", ["model", "draft", "both", "itself"])
+def test_assistant_is_greedy(build: Any, given: dict[str, Any], method: Any, pruned: str) -> None:
+    model, draft = build(), build(seed=1)
+    if pruned == "draft":
+        wanted = model.generate(**given, max_new_tokens=6)
+        with vitcop_llava.prune(draft, method):
+            assert torch.equal(model.generate(**given, max_new_tokens=6, assistant_model=draft), wanted)
+        return
+    with vitcop_llava.prune(model, method):
+        wanted = model.generate(**given, max_new_tokens=6)
+        if pruned == "both":
+            with vitcop_llava.prune(draft, METHODS[0]):
+                found = model.generate(**given, max_new_tokens=6, assistant_model=draft)
+        else:
+            found = model.generate(**given, max_new_tokens=6, assistant_model=model if pruned == "itself" else draft)
+    assert torch.equal(found, wanted)
+
+
+@by_name
+def test_what_follows_the_first_logit_does_not_rank(build: Any, prompt: Make, pictures: Make, method: Any) -> None:
+    """A continuation whose likelihood is asked for is scored on what its prompt alone keeps."""
+    model, ids = build(), prompt(3, "image", 8)
+    with vitcop_llava.prune(model, method) as pruner:
+        model(input_ids=ids, pixel_values=pictures(), logits_to_keep=1)
+        wanted = pruner.survivors()
+        longer = torch.cat([ids, prompt(4, seed=5)[:, 1:]], dim=1)
+        model(input_ids=longer, pixel_values=pictures(), logits_to_keep=5)
+        found = pruner.survivors()
+    for mine, other in zip(found.stages, wanted.stages, strict=True):
+        assert torch.equal(mine.patches, other.patches)
+
+
+def test_draft_without_pruning_needs_its_images_elsewhere(build: Any, prompt: Make, budget: Any) -> None:
+    """Outside of drafting, a prompt without its image is still refused."""
+    model, ids = build(), prompt(3, "image", 8)
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match="pixel_values: the prompt holds 144"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
