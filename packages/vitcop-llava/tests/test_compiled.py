@@ -12,7 +12,7 @@ import vitcop_llava
 from vitcop_llava import FastV, ViTCoP
 
 Make = Callable[..., Tensor]
-METHOD = ViTCoP(retained_tokens=24, cutoff_distance=3.0)
+METHOD = ViTCoP(ratios=(0.5, 0.25, 0.1), layers=(1, 2), cutoff_distance=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +22,23 @@ def _forget() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.fixture(scope="module")
+def small(build: Callable[..., Any]) -> Any:
+    """A model of few layers: compiling takes seconds."""
+    config = copy.deepcopy(build().config)
+    config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 2, 3
+    torch.manual_seed(0)
+    model = type(build())(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
+    model.generation_config = build().generation_config
+    return model
+
+
 @pytest.fixture
-def own(build: Callable[..., Any]) -> Any:
-    return copy.deepcopy(build())
+def own(small: Any) -> Any:
+    return copy.deepcopy(small)
 
 
 @pytest.fixture
@@ -59,12 +73,6 @@ def compile_tower(model: Any) -> Any:
     return model
 
 
-def compile_attention(model: Any) -> Any:
-    for layer in model.model.vision_tower.encoder.layers:
-        layer.self_attn.compile(backend="eager")
-    return model
-
-
 def compile_language_model(model: Any) -> Any:
     model.model.language_model.compile(backend="eager")
     return model
@@ -76,44 +84,34 @@ def compile_layers(model: Any) -> Any:
     return model
 
 
-def compile_base(model: Any) -> Any:
-    model.model.compile(backend="eager")
-    return model
+# Compiling takes seconds, so each way is tried once, with a cache or without one.
+WAYS = {
+    "whole": (compile_whole, True),
+    "in-place": (compile_in_place, True),
+    "caller": (compile_caller, True),
+    "tower": (compile_tower, True),
+    "language-model": (compile_language_model, False),
+    "layers": (compile_layers, False),
+}
 
 
-WAYS = [
-    compile_whole,
-    compile_in_place,
-    compile_forward,
-    compile_caller,
-    compile_base,
-    compile_tower,
-    compile_attention,
-    compile_language_model,
-    compile_layers,
-]
-by_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("compile_"))
-
-
-@by_way
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
-def test_compiled_before_is_pruned(
-    own: Any, given: dict[str, Tensor], way: Callable[[Any], Any], use_cache: bool
-) -> None:
+@pytest.mark.parametrize("name", WAYS)
+def test_compiled_before_is_pruned(own: Any, given: dict[str, Any], name: str) -> None:
+    way, given["use_cache"] = WAYS[name]
     # Positions, as generate passes them: nothing but the hooks then tells a pruned call from another.
     given["position_ids"] = torch.arange(given["input_ids"].shape[1])[None]
-    plain = own(**given, use_cache=use_cache).logits
+    plain = own(**given).logits
     with vitcop_llava.prune(own, METHOD):
-        wanted = own(**given, use_cache=use_cache).logits
+        wanted = own(**given).logits
     run = way(own)
-    torch.testing.assert_close(run(**given, use_cache=use_cache).logits, plain, rtol=0, atol=5e-6)
+    torch.testing.assert_close(run(**given).logits, plain, rtol=0, atol=5e-6)
     with vitcop_llava.prune(own, METHOD) as pruner:
-        torch.testing.assert_close(run(**given, use_cache=use_cache).logits, wanted, rtol=0, atol=5e-6)
+        torch.testing.assert_close(run(**given).logits, wanted, rtol=0, atol=5e-6)
         assert pruner.report.pruned
-    torch.testing.assert_close(run(**given, use_cache=use_cache).logits, plain, rtol=0, atol=5e-6)
+    torch.testing.assert_close(run(**given).logits, plain, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("way", [compile_whole, compile_forward, compile_tower, compile_language_model])
+@pytest.mark.parametrize("way", [compile_forward, compile_tower])
 def test_compiled_inside_is_pruned(own: Any, given: dict[str, Tensor], way: Callable[[Any], Any]) -> None:
     plain = own(**given).logits
     with vitcop_llava.prune(own, METHOD) as pruner:
@@ -124,22 +122,20 @@ def test_compiled_inside_is_pruned(own: Any, given: dict[str, Tensor], way: Call
     torch.testing.assert_close(run(**given).logits, plain, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("way", [compile_forward, compile_in_place])
-@pytest.mark.parametrize("method", [METHOD, FastV(retained_tokens=60)], ids=["vitcop", "fastv"])
-def test_compiled_before_generates(own: Any, given: dict[str, Tensor], way: Callable[[Any], Any], method: Any) -> None:
+def test_compiled_before_generates(own: Any, given: dict[str, Tensor]) -> None:
+    method = FastV(retained_tokens=100)
     with vitcop_llava.prune(own, method):
-        wanted = own.generate(**given, max_new_tokens=3)
-    run = way(own)
-    run.generate(**given, max_new_tokens=2)
+        wanted = own.generate(**given, max_new_tokens=2)
+    own.forward = torch.compile(own.forward, backend="eager")
+    own.generate(**given, max_new_tokens=1)
     with vitcop_llava.prune(own, method):
-        assert torch.equal(run.generate(**given, max_new_tokens=3), wanted)
+        assert torch.equal(own.generate(**given, max_new_tokens=2), wanted)
 
 
-def test_compiled_wrapper_is_opened(own: Any, given: dict[str, Tensor]) -> None:
-    run = compile_whole(own)
-    with vitcop_llava.prune(run, METHOD) as pruner:
-        run(**given)
-        assert pruner.report.pruned
+def test_compiled_wrapper_is_opened(own: Any) -> None:
+    run = torch.compile(own, backend="eager")
+    with vitcop_llava.prune(run, METHOD), pytest.raises(ValueError, match="model: is pruned already"):
+        vitcop_llava.prune(own, METHOD)
 
 
 @pytest.mark.parametrize("family", ["llava", "next"])
@@ -150,13 +146,13 @@ def test_keep_all_is_one_graph(
     if family == "next":  # transformers takes sizes apart on the host
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         inputs["input_ids"] = inputs["input_ids"].clamp(max=next_model.config.image_token_id - 1)
-    wanted = torch.compile(model.forward, backend="eager", fullgraph=True)(**inputs).logits
+    run: Any = torch.compile(model.forward, backend="eager", fullgraph=True)
+    wanted = run(**inputs).logits
     with vitcop_llava.prune(model, ViTCoP(retention_ratio=1)):
-        found = torch.compile(model.forward, backend="eager", fullgraph=True)(**inputs).logits
-    assert torch.equal(found, wanted)
+        assert torch.equal(run(**inputs).logits, wanted)
 
 
 def test_one_graph_of_a_pruned_model_is_refused_by_name(own: Any, given: dict[str, Tensor]) -> None:
-    run = torch.compile(own, backend="eager", fullgraph=True)
+    run: Any = torch.compile(own, backend="eager", fullgraph=True)
     with vitcop_llava.prune(own, METHOD), pytest.raises(torch._dynamo.exc.Unsupported, match="vitcop prunes here"):
         run(**given)

@@ -41,11 +41,10 @@ def test_rebuilt_cache_is_refused(
     with vitcop_llava.prune(model, method):
         model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)
         other = make(cache)
+        given = {"attention_mask": torch.ones_like(whole), "past_key_values": other}
+        new = {"generate": whole, "forward": whole[:, other.get_seq_length() :]}[run]
         with pytest.raises(ValueError, match="past_key_values: must h"):
-            if run == "generate":
-                model.generate(whole, attention_mask=torch.ones_like(whole), past_key_values=other, max_new_tokens=2)
-            else:
-                model(input_ids=whole[:, other.get_seq_length() :], past_key_values=other)
+            (model.generate if run == "generate" else model)(input_ids=new, **given)
         assert model(input_ids=whole[:, ids.shape[1] :], past_key_values=cache).logits.isfinite().all()
 
 

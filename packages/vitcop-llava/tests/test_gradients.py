@@ -89,24 +89,30 @@ def test_checkpoints_do_not_change_gradients(
 
 def test_checkpoints_forget_activations(build: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     """What a checkpointed layer saves for the backward pass is its input, at the length that it runs on."""
-    model, ids = build(seed=7), prompt(3, "image", 8)
-    model.train()
-    name = "gradient" if not hasattr(model, "activation_checkpointing_enable") else "activation"
-    sizes = {}
-    for is_on in (False, True):
-        getattr(model, f"{name}_checkpointing_{'enable' if is_on else 'disable'}")()
+    model, given = build(seed=7), {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    if "__call__" in vars(GradientCheckpointingLayer):
+        pytest.skip("this version of transformers runs hooks again when it computes activations again")
+
+    def saved_numbers() -> int:
         saved = list[int]()
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
         with (
             vitcop_llava.prune(model, budget("1/3")),
-            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            if is_on and "__call__" in vars(GradientCheckpointingLayer):
-                with pytest.raises(ValueError, match="gradient checkpointing"):
-                    model(input_ids=ids, pixel_values=pictures())
-                sizes[is_on] = 0
-            else:
-                model(input_ids=ids, pixel_values=pictures())
-                sizes[is_on] = sum(saved)
-    getattr(model, f"{name}_checkpointing_disable")()
-    model.eval()
-    assert sizes[True] < sizes[False] / 2
+            model(**given)
+        return sum(saved)
+
+    model.train()
+    name = "gradient" if not hasattr(model, "activation_checkpointing_enable") else "activation"
+    whole = saved_numbers()
+    getattr(model, f"{name}_checkpointing_enable")()
+    try:
+        assert saved_numbers() < whole / 2
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
+        model.eval()

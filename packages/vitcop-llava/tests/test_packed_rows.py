@@ -36,7 +36,7 @@ def test_packed_samples_are_refused(
     row = packed(prompt(*first), prompt(4, "image", 9, seed=2))
     with (
         vitcop_llava.prune(model, method),
-        pytest.raises(ValueError, match="position_ids: must count up in every row, .* give each sample a row"),
+        pytest.raises(ValueError, match=r"position_ids: must count up in every row, .* give each sample a row"),
     ):
         model(**row, pixel_values=pictures(1 + first.count("image")), use_cache=use_cache)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_adapters_wrapped_and_merged_inside(own: Any, given: dict[str, Tensor], 
 
 
 def test_wrapped_model_is_opened(own: Any, given: dict[str, Tensor]) -> None:
-    wrapped = get_peft_model(own, LoraConfig(**ADAPTERS)).eval()
+    wrapped: Any = get_peft_model(own, LoraConfig(**ADAPTERS)).eval()
     mask = {"attention_mask": torch.ones_like(given["input_ids"])}
     with vitcop_llava.prune(own, METHODS[0]):
         wanted = wrapped(**given).logits, wrapped.generate(**given, **mask, max_new_tokens=3)
@@ -90,10 +91,7 @@ def test_swapped_part_is_refused_by_name(own: Any, given: dict[str, Tensor], par
         else:
             setattr(own.model, part, getattr(other, part))
         with pytest.raises(ValueError, match=f"model: must keep its {names.get(part, 'decoder layers')} while"):
-            if run == "forward":
-                own(**given)
-            else:
-                own.generate(**given, max_new_tokens=2)
+            (own if run == "forward" else partial(own.generate, max_new_tokens=2))(**given)
     with vitcop_llava.prune(own, METHODS[0]) as pruner:
         own(**given)
         assert pruner.report.pruned
