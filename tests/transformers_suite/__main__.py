@@ -1,4 +1,4 @@
-"""Runs the tests unpruned, keep-all and pruned, and compares: `python -m transformers_suite FOLDER [pytest arguments]`."""
+"""Runs the tests in every mode and compares: `python -m transformers_suite FOLDER [pytest arguments]`."""
 
 from __future__ import annotations
 

@@ -48,4 +48,5 @@ def lay_out(folder: Path, target: Path) -> None:
     assert spec is not None  # vitcop-llava needs it
     assert spec.origin is not None
     (target / "src" / "transformers").symlink_to(Path(spec.origin).parent)
-    (target / "pytest.ini").write_text("[pytest]\n")  # keeps ids relative to the tree, and settings above it away
+    # Keeps settings from elsewhere away, and thousands of subtests out of the output.
+    (target / "pytest.ini").write_text("[pytest]\nverbosity_subtests = 0\n")
