@@ -16,8 +16,11 @@ from vitcop_core import Method
 from vitcop_llava import Pruner, prune
 
 FAMILIES = ("Llava", "LlavaNext", "LlavaNextVideo")
-HEADED: tuple[Any, ...] = tuple(getattr(transformers, f"{name}ForConditionalGeneration") for name in FAMILIES)
-BARE: tuple[Any, ...] = tuple(getattr(transformers, f"{name}Model") for name in FAMILIES)
+HEADS: dict[Any, Any] = {
+    getattr(transformers, f"{name}Model"): getattr(transformers, f"{name}ForConditionalGeneration") for name in FAMILIES
+}
+"""From the class of a model without its head to the one with it."""
+CLASSES = (*HEADS, *HEADS.values())
 
 
 class Wrapper:
@@ -30,17 +33,16 @@ class Wrapper:
 
     def __init__(self, method: Method) -> None:
         self._method = method
-        self._pruned: list[tuple[ref[nn.Module], ref[Pruner] | None]] = []  # weak: some tests wait for a model to go
+        self._pruned: list[tuple[ref[nn.Module], ref[Pruner]]] = []  # weak: some tests wait for a model to go
         self._depth = 0
         self.wrapped: Counter[str] = Counter()
         self.left_alone: Counter[str] = Counter()
 
     def install(self) -> None:
         """Patches constructors, copies and `from_pretrained`, for the rest of this process."""
-        for kind in (*HEADED, *BARE):
+        for kind in CLASSES:
             kind.__init__ = self._outermost(kind.__init__, lambda args, result: args[0])
-        for kind in HEADED:
-            kind.__deepcopy__ = self._copier()
+            kind.__deepcopy__ = self._outermost(deepcopy_module, lambda args, result: result)
         # A loaded model is pruned when it is whole, as a user would, and not where its class is constructed.
         loader: Any = transformers.PreTrainedModel
         loader.from_pretrained = classmethod(
@@ -50,11 +52,12 @@ class Wrapper:
     def release(self) -> list[str]:
         """Ends the pruning of the models that are still there, and names those that did not come clean."""
         stained = []
-        for model, pruner in ((model(), None if pruner is None else pruner()) for model, pruner in self._pruned):
-            if pruner is not None:
-                pruner.remove()
-                if model is not None and is_hooked(model):
-                    stained.append(type(model).__name__)
+        for model, pruner in ((model(), pruner()) for model, pruner in self._pruned):
+            if pruner is None:
+                continue
+            pruner.remove()
+            if model is not None and is_hooked(model):
+                stained.append(type(model).__name__)
         self._pruned.clear()
         return stained
 
@@ -75,32 +78,39 @@ class Wrapper:
 
         return wrapped
 
-    def _copier(self) -> Callable[[nn.Module, dict[int, Any]], nn.Module]:
-        def __deepcopy__(model: nn.Module, memo: dict[int, Any]) -> nn.Module:  # noqa: N807  (it becomes a method)
-            new = type(model).__new__(type(model))
-            memo[id(model)] = new
-            new.__setstate__(copy.deepcopy(vars(model), memo))
-            self._adopt(new)
-            return new
-
-        return __deepcopy__
-
     def _adopt(self, model: Any) -> None:
         name = type(model).__name__
-        if isinstance(model, BARE):
-            self.left_alone[f"{name}: has no head, and prune takes the model that has it"] += 1
-        if not isinstance(model, HEADED):
+        if not isinstance(model, CLASSES):  # `from_pretrained` loads others too
             return
         if is_hooked(model):  # a copy whose hooks came along
             self.wrapped[name] += 1
             return
         try:
-            pruner = prune(model, self._method)
+            pruner = prune(with_head(model), self._method)
         except (TypeError, ValueError) as error:
             self.left_alone[f"{name}: {error}"] += 1
             return
         self.wrapped[name] += 1
         self._pruned.append((ref(model), ref(pruner)))
+
+
+def with_head(model: Any) -> Any:
+    """What `prune` takes for ``model``: itself, or around a bare one the class that has the head, without a head."""
+    kind = next((head for bare, head in HEADS.items() if isinstance(model, bare)), None)
+    if kind is None:
+        return model
+    around = kind.__new__(kind)
+    nn.Module.__init__(around)
+    around.config, around.model = model.config, model
+    return around
+
+
+def deepcopy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy` does with a module that says nothing about it."""
+    new = type(model).__new__(type(model))
+    memo[id(model)] = new
+    new.__setstate__(copy.deepcopy(vars(model), memo))
+    return new
 
 
 def is_hooked(model: nn.Module) -> bool:
