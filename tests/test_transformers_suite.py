@@ -93,7 +93,7 @@ def test_shortfalls_name_what_was_not_done() -> None:
     whole = RunResult(wrapped=dict(LEAST_WRAPPED), cuts=dict(LEAST_CUTS))
     assert all(shortfalls(whole, mode) == [] for mode in MODES)
     assert len(shortfalls(RunResult(), "keep-all")) == len(LEAST_WRAPPED)
-    assert "only 0 cuts of vision" in "\n".join(shortfalls(RunResult(), "pruned"))
+    assert "only 0 cuts (vision)" in "\n".join(shortfalls(RunResult(), "pruned"))
 
 
 def test_description_has_the_error_and_who_was_left_alone() -> None:

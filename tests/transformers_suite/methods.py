@@ -11,7 +11,7 @@ from vitcop_core import DecoderCut, Method, Plan, Selection, VisionCut, VisionSe
 from vitcop_core.methods.base import unit_counts
 
 CUTS: Counter[str] = Counter()
-"""How often each kind of cut ran in this process: what shows that the pruned mode did prune."""
+"""How often each kind of cut ran in this process, and in how many tests: what shows that the pruned mode did prune."""
 
 
 @dataclass(frozen=True)

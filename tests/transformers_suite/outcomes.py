@@ -23,7 +23,7 @@ class RunResult:
         messages: Of the tests that failed, the first error's.
         wrapped: How many models were pruned, by class.
         left_alone: How many were not, by class and reason.
-        cuts: How often each kind of cut ran.
+        cuts: How often each kind of cut ran, and in how many tests any did.
     """
 
     outcomes: dict[str, str] = field(default_factory=dict)

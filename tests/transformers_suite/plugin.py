@@ -34,6 +34,7 @@ class Run:
         method = METHODS[config.getoption("--vitcop-mode")]
         self._config = config
         self._wrapper = None if method is None else Wrapper(method)
+        self._before = 0
         self._counts = {"wrapped": Counter[str](), "left_alone": Counter[str](), "cuts": Counter[str]()}
         self._result = RunResult()
         if self._wrapper is not None:
@@ -47,8 +48,10 @@ class Run:
         for name, module in list(sys.modules.items()):
             if name.startswith("tests.") and "global_rng" in vars(module):
                 module.global_rng.seed(0)
+        self._before = CUTS.total()
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        CUTS["tests"] += CUTS.total() > self._before
         stained = [] if self._wrapper is None else self._wrapper.release()
         if stained:
             pytest.fail(f"hooks were left behind on {', '.join(stained)}")
