@@ -27,7 +27,7 @@ def describe(comparison: Comparison, result: RunResult, mode: str) -> list[str]:
         f"{mode}: {wrapped} models wrapped ({_counts(result.wrapped)}), {alone} left alone",
         *(f"  left alone, {count}: {reason}" for reason, count in sorted(result.left_alone.items())),
     ]
-    if result.cuts:
+    if any(result.cuts.values()):
         tests = result.cuts.get("tests", 0)
         made = {name: count for name, count in result.cuts.items() if name != "tests"}
         lines.append(f"{mode}: cuts made: {_counts(made)}, in {tests} tests")
