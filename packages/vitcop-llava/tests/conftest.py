@@ -93,13 +93,13 @@ def _text(kind: str, kv_heads: int, vocabulary: int) -> Any:
 
 
 @cache
-def _build(kind: str, attention: str, kv_heads: int, seed: int) -> Any:
+def _build(kind: str, attention: str, kv_heads: int, seed: int, side: int = 96) -> Any:
     make: Any = LlavaConfig
     config = make(
-        vision_config=_vision(96),
+        vision_config=_vision(side),
         text_config=_text(kind, kv_heads, 100),
         image_token_id=IMAGE_TOKEN,
-        image_seq_length=PATCHES,
+        image_seq_length=(side // 8) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
@@ -166,6 +166,12 @@ def build() -> Callable[..., Any]:
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def build_sized() -> Callable[[int], Any]:
+    """The model for pictures of that many pixels a side, in patches of 8 x 8."""
+    return lambda side: _build("llama", "sdpa", 2, 0, side)
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,22 @@
 """Loading a model: what is missing or does not fit is named, and nothing but safetensors is read."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from vitcop_llava import loading
 from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
 from vitcop_llava.loading import HubError, find_device, find_source, load
-from vitcop_llava.processors import ModelError
+from vitcop_llava.processors import ModelError, read_processor
 
 GRID = 4
 
@@ -54,6 +56,20 @@ def test_load_converts_to_the_dtype(checkpoint: Path) -> None:
 def test_load_runs_half_precision_checkpoints_as_bfloat16_on_a_cpu(copy: Path) -> None:
     edit(copy / "config.json", lambda config: config.update(dtype="float16"))
     assert load(str(copy), device="cpu").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_load_depends_on_no_default(checkpoint: Path, device: str, dtype: torch.dtype) -> None:
+    wanted, before = load(str(checkpoint), device="cpu").model, torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = load(str(checkpoint), device="cpu").model
+    finally:
+        torch.set_default_dtype(before)
+    pairs = zip([*found.parameters(), *found.buffers()], [*wanted.parameters(), *wanted.buffers()], strict=True)
+    assert all(mine.dtype is theirs.dtype and torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def test_load_reads_sharded_weights(checkpoint: Path, tmp_path: Path) -> None:
@@ -148,10 +164,84 @@ def test_load_refuses_another_placeholder(copy: Path) -> None:
         load(str(copy))
 
 
-def test_load_fills_in_what_old_processors_leave_out(copy: Path) -> None:
-    blank = {"patch_size": None, "vision_feature_select_strategy": None}
-    edit(copy / "processor_config.json", lambda config: config.update(blank))
-    assert load(str(copy), device="cpu").processor.patch_size == 14
+SETTINGS = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+
+
+@pytest.mark.parametrize("missing", [[name] for name in SETTINGS] + [[*SETTINGS]], ids=[*SETTINGS, "all"])
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_load_fills_in_what_old_processors_leave_out(copy: Path, missing: list[str], how: str) -> None:
+    def change(config: dict[str, Any]) -> None:
+        for name in missing:
+            del config[name]
+            if how == "null":
+                config[name] = None
+
+    edit(copy / "processor_config.json", change)
+    processor = load(str(copy), device="cpu").processor
+    assert {name: getattr(processor, name) for name in SETTINGS} == SETTINGS
+
+
+def test_load_fills_in_a_processor_without_a_file_of_its_own(copy: Path) -> None:
+    config = json.loads((copy / "processor_config.json").read_text())
+    (copy / "processor_config.json").unlink()
+    (copy / "preprocessor_config.json").write_text(
+        json.dumps(config["image_processor"] | {"processor_class": "LlavaProcessor"})
+    )
+    processor = load(str(copy), device="cpu").processor
+    assert {name: getattr(processor, name) for name in SETTINGS} == SETTINGS
+
+
+def test_load_fills_in_a_processor_of_tiles(next_model: Any, next_processor: Any, tmp_path: Path) -> None:
+    next_model.save_pretrained(tmp_path)
+    next_processor.save_pretrained(tmp_path)
+    edit(tmp_path / "processor_config.json", lambda config: [config.pop(name) for name in SETTINGS])
+    processor = load(str(tmp_path), device="cpu").processor
+    assert {name: getattr(processor, name) for name in SETTINGS} == SETTINGS | {"patch_size": 8}
+
+
+def test_tower_without_cls_adds_no_token(copy: Path) -> None:
+    parts = load(str(copy), device="cpu").parts
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    edit(copy / "processor_config.json", lambda config: config.pop("num_additional_image_tokens"))
+    processor = read_processor(str(copy), replace(parts, vision_tower=tower))
+    assert processor.num_additional_image_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "count"),
+    [
+        ("patch_size", 28, 4),
+        ("vision_feature_select_strategy", "full", 17),
+        ("num_additional_image_tokens", 0, 15),
+        ("num_additional_image_tokens", 2, 17),
+    ],
+)
+def test_load_names_the_setting_that_is_wrong(copy: Path, setting: str, value: Any, count: int) -> None:
+    edit(copy / "processor_config.json", lambda config: config.update({setting: value}))
+    said = f"got {count}; its {setting} must be {SETTINGS[setting]!r}, got {value!r}"
+    with pytest.raises(ModelError, match=re.escape(said)):
+        load(str(copy), device="cpu")
+
+
+def test_load_names_a_tokenizer_without_the_image_token(copy: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        words = content["model"]["vocab"]
+        words["<picture>"] = words.pop("<image>")
+        for token in content["added_tokens"]:
+            token["content"] = token["content"].replace("<image>", "<picture>")
+
+    edit(copy / "tokenizer.json", rename)
+    edit(copy / "tokenizer_config.json", lambda config: config.pop("image_token"))
+    with pytest.raises(ModelError, match=r"tokenizer must have '<image>' as token 4 .*, and does not know it"):
+        load(str(copy), device="cpu")
+
+
+def test_load_names_an_image_token_with_another_id(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(image_token_index=7))
+    with pytest.raises(ModelError, match=r"tokenizer must have '<image>' as token 7 .*, and has it as 4"):
+        load(str(copy), device="cpu")
 
 
 def test_load_gives_the_adapters_error_for_another_family(checkpoint: Path, tmp_path: Path) -> None:

@@ -168,10 +168,16 @@ def test_foreign_file_is_refused(model: Any, path: Path, budget: Any) -> None:
         ImagePrefix.load(path, model, budget())
     for text in ("no JSON", "[]", "[" * 100_000, '{"version": 99}'):
         save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": text})
-        with pytest.raises(ValueError, match=r"version must be 1, got (None|99)"):
+        with pytest.raises(ValueError, match=r"version must be 2, got (None|99)"):
             ImagePrefix.load(path, model, budget())
-    save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": '{"version": 1, "identity": 1}'})
+    save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": '{"version": 2, "identity": 1}'})
     with pytest.raises(ValueError, match="its metadata must be JSON with identity, groups, report"):
+        ImagePrefix.load(path, model, budget())
+
+
+def test_file_of_an_older_version_is_refused_with_the_remedy(model: Any, path: Path, budget: Any) -> None:
+    rewrite(path, lambda tensors, content: content.update(version=1))
+    with pytest.raises(ValueError, match="version must be 2, got 1; make the prefix again with encode_image"):
         ImagePrefix.load(path, model, budget())
 
 

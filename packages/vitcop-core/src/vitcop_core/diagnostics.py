@@ -32,4 +32,6 @@ def cutoff_scale(features: Tensor, cutoff_distance: float = 8.0) -> Tensor:
     valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
     rows, columns = torch.triu_indices(tokens, tokens, offset=1, device=features.device)
     distances = pairwise_distances(features.detach(), valid)[:, rows, columns]
-    return (distances.median(dim=1).values / cutoff_distance).float()
+    # Not median(): with deterministic algorithms asked for, CUDA refuses it.
+    middle = distances.sort(dim=1).values[:, (distances.shape[1] - 1) // 2]
+    return (middle / cutoff_distance).float()

@@ -12,9 +12,9 @@ from typing import Any, Self, cast
 
 import torch
 from torch import LongTensor, Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from vitcop_llava.state import active_call
+from vitcop_llava.active import active_call
 
 
 class PrunedLayer(DynamicLayer):
@@ -200,10 +200,26 @@ def check_cache(cache: object) -> None:
     if cache.offloading:
         raise ValueError(f"past_key_values: an offloaded {type(cache).__name__} cannot be pruned; {supported}")
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, PrunedLayer):
+        # Of a sequence that fits its window such a layer holds everything.
+        if type(layer) not in (DynamicLayer, PrunedLayer, DynamicSlidingWindowLayer):
             raise ValueError(
                 f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported}"
             )
+    check_whole(cache)
+
+
+def check_whole(cache: DynamicCache) -> None:
+    """Raise where a cache that knows of nothing dropped has layers of different lengths.
+
+    Raises:
+        ValueError: It was made of a pruned cache's keys and values, and has lost which tokens they stand for.
+    """
+    lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, DynamicLayer)}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"past_key_values: must have as many tokens in every layer, got {sorted(lengths)}: a pruned cache that is "
+            "rebuilt from its keys and values has lost which tokens they stand for; pass on the cache itself"
+        )
 
 
 def is_pruned(cache: object) -> bool:

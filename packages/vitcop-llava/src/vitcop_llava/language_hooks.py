@@ -1,8 +1,8 @@
 """The language model's hooks: logical lengths outside, physical lengths inside.
 
-The base module's hooks open and close a call. The language model's drop the placeholders that Stage I did not keep and
-put the hidden states back. The decoder layers' apply the cuts, and give each layer the positions and the mask of its
-own segment. None of them decides anything: a method's cuts do.
+The base module's forward opens and closes a call. The language model's hooks drop the placeholders that Stage I did not
+keep and put the hidden states back. The decoder layers' apply the cuts, and give each layer the positions and the mask
+of its own segment. None of them decides anything: a method's cuts do.
 """
 
 from __future__ import annotations
@@ -15,95 +15,132 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
+from vitcop_llava.active import (
+    active_call,
+    active_generation,
+    announce_continuation,
+    close_call,
+    generating,
+    open_call,
+)
 from vitcop_llava.appending import append_segment
 from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
-from vitcop_llava.cache import check_cache, check_cuts, check_follows, install_layers, is_forked, is_pruned
-from vitcop_llava.call_checks import PIXELS, check_call, check_encoded, check_mask, check_text
-from vitcop_llava.clips import check_frames
+from vitcop_llava.cache import check_cuts, install_layers, is_pruned
+from vitcop_llava.call_checks import PIXELS, check_ran, is_checkpointing
+from vitcop_llava.counting import count_rows, either, without_padding
 from vitcop_llava.families import Parts
+from vitcop_llava.opening import check_continuing, check_opening
+from vitcop_llava.patching import Removable, Replacement, eager, unless_compiling
 from vitcop_llava.planning import Planner
-from vitcop_llava.rope import last_row_attention, packed, reindexed
+from vitcop_llava.rope import packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
 from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
-from vitcop_llava.state import Call, Run, Source, active_call, close_call, open_call
+from vitcop_llava.state import Call, Run, Source
 from vitcop_llava.vision_hooks import encoded_of
 
 Kwargs = dict[str, Any]
 
 
-class LanguageHooks:
-    """The hooks on base module, language model and decoder layers. Holds no state of any call."""
+class CallHooks:
+    """Opens and closes a call around the base module's forward. Holds no state of any call.
+
+    Compiled code that calls the base module leaves it, and whatever is pruned, to Python. Where the budget keeps every
+    token there is nothing to leave.
+    """
 
     def __init__(
-        self, parts: Parts, method: Method, planner: Planner, owner: int, finished: Callable[[Call], None]
+        self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
     ) -> None:
-        self._parts, self._method, self._planner, self._owner, self._finished = parts, method, planner, owner, finished
+        self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
         self._signature = inspect.signature(parts.base.forward)
-        self.identity = planner.keeps_all(parts)
+        self._identity = identity
 
-    def attach(self) -> Iterator[RemovableHandle]:
-        """Registers the hooks, yielding the handle of each."""
-        parts = self._parts
-        yield parts.base.register_forward_pre_hook(self._open, with_kwargs=True)
-        yield parts.base.register_forward_hook(self._close, always_call=True)
-        yield parts.language_model.register_forward_pre_hook(self._enter, with_kwargs=True)
-        yield parts.language_model.register_forward_hook(self._leave)
-        for index, layer in enumerate(parts.decoder_layers):
-            yield layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
-            for name in ("q_proj", "k_proj"):
-                projection: nn.Module = getattr(layer.self_attn, name)
-                yield projection.register_forward_hook(partial(self._keep_projection, index, name))
+    def attach(self) -> Iterator[Removable]:
+        """Put the hooks on, yielding what takes each off."""
+        yield Replacement(self._parts.base, "forward", self._run if self._identity else eager(self._run))
+        yield Replacement(self._model, "generate", self._generate)
+        if not self._identity:
+            yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
 
-    # The base module: a call begins and ends.
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        config = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        with generating(self._owner, is_draft=bool(getattr(config, "is_assistant", None))):
+            return original(*args, **kwargs)
 
-    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
+    def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+        # Where logits are asked for is where the prompt ends; verifying candidates asks for those of all of them.
+        last = kwargs.get("logits_to_keep")
+        announce_continuation(last - 1 if isinstance(last, int) and last > 0 else 0)
+
+    def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # only where nothing is pruned
+            return original(*args, **kwargs)
+        given = kwargs
+        if args:
+            given = self._signature.bind_partial(*args, **kwargs).arguments
+            given = {**given, **given.get("kwargs", {})}
         call = open_call(self._owner)
+        try:
+            self._open(call, given)
+            output = original(*args, **kwargs)
+        finally:
+            if active_call() is call:  # an interrupt may have unwound further
+                close_call(call)
+        self._finished(call)
+        return output
+
+    def _open(self, call: Call, given: Kwargs) -> None:
         cache = given.get("past_key_values")
         past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
         sources = self._sources(given)
-        if sources and not self.identity:
-            check_cache(cache)
-            for kind, source in sources.items():
-                output = (given.get("mm_encoder_outputs") or {}).get(kind)
-                if output is not None:
-                    source.encoded = check_encoded(encoded_of(output), self._owner)
-                    source.origin = layout.image_origin(output.pooler_output, source.encoded)
-                    if kind == "video":
-                        clips = [image.tiling for image in source.images]
-                        check_frames([c.frames for c in clips], clips[0].tokens // clips[0].frames, source.where)
-            check_call(given, self._parts)
-        if is_pruned(cache) or (sources and not self.identity):
-            check_mask(given, past)
-        if call.is_fresh and not self.identity and given.get("input_ids") is not None:
-            check_text(given["input_ids"], {k: v for k, v in self._parts.token_ids.items() if k not in sources})
+        for kind, source in sources.items():
+            output = (given.get("mm_encoder_outputs") or {}).get(kind)
+            source.encoded = None if output is None else encoded_of(output)
+        if self._identity:
+            check_continuing(given, self._parts, past, brings_images=bool(sources))
+        else:
+            generation = active_generation(self._owner)
+            is_draft = generation is not None and generation.is_draft
+            check_opening(given, sources, self._parts, call, past=past, is_draft=is_draft)
         if sources:
-            call.sources, call.placeholders = sources, layout.either([source.where for source in sources.values()])
-        elif is_forked(cache):
-            check_follows(layout.either([source.where for source in self._sources(given, every=True).values()]))
+            call.sources, call.placeholders = sources, either([source.where for source in sources.values()])
 
-    def _sources(self, given: Kwargs, *, every: bool = False) -> dict[str, Source]:
-        """The images and clips of a call, by kind; with ``every``, also the kinds that it has none of."""
+    def _sources(self, given: Kwargs) -> dict[str, Source]:
+        """The images and clips of a call, by kind."""
         found, outputs = {}, given.get("mm_encoder_outputs") or {}
         for kind, token_id in self._parts.token_ids.items():
             pixels = given.get(PIXELS[kind])
-            if every or outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
+            if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
                 found[kind] = Source(layout.placeholders(given, self._parts, token_id))
         return found
 
-    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = active_call(self._owner)
-        if call is not None:
-            close_call(call)
-            if output is not None:  # there is none after an exception
-                self._finished(call)
+
+class LanguageHooks:
+    """The hooks on language model and decoder layers. Holds no state of any call."""
+
+    def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int, *, identity: bool) -> None:
+        self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
+        self._identity = identity
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What the hooks go on."""
+        return [self._parts.language_model, *self._parts.decoder_layers]
+
+    def attach(self) -> Iterator[Removable]:
+        """Register the hooks, yielding the handle of each."""
+        # Where the budget keeps everything, they are there for caches that another pruner has cut.
+        guard, parts = unless_compiling if self._identity else eager, self._parts
+        yield parts.language_model.register_forward_pre_hook(guard(self._enter), with_kwargs=True)
+        yield parts.language_model.register_forward_hook(guard(self._leave))
+        for index, layer in enumerate(parts.decoder_layers):
+            hook = guard(partial(self._before_layer, index))
+            yield layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     # The language model: columns become slots, and slots columns.
 
@@ -112,22 +149,31 @@ class LanguageHooks:
         cache: Any = kwargs.get("past_key_values")
         if call is None:
             return None
-        if call.placeholders is not None and not self.identity:
-            return args, self._begin(call, kwargs)
+        if call.placeholders is not None and not self._identity:
+            given = self._begin(call, kwargs)
+            if given is not None:
+                return args, given
         if is_pruned(cache):
-            if call.placeholders is not None:
-                check_cuts(cache, cut_layers=())
             return args, self._continue(call, kwargs)
         return None
 
-    def _begin(self, call: Call, kwargs: Kwargs) -> Kwargs:
+    def _begin(self, call: Call, kwargs: Kwargs) -> Kwargs | None:
+        """The arguments of a prefill with images; None where the mask hides them all."""
         embeds: Tensor = kwargs["inputs_embeds"]
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
-        if cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
-            cache = DynamicCache(config=self._parts.config)
-        call.run = run = self._new_run(cache, kwargs)
+        if is_checkpointing(self._parts):  # keeps no keys
+            cache, use_cache = None, False
+        elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        rows, is_padded = count_rows(list(call.sources.values()), mask, position_ids)
+        call.sources = {kind: source for kind, source in call.sources.items() if source.images}
+        if not call.sources:
+            call.placeholders = None
+            return None
+        call.run = run = self._new_run(call, cache, mask if is_padded else None)
         positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        layout.lay_out(call, run, self._planner, positions)
+        layout.lay_out(call, run, self._planner, rows, positions)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
         embeds = take(embeds, run.segment.columns)
@@ -135,20 +181,20 @@ class LanguageHooks:
             run.entry = embeds
         run.keys = keys_of(self._parts, run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
-        return {**kwargs, **given, "past_key_values": cache}
+        return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
         embeds: Tensor = kwargs["inputs_embeds"]
-        call.run = run = self._new_run(kwargs["past_key_values"], kwargs)
+        mask = without_padding(kwargs.get("attention_mask"))
+        call.run = run = self._new_run(call, kwargs["past_key_values"], mask)
         run.positions = positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
         return {**kwargs, "position_ids": positions, "attention_mask": mask_of_group(self._parts, run, embeds, layer=0)}
 
-    def _new_run(self, cache: DynamicCache | None, kwargs: Kwargs) -> Run:
-        mask: Tensor | None = kwargs.get("attention_mask")
+    def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:
         if cache is None:
-            return Run(None, mask, past=0)
+            return Run(None, mask, past=0, continuation=call.continuation)
         layers = install_layers(cache, self._parts.shape.num_layers)
-        run = Run(layers, mask, layers[0].get_seq_length(), layers[0].entry_dropped)
+        run = Run(layers, mask, layers[0].get_seq_length(), call.continuation, layers[0].entry_dropped)
         run.shifts = [layer.shift for layer in layers]
         return run
 
@@ -157,6 +203,7 @@ class LanguageHooks:
         if call is None or call.run is None or call.placeholders is None or not call.run.segments:
             return None
         run, placeholders = call.run, call.placeholders
+        check_ran(run.ran, self._parts.shape.num_layers)
         output.last_hidden_state = restore(output.last_hidden_state, run.segment, placeholders)
         states = getattr(output, "hidden_states", None)
         if states is not None:
@@ -178,11 +225,14 @@ class LanguageHooks:
         if not run.segments:
             own = {"attention_mask": mask_of_group(self._parts, run, hidden, layer=index)}
             return args, {**kwargs, **own, **rotary_of_group(self._parts, run, hidden, layer=index)}
+        run.ran += 1
         if run.rotary is None:
             run.rotary = kwargs["position_embeddings"]
         if index in run.cut_layers:
             hidden = self._cut(call, run, index, hidden)
             run.keys = keys_of(self._parts, run, hidden, layer=index)
+        if index + 1 in run.cut_layers:
+            run.before = hidden
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
         assert keys is not None  # made where the segment began
         if run.layers is not None:
@@ -190,7 +240,8 @@ class LanguageHooks:
             shift = run.shifts[index] + run.packed
             run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
         if group == 0:
-            return None
+            # A model with a window makes a mask of its own, which counts what it sees.
+            return None if self._parts.window is None else (args, {**kwargs, "attention_mask": keys.mask})
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
         own = {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": None}
         return (hidden, *args[1:]), {**kwargs, **own}
@@ -218,7 +269,7 @@ class LanguageHooks:
         if run.labels is not None:
             run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
         run.segments.append(after)
-        run.projections.clear()
+        run.before = None
         return hidden
 
     def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
@@ -234,39 +285,20 @@ class LanguageHooks:
         return replace(after, position_ids=positions)
 
     def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
-        segment, shape = run.segment, self._parts.shape
+        segment = run.segment
         held = None if run.layers is None else run.layers[index - 1].keys
-        if held is None:
-            keys = own = run.projections["k_proj"].unflatten(-1, (shape.num_kv_heads, -1)).transpose(1, 2)
-        else:
-            keys = held.to(hidden.device)
-            own = keys[:, :, -segment.slots :]
+        scoring = Scoring(self._parts, run, index, hidden, None if held is None else held.to(hidden.device))
+        own = scoring.own_keys
         places = segment.visual[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-        scoring = Scoring(self._parts, run, index, hidden, keys, rotate_keys=held is None)
         return DecoderView(
             hidden=take(hidden, segment.visual),
             keys=own.gather(2, places),
             labels=run.labels,
             num_clusters=run.clusters,
             lengths=segment.lengths,
-            attention=partial(self._attention, run, index, keys, rotate_keys=held is None),
+            attention=scoring.of_last,
             own_attention=scoring.of_own_layer,
             attention_of=scoring.of_text,
             prompt=scoring.prompt,
             notes=run.notes,
         )
-
-    def _attention(self, run: Run, index: int, keys: Tensor, *, rotate_keys: bool) -> Tensor:
-        attention: Any = self._parts.decoder_layers[index - 1].self_attn
-        assert run.rotary is not None  # set by the first layer
-        queries = run.projections["q_proj"].unflatten(-1, (self._parts.shape.num_heads, -1))
-        padding = None if run.keys is None else run.keys.padding
-        row = last_row_attention(
-            queries, keys, run.rotary, scale=attention.scaling, padding=padding, rotate_keys=rotate_keys
-        )
-        return row[:, -run.segment.slots :].gather(1, run.segment.visual)
-
-    def _keep_projection(self, index: int, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        call = active_call(self._owner)
-        if call is not None and call.run is not None and index + 1 in call.run.cut_layers:
-            call.run.projections[name] = output

@@ -1,8 +1,7 @@
 """How a batch lies: which row holds which images and clips, what each row keeps, where every token stands.
 
-Counts come from shapes and plans. Only where no shape tells how many images each row holds (rows with different
-numbers, or rows whose text alone is as long as an image) are they read back from the device, once a prefill, before
-anything is cut.
+Counts come from shapes, plans and `counting`, which reads once a prefill. Positions are worked out here and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -10,41 +9,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcop_core import DecoderCut, Plan
+from vitcop_llava.counting import by_row, either, members_of
 from vitcop_llava.families import Parts
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import Segment, compact, on_device, places_of
-from vitcop_llava.state import DROPPED, Call, EncodedImages, PlannedImage, Rows, Run, Source
+from vitcop_llava.state import DROPPED, Call, Rows, Run, Source
 
 Given = dict[str, Any]
-Item = TypeVar("Item")
 
 
-def image_origin(features: Sequence[Tensor], encoded: EncodedImages) -> list[int] | None:
-    """Which encoded image each entry is, where `generate` repeated the images of each row; None: one to one.
+def find_origin(source: Source, features: Sequence[Tensor]) -> None:
+    """Find out which encoded image each feature is, where `generate` repeated the images of each row.
 
     `generate` repeats the tensors themselves, in groups that keep the order, so an image is known by being the same
-    object.
+    object. Where each was moved by itself they are not, and the rows have to tell.
+
+    Args:
+        source: Encoded; gets its ``origin``, or how often its rows were repeated.
+        features: The features as they came, an entry an image.
 
     Raises:
         ValueError: The entries are not those that were encoded.
     """
-    count = len(encoded.images)
+    count = len(source.results.images)
     if len(features) == count:
-        return None
+        return
     numbers: dict[int, int] = {}
     origin = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
-    if len(numbers) != count:
+    if len(numbers) == count:
+        source.origin = origin
+    elif count and len(numbers) == len(features) and len(features) % count == 0:
+        source.repeats = len(features) // count
+    else:
         raise ValueError(
             f"mm_encoder_outputs: holds {len(features)} image features, {len(numbers)} of them different, "
             f"but {count} images were encoded"
         )
-    return origin
 
 
 def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
@@ -58,108 +64,25 @@ def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
 
 
 def logical_positions(kwargs: Given, embeds: Tensor, past: int) -> Tensor:
-    """The caller's position ids ``[B or 1, L]``, or what they would be: padding does not count."""
+    """The caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
     if kwargs.get("position_ids") is not None:
         positions: Tensor = kwargs["position_ids"]
         return positions
-    mask: Tensor | None = kwargs.get("attention_mask")
-    length = embeds.shape[1]
-    if mask is not None:
-        return (mask.to(torch.int64).cumsum(1) - 1).clamp(min=0)[:, -length:].to(embeds.device)
-    return torch.arange(past, past + length, device=embeds.device)[None]
+    return torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
 
 
-def count_rows(sources: Sequence[Source], attention_mask: Tensor | None) -> Rows:
-    """How many images and clips each row holds.
+def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, positions: Tensor) -> None:
+    """Work out the first segment of a call with images, and everything that later cuts count with.
 
     Args:
-        sources: The images of the batch, the clips, or both.
-        attention_mask: ``[B, past + L]`` or None.
-
-    Raises:
-        ValueError: A row's placeholders are not those of a whole number of images or clips.
-    """
-    masks = [source.where for source in sources]
-    tilings = [[image.tiling for image in source.images] for source in sources]
-    rows, length = masks[0].shape
-    if rows == 1:
-        return Rows(tuple((len(each),) for each in tilings))
-    if len(sources) == 1 and len(set(tilings[0])) == 1:
-        most = length // tilings[0][0].placeholders
-        if len(tilings[0]) == rows * most:  # no row can hold more, so none holds fewer
-            return Rows(((most,) * rows,))
-    text = ~either(masks)
-    if attention_mask is not None:
-        text = text & attention_mask[:, -length:].to(device=text.device, dtype=torch.bool)
-    found = torch.stack([*(mask.sum(1) for mask in masks), text.sum(1)], dim=1)
-    table = found.tolist()  # the one read of placeholders in a prefill
-    counts = tuple(
-        share_out([row[number] for row in table], [tiling.placeholders for tiling in each], source.results.kind)
-        for number, (source, each) in enumerate(zip(sources, tilings, strict=True))
-    )
-    rows_alike = len(set(members_of(sources, counts))) == 1
-    return Rows(counts, None if rows_alike else tuple(map(sum, table)))
-
-
-def either(masks: Sequence[Tensor]) -> Tensor:
-    """Where any of the masks is True."""
-    found = masks[0]
-    for mask in masks[1:]:
-        found = found | mask
-    return found
-
-
-def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
-    """How many images each row holds, from the placeholders of the rows and of the images, in order.
-
-    Args:
-        placeholders: Of each row.
-        images: Of each image or clip.
-        kind: What they are, for the message of an error.
-
-    Raises:
-        ValueError: A row's are not those of the images that are next.
-    """
-    found, start = [], 0
-    for row, visual in enumerate(placeholders):
-        stop, left = start, visual
-        while stop < len(images) and left >= images[stop]:
-            left, stop = left - images[stop], stop + 1
-        if left:
-            coming = f"the next takes {images[stop]}" if stop < len(images) else "there is no other"
-            raise ValueError(
-                f"input_ids: row {row} holds {visual} {kind} placeholders, which must be those of whole {kind}s; "
-                f"{stop - start} {kind}s fill {visual - left} of them, and {coming}"
-            )
-        found.append(stop - start)
-        start = stop
-    return tuple(found)
-
-
-def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ...]]:
-    """The images of each row, from their number in each."""
-    stops = [sum(counts[: row + 1]) for row in range(len(counts))]
-    return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
-
-
-def members_of(sources: Sequence[Source], counts: Sequence[Sequence[int]]) -> list[tuple[PlannedImage, ...]]:
-    """The images and clips of each row, images first, whatever their order in the prompt."""
-    each = [by_row(source.images, count) for source, count in zip(sources, counts, strict=True)]
-    return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
-
-
-def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
-    """Works out the first segment of a call with images, and everything that later cuts count with.
-
-    Args:
-        call: With placeholders and encoded images; gets its rows and plans.
+        call: With placeholders and encoded images; gets its plans.
         run: Gets its first segment, cut layers, labels, counts, and what each row has lost.
         planner: Gives each row its plan.
+        rows: What each row holds.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped.
     """
-    where, sources = call.placeholders, list(call.sources.values())
-    assert where is not None  # a call with images
-    call.rows = rows = count_rows(sources, run.attention_mask)
+    call.rows, sources = rows, list(call.sources.values())
+    call.placeholders = where = either([source.where for source in sources])
     members = members_of(sources, rows.counts)
     plans = {row: planner.row(row) for row in set(members)}
     call.plans = tuple(plans[row] for row in members)
@@ -173,7 +96,7 @@ def lay_out(call: Call, run: Run, planner: Planner, positions: Tensor) -> None:
     positions = positions - (~kept).cumsum(1)
     lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
     if rows.tokens is not None and run.attention_mask is not None:
-        kept = kept & (where | run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool))
+        kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
     run.text_tail = _text_tail(kept & ~where)
     columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
     visual = visual.gather(1, columns)
@@ -203,10 +126,23 @@ def _codes_of_source(source: Source) -> Tensor:
     if codes is None:
         return torch.zeros_like(where, dtype=torch.int64)
     if source.origin is not None:
-        each = codes.split([image.tiling.placeholders for image in source.results.images])
-        codes = torch.cat([each[image] for image in source.origin])
+        codes = torch.cat(batch_codes(source, codes))
     number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=codes.shape[0] - 1)
     return codes.to(where.device).gather(0, number).view_as(where)
+
+
+def batch_codes(source: Source, codes: Tensor) -> list[Tensor]:
+    """The codes of each image of the batch, clusters counted over the batch where anything was clustered."""
+    encoded, before = source.results, 0
+    each = codes.split([image.tiling.placeholders for image in encoded.images])
+    firsts, found = list(accumulate(encoded.labels, initial=0)), []
+    for image in source.numbers:
+        own = each[image]
+        if encoded.labels:
+            own = torch.where(own >= 0, own + (before - firsts[image]), own)
+            before += encoded.labels[image]
+        found.append(own)
+    return found
 
 
 def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
@@ -258,13 +194,11 @@ def _labels_of_source(
     if not encoded.labels:  # beside others that are clustered, each of its tokens stands for itself
         kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, count)]
         return (is_own.cumsum(1) - 1).clamp(min=0), kept
-    firsts = list(accumulate(encoded.labels, initial=0))
-    members = by_row(source.numbers, count)
-    clusters = [sum(encoded.labels[image] for image in row) for row in members]
-    if not ragged and source.origin is None:
+    clusters = [sum(encoded.labels[image] for image in row) for row in by_row(source.numbers, count)]
+    if not ragged:
         starts = torch.arange(len(clusters), device=codes.device) * clusters[0]
     else:
-        starts = on_device([firsts[row[0]] if row else 0 for row in members], codes.device)
+        starts = on_device([*accumulate(clusters, initial=0)][:-1], codes.device)
     return codes - starts[:, None], clusters
 
 

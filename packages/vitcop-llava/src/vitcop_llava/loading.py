@@ -86,7 +86,11 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
     where = find_device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype: must be auto, {', '.join(DTYPES)}; got {dtype!r}")
-    name = find_source(source)
+    with torch.device("cpu"):  # whatever the default device is: the argument says where the model goes
+        return _load(find_source(source), where, dtype)
+
+
+def _load(name: str, where: torch.device, dtype: str) -> Loaded:
     config = _read_config(name)
     locate(_skeleton(config))  # an unsupported family is refused before gigabytes are read
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)

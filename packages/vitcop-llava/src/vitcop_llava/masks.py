@@ -47,9 +47,9 @@ def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int
         padding: ``[B, past + queries]`` bool, False where nothing may be attended to; None for no padding.
 
     Returns:
-        What the backend takes: a 4-D bool or float tensor, a 2-D one for FlashAttention, a block mask, or None.
+        What the backend takes: a 4-D float tensor to add, a 2-D one for FlashAttention, a block mask, or None.
     """
-    return create_causal_mask(
+    mask = create_causal_mask(
         config=config,
         inputs_embeds=torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
         attention_mask=padding,
@@ -58,6 +58,25 @@ def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int
         # With a 2-D mask the factory would read its values back from the device to see whether it can be left out.
         allow_is_causal_skip=padding is None,
     )
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 and padding is not None:
+        return _additive(mask, like.dtype)
+    return mask
+
+
+# Kernels that add a mask read it in such steps, and copy one that is laid out otherwise, in every layer.
+_ALIGNMENT = 16
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as what is added to scores, which a kernel would make of it anew in every layer."""
+    width = mask.shape[-1]
+    room = torch.full(
+        (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT),
+        torch.finfo(dtype).min,
+        dtype=dtype,
+        device=mask.device,
+    )
+    return room[..., :width].masked_fill_(mask, 0)
 
 
 def slot_padding(columns: Tensor, attention_mask: Tensor | None, *, has_padding: bool) -> Tensor | None:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core import Method
 from vitcop_llava.cache import PrunedLayer, install_layers
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.fingerprint import check_same, mark
 from vitcop_llava.prefix_store import Identity, StoredPrefix, identity_of, read_prefix, write_prefix
 from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
 from vitcop_llava.report import Report
+from vitcop_llava.sequence import on_device
 
 TokenIds = Sequence[int] | Tensor
 
@@ -30,7 +33,8 @@ class ImagePrefix:
     """A prompt up to the end of its images, pruned and computed: any number of questions can follow it.
 
     Made by `encode_image` or `load`. It never changes, so threads may share it. The model that answers has to be pruned
-    while it does (under any method): a pruned cache is of no use to the bare model, which refuses it.
+    while it does (under any method): a pruned cache is of no use to the bare model, which refuses it. It has to compute
+    with the weights and adapters that the prefix was made with.
 
     Attributes:
         input_ids: ``[1, L]`` int64, its tokens with every placeholder.
@@ -39,10 +43,11 @@ class ImagePrefix:
     """
 
     def __init__(
-        self, input_ids: Tensor, layers: Sequence[PrunedLayer], report: Report, identity: Identity, image_token_id: int
+        self, input_ids: Tensor, layers: Sequence[PrunedLayer], report: Report, identity: Identity, parts: Parts
     ) -> None:
         self.input_ids, self.method, self.report = input_ids, report.method, report
-        self._layers, self._identity, self._image_token_id = tuple(layers), identity, image_token_id
+        self._layers, self._identity, self._image_token_id = tuple(layers), identity, parts.image_token_id
+        self._base = ref(parts.base)
 
     def __repr__(self) -> str:
         images = sum(row.images for row in self.report.rows)
@@ -53,9 +58,18 @@ class ImagePrefix:
 
         It takes as many rows as the first call brings (questions times beams), and is used up by one conversation. To
         the caller it has the length of ``input_ids``; ``generate`` takes ``input_ids`` that begin with the prefix's.
+        The first call that continues it raises an error in a model with other weights or adapters.
+
+        Raises:
+            ValueError: The prefix keeps every token, so that the bare model can continue it unasked, and the model that
+                made it now has other weights or adapters.
         """
+        base, is_whole = self._base(), all(layer.columns is None for layer in self._layers)
+        if is_whole and base is not None:
+            check_same(self._identity, base, "prefix:")
         cache = DynamicCache()
         cache.layers = [layer.fork() for layer in self._layers]
+        mark(cache, self._identity)
         return cache
 
     def inputs(self, questions: Sequence[TokenIds] | Tensor, *, pad_token_id: int = 0) -> dict[str, Any]:
@@ -78,18 +92,19 @@ class ImagePrefix:
 
         Raises:
             TypeError: ``questions`` are not lists of token ids.
-            ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise.
+            ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; or as
+                `cache` says.
         """
         rows = [self._follow(number, _id_list(question)) for number, question in enumerate(questions)]
         if not rows:
             raise ValueError("questions: must hold at least one question, got none")
         longest, length = max(map(len, rows)), self.input_ids.shape[1]
-        ids = torch.tensor([[pad_token_id] * (longest - len(row)) + row for row in rows], dtype=torch.int64)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64)
         device = self.input_ids.device
+        ids = on_device([[pad_token_id] * (longest - len(row)) + row for row in rows], device)
+        mask = on_device([[1] * length + [0] * (longest - len(row)) + [1] * len(row) for row in rows], device)
         return {
-            "input_ids": torch.cat([self.input_ids.expand(len(rows), -1), ids.to(device)], dim=1),
-            "attention_mask": torch.cat([torch.ones((len(rows), length), dtype=torch.int64), mask], dim=1).to(device),
+            "input_ids": torch.cat([self.input_ids.expand(len(rows), -1), ids], dim=1),
+            "attention_mask": mask,
             "past_key_values": self.cache(),
         }
 
@@ -102,10 +117,12 @@ class ImagePrefix:
         write_prefix(Path(path), StoredPrefix(self.input_ids, self._layers, self.report, self._identity))
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | Path, model: nn.Module, method: Method | None = None) -> Self:
         """Reads a prefix onto the devices of ``model``, after checking that it belongs there.
 
-        Model class, configuration, samples of the weights, dtype and method have to be those that it was made with.
+        Model class, configuration, samples of the weights, adapters in effect, dtype and method have to be those that
+        it was made with.
 
         Args:
             path: A file that `save` wrote.
@@ -120,7 +137,7 @@ class ImagePrefix:
         parts = locate(model)
         settings, _ = _settings_for(parts, method)
         found = read_prefix(Path(path), model, parts, settings)
-        return cls(found.input_ids, found.layers, found.report, found.identity, parts.image_token_id)
+        return cls(found.input_ids, found.layers, found.report, found.identity, parts)
 
     def _follow(self, number: int, ids: list[int]) -> list[int]:
         """What follows the prefix in question ``number``."""
@@ -150,6 +167,7 @@ class ImagePrefix:
                 yield token, index + 1
 
 
+@torch.inference_mode(False)  # its tensors may be part of a call with gradients later
 def encode_image(
     model: nn.Module,
     input_ids: Tensor,
@@ -208,7 +226,7 @@ def encode_image(
         layer.entry_dropped = int(layer.entry_dropped)  # one number, whatever number of rows comes
     assert layers[0].keys is not None  # just filled
     identity = identity_of(model, parts, settings, layers[0].keys.dtype)
-    return ImagePrefix(input_ids.clone(), layers, report, identity, parts.image_token_id)
+    return ImagePrefix(input_ids.clone(), layers, report, identity, parts)
 
 
 def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:

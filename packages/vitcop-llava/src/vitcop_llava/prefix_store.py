@@ -7,7 +7,6 @@ JSON of version, identity, groups and report.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,15 +21,15 @@ from torch import Tensor, nn
 from vitcop_core import DecoderCut, Plan, VisionCut
 from vitcop_llava.cache import PrunedLayer
 from vitcop_llava.families import Parts
+from vitcop_llava.fingerprint import ADAPTERS, WEIGHTS, differing, fingerprint
+from vitcop_llava.offloading import execution_device
 from vitcop_llava.pruner import Settings
 from vitcop_llava.report import Report, RowReport
 
 Identity = dict[str, str]
-"""What a prefix belongs to, by name: model class, method, dtype, configuration, samples of the weights."""
+"""What a prefix belongs to, by name: model class, method, dtype, configuration, and the model's fingerprint."""
 
-FORMAT, VERSION = "vitcop-image-prefix", 1
-SAMPLES = 16
-"""Numbers of each weight that an identity takes: enough to tell a checkpoint from one that was trained further."""
+FORMAT, VERSION = "vitcop-image-prefix", 2
 
 # What a configuration says of running, printing and training a model, and not of what it computes.
 _NOT_COMPUTED = frozenset(
@@ -57,7 +56,7 @@ def identity_of(model: nn.Module, parts: Parts, settings: Settings, dtype: torch
     plain = json.loads(json.dumps(config.to_dict(), default=str))
     method = f"{settings.method!r}{' with keep_newline=True' if settings.keep_newline else ''}"
     own = {"model": type(model).__name__, "method": method, "dtype": str(dtype).removeprefix("torch.")}
-    return own | dict(_flattened("config", plain)) | {"weights": _sampled(parts.base)}
+    return own | dict(_flattened("config", plain)) | fingerprint(parts.base)
 
 
 def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -67,25 +66,6 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:
     for key, inner in value.items():
         if key not in _NOT_COMPUTED and not key.startswith("_"):
             yield from _flattened(f"{name}.{key}", inner)
-
-
-def _sampled(module: nn.Module) -> str:
-    """A digest of evenly spaced numbers of every weight, read with one transfer for each device and dtype."""
-    views: dict[str, Tensor] = {}
-    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.device.type != "meta" and parameter.numel():  # weights that are offloaded cannot be told apart
-            flat = parameter.detach().reshape(-1)
-            views[name] = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
-            groups.setdefault((parameter.device, parameter.dtype), []).append(name)
-    samples: dict[str, Tensor] = {}
-    for names in groups.values():
-        held = torch.cat([views[name] for name in names]).cpu()
-        samples |= zip(names, held.split([views[name].numel() for name in names]), strict=True)
-    digest = hashlib.sha256()
-    for name in sorted(samples):
-        digest.update(name.encode() + samples[name].clone().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_prefix(path: Path, prefix: StoredPrefix) -> None:
@@ -171,7 +151,7 @@ class _Reader:
         self._check_values(ids, columns)
         report = self._report(content["report"], settings)
         layers = [self._layer(index, group, ids, columns) for index, group in enumerate(groups)]
-        return StoredPrefix(ids[None].to(_device(self._parts.embeddings)), layers, report, identity)
+        return StoredPrefix(ids[None].to(execution_device(self._parts.embeddings)), layers, report, identity)
 
     def _require(self, condition: bool, what: str, expected: str, got: object) -> None:
         if not condition:
@@ -186,7 +166,8 @@ class _Reader:
             content = None
         kinds = {"identity": dict, "groups": list, "report": dict}
         version = content.get("version") if isinstance(content, dict) else None
-        self._require(version == VERSION, "version", str(VERSION), version)
+        remedy = "; make the prefix again with encode_image" if version in range(VERSION) else ""
+        self._require(version == VERSION, "version", str(VERSION), f"{version}{remedy}")
         fits = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
         self._require(fits, "its metadata", f"JSON with {', '.join(kinds)}", "something else")
         found: dict[str, Any] = content
@@ -194,13 +175,12 @@ class _Reader:
 
     def _check_identity(self, found: Mapping[str, object], wanted: Identity) -> None:
         # Another version of transformers may know further settings; those that both know decide.
-        known = {"model", "method", "dtype", "weights"}
-        differ = [name for name in wanted if (name in found or name in known) and found.get(name) != wanted[name]]
-        if differ:
+        known, compared = {"model", "method", "dtype"}, [name for name in wanted if name not in (WEIGHTS, ADAPTERS)]
+        differ = [name for name in compared if (name in found or name in known) and found.get(name) != wanted[name]]
+        weights = differing(found, wanted)
+        if differ or weights:
             # Other weights follow from another model or dtype, and are worth a word only where they are all.
-            shown = [name for name in differ if name != "weights"][:4]
-            reasons = [f"{name}: expected {wanted[name]}, got {found.get(name)}" for name in shown]
-            reasons = reasons or ["weights: expected those of this model, got those of another checkpoint"]
+            reasons = [f"{name}: expected {wanted[name]}, got {found.get(name)}" for name in differ[:4]] or [weights]
             raise ValueError(f"path: {self._path} was made under another model, method or dtype; {'; '.join(reasons)}")
 
     def _groups(self, groups: list[Any]) -> list[int]:
@@ -246,7 +226,7 @@ class _Reader:
         return Report(settings.method, (row,), self._parts.shape, size, ratio, note)
 
     def _layer(self, index: int, group: int, ids: Tensor, columns: dict[int, Tensor]) -> PrunedLayer:
-        layer, device = PrunedLayer(), _device(self._parts.decoder_layers[index])
+        layer, device = PrunedLayer(), execution_device(self._parts.decoder_layers[index])
         # Copies: tensors of a mapped file would change, or fault, with the file.
         keys, values = (self._handle.get_tensor(f"{kind}.{index}").clone() for kind in ("keys", "values"))
         layer.lazy_initialization(keys.to(device), values.to(device))
@@ -255,13 +235,9 @@ class _Reader:
             tail = (ids != self._parts.image_token_id).flip(0).to(torch.int64).cumprod(0).sum().to(device)
             first = columns.get(0)
             dropped = 0 if first is None else len(ids) - len(first)
-            places = columns.get(group, torch.arange(len(ids)))[None].to(device)
+            places = columns.get(group, torch.arange(len(ids), device=ids.device))[None].to(device)
             layer.describe(places, len(ids), dropped, tail, has_padding=False, group=group)
         return layer
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _plan(stored: dict[str, Any]) -> Plan:

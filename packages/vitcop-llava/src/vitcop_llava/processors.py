@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from vitcop_llava.families import Parts
 from vitcop_llava.families.base import Video
@@ -19,14 +19,34 @@ class ModelError(ValueError):
 
 
 def read_processor(name: str, parts: Parts) -> Any:
-    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision."""
+    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision.
+
+    What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
+    """
     if parts.video is not None:
         return need_support().processor(name)
-    return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    # A setting that is not there has a default by now, which the file alone tells from a choice.
+    saved, _ = ProcessorMixin.get_processor_dict(name)
+    for setting, value in _settings(parts).items():
+        if hasattr(processor, setting) and saved.get(setting) is None:
+            setattr(processor, setting, value)
+    return processor
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """What a processor that counts the model's placeholders has to be set to."""
+    vision, base = cast(Any, parts.vision_tower.config), cast(Any, parts.base.config)
+    has_cls = any(name.endswith("class_embedding") for name, _ in parts.vision_tower.named_parameters())
+    return {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": base.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(has_cls),
+    }
 
 
 def check_processor(name: str, processor: Any, parts: Parts) -> None:
-    """Fills in the settings that older checkpoints leave to the model.
+    """Holds a processor against the model.
 
     Raises:
         ModelError: Processor and model do not fit together.
@@ -35,9 +55,6 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
         if getattr(processor, part, None) is None:
             raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
     vision: Any = parts.vision_tower.config
-    for setting, value in (("patch_size", vision.patch_size), ("vision_feature_select_strategy", "default")):
-        if getattr(processor, setting, value) is None:
-            setattr(processor, setting, value)
     words = parts.config.vocab_size
     if len(processor.tokenizer) > words:
         raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
@@ -57,7 +74,8 @@ def _check_image(processor: Any, parts: Parts, side: int) -> None:
     try:
         inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
     except Exception as error:
-        raise ModelError(f"model: its processor fails on a plain image: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}{_explain(processor, parts)}"
+        raise ModelError(f"model: its processor fails on a plain image: {why}") from error
     tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
     tiles = () if parts.anyres is None else (len(tiling.boxes),)
     if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
@@ -66,7 +84,25 @@ def _check_image(processor: Any, parts: Parts, side: int) -> None:
             f"model: its image processor must give images of {wanted} for this vision tower, "
             f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
         )
-    _check_count(inputs, "an image", parts.image_token_id, tiling.placeholders)
+    _check_count(inputs, "an image", parts.image_token_id, tiling.placeholders, _explain(processor, parts))
+
+
+def _explain(processor: Any, parts: Parts) -> str:
+    """What of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
+    reasons = [
+        f"its {setting} must be {value!r}, got {getattr(processor, setting)!r} (see processor_config.json)"
+        for setting, value in _settings(parts).items()
+        if getattr(processor, setting, value) != value
+    ]
+    name = getattr(processor, "image_token", "<image>")
+    token = processor.tokenizer.convert_tokens_to_ids(name)
+    if token != parts.image_token_id:
+        known = "does not know it" if token in (None, processor.tokenizer.unk_token_id) else f"has it as {token}"
+        reasons.append(
+            f"its tokenizer must have {name!r} as token {parts.image_token_id} (image_token_id in "
+            f"config.json), and {known}"
+        )
+    return "".join(f"; {reason}" for reason in reasons)
 
 
 def _check_clip(processor: Any, video: Video) -> None:
@@ -83,10 +119,10 @@ def _check_clip(processor: Any, video: Video) -> None:
     _check_count(inputs, "a clip of two frames", video.token_id, video.clip(2).placeholders)
 
 
-def _check_count(inputs: Any, what: str, token: int, wanted: int) -> None:
+def _check_count(inputs: Any, what: str, token: int, wanted: int, why: str = "") -> None:
     count = int((inputs["input_ids"] == token).sum())
     if count != wanted:
         raise ModelError(
             f"model: its processor must give {wanted} placeholders {what} (token {token}), as many as the model has "
-            f"visual tokens, got {count}"
+            f"visual tokens, got {count}{why}"
         )

@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from vitcop_core import Method
-from vitcop_llava.families import locate
+from vitcop_llava.families import Parts, locate, unwrapped
+from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.kernels import load_kernels
-from vitcop_llava.language_hooks import LanguageHooks
+from vitcop_llava.language_hooks import CallHooks, LanguageHooks
+from vitcop_llava.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of
-from vitcop_llava.state import Call, abandon
+from vitcop_llava.state import Call
 from vitcop_llava.vision_hooks import FeatureHooks, VisionHooks
 
 
@@ -34,13 +36,6 @@ _pruned: WeakKeyDictionary[nn.Module, Settings] = WeakKeyDictionary()
 _heard: ContextVar[list[Call] | None] = ContextVar("vitcop_heard", default=None)
 
 
-class Removable(Protocol):
-    """What a hook is taken off by."""
-
-    def remove(self) -> None:
-        """Takes it off."""
-
-
 class Pruner:
     """A model under pruning: a handle with ``remove()``, and a context manager that calls it.
 
@@ -48,6 +43,7 @@ class Pruner:
     """
 
     def __init__(self, model: nn.Module, method: Method, *, keep_newline: bool = False) -> None:
+        model = unwrapped(model)
         parts = locate(model)
         if keep_newline and parts.anyres is None:
             raise ValueError(f"keep_newline: a {type(model).__name__} has no newline tokens to keep; leave it False")
@@ -58,17 +54,32 @@ class Pruner:
         self._last: Call | None = None
         self._handles: list[Removable] = []
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
-        language = LanguageHooks(parts, method, planner, self._owner, finished=self._finish)
-        vision = VisionHooks(parts, method, planner, self._owner)
+        reads_tower = type(method).cut_vision is not Method.cut_vision
+        identity = _keeps_all(planner, parts, reads_tower=reads_tower)
+        cuts_tower = reads_tower and not identity
+        if not identity and method.cuts_depend_on_question:
+            check_scoring(parts.decoder_layers[0].self_attn)
         try:
-            self._handles.extend(language.attach())
-            self._handles.extend(FeatureHooks(parts, planner, self._owner).attach())
-            if not language.identity:
-                self._handles.extend(vision.attach())
+            self._attach(model, planner, identity=identity, cuts_tower=cuts_tower)
         except BaseException:
             self.remove()
             raise
         _pruned[parts.base] = Settings(method, keep_newline)
+
+    def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
+        parts, method, owner = self._parts, self._method, self._owner
+        language = LanguageHooks(parts, method, planner, owner, identity=identity)
+        vision = VisionHooks(parts, method, planner, owner)
+        self._handles.extend(CallHooks(model, parts, owner, self._finish, identity=identity).attach())
+        self._handles.extend(FeatureHooks(parts, planner, owner, cuts_tower=cuts_tower, identity=identity).attach())
+        self._handles.extend(language.attach())
+        modules = [model, parts.base, *language.modules]
+        if cuts_tower:
+            self._handles.extend(vision.attach())
+            modules += vision.modules
+        if not identity and is_compiled(parts.base):
+            self._handles.extend(forget_compiled(modules[2:]))
+        self._handles.append(CleanCopies(modules, self._handles))
 
     @property
     def method(self) -> Method:
@@ -92,10 +103,9 @@ class Pruner:
         """Takes every hook off the model. Calling it again does nothing."""
         if self._handles:
             _pruned.pop(self._parts.base, None)
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         self._handles = []
-        abandon(self._owner)
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +122,19 @@ class Pruner:
         # Decoding and further turns in text follow a prefill and say nothing new of it.
         if call.placeholders is not None or call.is_fresh or self._last is None:
             self._last = call
+
+
+def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
+    """Whether the budget keeps every token; raises where it does not, and the method cannot read the tower."""
+    try:
+        identity, error = planner.keeps_all(parts), None
+    except ValueError as found:
+        identity, error = False, found
+    if reads_tower and not identity and parts.scored is None:
+        raise ValueError(f"model: {parts.obstacle}")
+    if error is not None:
+        raise error
+    return identity
 
 
 def active_settings(base: nn.Module) -> Settings | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
+from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
-from vitcop_llava.layout import by_row, members_of, share_out
+from vitcop_llava.layout import batch_codes
 from vitcop_llava.state import Call, EncodedImages, PlannedImage
 
 
@@ -210,7 +211,7 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     for stage in RowReport(len(own), plan, 0).stages:
         segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
-        merged = torch.zeros(stage.tokens, dtype=torch.bool)
+        merged = torch.zeros_like(columns, dtype=torch.bool)
         if segment.is_merged is not None:
             merged = segment.is_merged[row, : stage.tokens].cpu()
         columns, order = columns.sort()  # appended tokens come last in the sequence
@@ -222,7 +223,7 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
 def _patch_numbers(call: Call, row: int) -> Tensor:
     """``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
     assert call.rows is not None  # checked by the caller
-    numbers, before = torch.zeros(call.sources[next(iter(call.sources))].where.shape[1], dtype=torch.int64), 0
+    numbers, before = torch.zeros(next(iter(call.sources.values())).where.shape[1], dtype=torch.int64, device="cpu"), 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
         own = by_row(source.images, count)[row]
         if own:
@@ -237,15 +238,16 @@ def _clusters_of(call: Call, row: int) -> Tensor:
     assert call.rows is not None  # checked by the caller
     found, before = [], 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
-        origin, encoded = by_row(source.numbers, count)[row], source.results
-        own = [encoded.images[image] for image in origin]
+        own, encoded = by_row(source.images, count)[row], source.results
         if not own or encoded.codes is None or not encoded.labels:
-            found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, dtype=torch.int64))
+            found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, device="cpu"))
             continue
-        each = encoded.codes.cpu().split([image.tiling.placeholders for image in encoded.images])
-        codes = torch.cat([each[image] for image in origin])[_is_patch(own)]
-        found.append(torch.where(codes >= 0, codes - sum(encoded.labels[: origin[0]]) + before, -1))
-        before += sum(encoded.labels[image] for image in origin)
+        first, numbers = sum(count[:row]), source.numbers
+        last = first + count[row]
+        codes = torch.cat(batch_codes(source, encoded.codes.cpu())[first:last])[_is_patch(own)]
+        start = sum(encoded.labels[image] for image in numbers[:first])
+        found.append(torch.where(codes >= 0, codes - start + before, -1))
+        before += sum(encoded.labels[image] for image in numbers[first:last])
     return torch.cat(found)
 
 
@@ -253,7 +255,7 @@ def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
     """``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
     found = []
     for image in images:
-        places = torch.ones(image.tiling.placeholders, dtype=torch.bool)
+        places = torch.ones(image.tiling.placeholders, dtype=torch.bool, device="cpu")
         places[list(image.tiling.newline_places)] = False
         found.append(places)
     return torch.cat(found)

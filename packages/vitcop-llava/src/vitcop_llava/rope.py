@@ -1,6 +1,7 @@
-"""Rotary positions: new ones after a cut, and one row of a layer's attention from its projections.
+"""Rotary positions: new ones after a cut, and rows of a layer's attention from rotated queries and keys.
 
-That row is all that attention-based saliency needs, and comes out the same under any attention backend.
+A few rows are all that attention-based saliency needs, and come out the same under any attention backend. Scores are
+computed as the operators compute theirs, whatever autocast and the precision of matrix products are set to.
 """
 
 from __future__ import annotations
@@ -8,11 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates ``states`` [B, H, n, e] by ``cosines`` and ``sines`` [B, n, e], in halves as Llama does."""
-    left, right = states.chunk(2, dim=-1)
-    return states * cosines[:, None] + torch.cat([-right, left], dim=-1) * sines[:, None]
+from vitcop_core import ops
 
 
 def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
@@ -61,57 +58,15 @@ def row_attention(
     Returns:
         ``[B, S]`` float32; 0 in a row of the batch without weights.
     """
-    groups = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).float().transpose(2, 3)
-    number, total = torch.arange(keys.shape[2], device=keys.device), keys.new_zeros((), dtype=torch.float32)
+    groups = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).transpose(2, 3)
+    number, total = torch.arange(keys.shape[2], device=keys.device), weights.new_zeros(())
     for start in range(0, places.shape[1], _ROWS):
         part = slice(start, start + _ROWS)
         unseen = number > places[:, None, part, None]
         if padding is not None:
             unseen = unseen | ~padding[:, None, None]
-        scores = queries[:, :, part].float() @ groups * scale
+        scores = ops.product(queries[:, :, part], groups) * scale
         rows = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1).mean(dim=1)
         weight = weights[:, part, None]
         total = total + (rows * weight).masked_fill(weight == 0, 0).sum(dim=1)
-    return total / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def last_row_attention(
-    queries: Tensor,
-    keys: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    *,
-    scale: float,
-    padding: Tensor | None,
-    rotate_keys: bool,
-) -> Tensor:
-    """Softmaxed attention of the last prompt token, mean over heads.
-
-    Args:
-        queries: ``[B, P, H, e]``, before rotation.
-        keys: ``[B, G, S, e]``, S >= P, the last P of them those of the queries' slots; rotated unless ``rotate_keys``.
-        rotary: Cosines and sines ``[B or 1, P, e]`` of the P slots.
-        scale: Factor of the scores.
-        padding: ``[B, S]`` bool, False where nothing is attended to; None for no padding.
-        rotate_keys: Whether ``keys`` are still to be rotated (then S is P).
-
-    Returns:
-        ``[B, S]`` float32.
-    """
-    slots = queries.shape[1]
-    cosines, sines = (part.expand(queries.shape[0], -1, -1) for part in rotary)
-    if padding is None:
-        place = torch.full((queries.shape[0], 1), slots - 1, dtype=torch.int64, device=queries.device)
-    else:
-        place = (padding[:, -slots:] * torch.arange(slots, device=queries.device)).argmax(dim=1, keepdim=True)
-    at = place[..., None]
-    row = queries.gather(1, at[..., None].expand(-1, -1, *queries.shape[2:])).transpose(1, 2)
-    turns = at.expand(-1, -1, cosines.shape[2])
-    row = rotate(row, cosines.gather(1, turns), sines.gather(1, turns))
-    if rotate_keys:
-        keys = rotate(keys, cosines, sines)
-    groups = keys.repeat_interleave(row.shape[1] // keys.shape[1], dim=1)
-    scores = (row.float() @ groups.float().transpose(2, 3))[:, :, 0] * scale
-    if padding is not None:
-        scores = scores.masked_fill(~padding[:, None], float("-inf"))
-    after = torch.arange(keys.shape[2], device=keys.device) > place + keys.shape[2] - slots
-    return scores.masked_fill(after[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
+    return (total / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()

@@ -44,13 +44,15 @@ class Segment:
 
 def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Host numbers as an int64 tensor; from pinned memory the copy does not wait for what the device has yet to do."""
-    host = torch.tensor(values, dtype=torch.int64)
+    host = torch.tensor(values, dtype=torch.int64, device="cpu")
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
-    down, across = torch.arange(rows, device=device) / rows, torch.arange(columns, device=device) / columns
+    # As floats from the start: a quotient of integers has whatever dtype is the default.
+    down = torch.arange(rows, dtype=torch.float32, device=device) / rows
+    across = torch.arange(columns, dtype=torch.float32, device=device) / columns
     return torch.cartesian_prod(down, across).reshape(rows * columns, 2)
 
 

@@ -87,6 +87,21 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
     return (None if total == units * patches and made is None else places), made
 
 
+def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor | None:
+    """What becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as in
+    `EncodedImages`; None where all are visual tokens, and stay.
+    """
+    if not any(image.tiling.newlines for image in images):
+        return None
+    codes = torch.zeros(sum(image.tiling.placeholders for image in images), dtype=torch.int64)
+    start = 0
+    for image in images:
+        places = [start + place for place in image.tiling.newline_places]
+        codes[places] = NEWLINE if image.newlines else DROPPED
+        start += image.tiling.placeholders
+    return codes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else codes.to(device)
+
+
 def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
     """The units of all images, in the order in which the tower sees them."""
     found = []

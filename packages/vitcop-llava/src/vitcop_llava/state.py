@@ -1,8 +1,7 @@
-"""What one forward pass knows. Held per call, in a context variable: threads and nested models never share it."""
+"""What one forward pass knows. Held per call: threads and nested models never share it."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ class PlannedImage:
 
 @dataclass(eq=False)
 class EncodedImages:
-    """What Stage I kept of every image of a call, or of every clip; travels with the tower's output object.
+    """What Stage I kept of every image of a call, or of every clip; travels with the encoder's output object.
 
     Attributes:
         owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
@@ -70,14 +69,14 @@ class TowerPass:
 
     Attributes:
         encoded: Stage I's result, in the making.
-        queries, keys, feature: Of the scored vision layer.
+        normed: ``[C, 1 + M, d_v]``, what the scored layer's attention was called with; None before it was.
+        feature: ``[C, 1 + M, d_v]``, that layer's output.
         places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
         patches: Units, and patches of each.
     """
 
     encoded: EncodedImages
-    queries: Tensor | None = None
-    keys: Tensor | None = None
+    normed: Tensor | None = None
     feature: Tensor | None = None
     places: Tensor | None = None
     patches: tuple[int, ...] = (0, 0)
@@ -88,19 +87,23 @@ class Source:
     """The images of a call, or its clips.
 
     Attributes:
-        where: ``[B, L]`` bool, where their placeholders stand.
-        encoded: Stage I's result, in batch order; None until they are encoded.
-        origin: Which encoded one each of the batch is, where `generate` repeated them; None: one to one.
+        where: ``[B, L]`` bool, where their placeholders stand; those of an image that the attention mask hides apart,
+            once that is known: a hidden image is an absent one.
+        encoded: Stage I's result; None until they are encoded.
+        origin: Which encoded one each of the batch is, where `generate` repeated them or the mask hides some; None: one
+            to one.
+        repeats: How often `generate` repeated each row, where that has yet to be resolved; 1 otherwise.
     """
 
     where: Tensor
     encoded: EncodedImages | None = None
     origin: list[int] | None = None
+    repeats: int = 1
 
     @property
     def numbers(self) -> list[int]:
         """Which encoded one each of the batch is."""
-        return self.origin or list(range(len(self.results.images)))
+        return list(range(len(self.results.images))) if self.origin is None else self.origin
 
     @property
     def images(self) -> list[PlannedImage]:
@@ -151,8 +154,9 @@ class Run:
 
     Attributes:
         layers: The layers of the cache, or None with ``use_cache=False``.
-        attention_mask: The caller's ``[B, past + L]`` mask, or None.
+        attention_mask: The caller's ``[B, past + L]`` mask, or None, also where it is all ones.
         past: Columns before this call.
+        continuation: Columns at the end of this call that follow the prompt: candidates of assisted decoding.
         entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included.
         text_tail: int64 of no dimension: columns at the end of this call that hold text in every row, none dropped.
         length: Columns of this call.
@@ -165,7 +169,8 @@ class Run:
         visual: Visual tokens of each row in the current segment.
         slots: Physical tokens of each row in the current segment.
         masks: The mask of each group of layers, while continuing from a pruned cache.
-        projections: Outputs of q_proj and k_proj of the layer before a cut.
+        before: ``[B, P, d]``, the input of the layer before a cut.
+        ran: Layers that have run.
         entry: ``[B, P, d]``, the embeddings of the first segment, where a cut asks for them.
         notes: What a method's cuts tell those that follow.
         packed: By how much tokens after the current segment's images are numbered lower than at the entry, for what
@@ -178,6 +183,7 @@ class Run:
     layers: list[PrunedLayer] | None
     attention_mask: Tensor | None
     past: int
+    continuation: int = 0
     entry_dropped: Tensor | int = 0
     text_tail: Tensor | None = None
     length: int = 0
@@ -190,7 +196,8 @@ class Run:
     visual: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
-    projections: dict[str, Tensor] = field(default_factory=dict)
+    before: Tensor | None = None
+    ran: int = 0
     entry: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
     packed: Tensor | int = 0
@@ -213,12 +220,11 @@ class Run:
 
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
-        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = None
+        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = None
         self.shifts = []
         self.notes.clear()
         self.rotaries.clear()
         self.masks.clear()
-        self.projections.clear()
 
 
 @dataclass(eq=False)
@@ -229,6 +235,8 @@ class Call:
         owner: The number of the pruner whose hooks run.
         outer: The call that was active before, put back at the end.
         is_fresh: Whether the prompt starts here: there is no cache, or an empty one.
+        continuation: Columns at the end that follow the prompt: candidates of assisted decoding, or an answer whose
+            likelihood is asked for.
         placeholders: ``[B, L]`` bool, where this call's placeholders stand, of every kind; None for a call without
             images and clips.
         sources: Its images and its clips, by kind, images first.
@@ -240,6 +248,7 @@ class Call:
     owner: int
     outer: Call | None = None
     is_fresh: bool = True
+    continuation: int = 0
     placeholders: Tensor | None = None
     sources: dict[str, Source] = field(default_factory=dict)
     rows: Rows | None = None
@@ -250,48 +259,3 @@ class Call:
         """Notes what was encoded on the way to the language model."""
         if encoded.kind in self.sources:
             self.sources[encoded.kind].encoded = encoded
-
-
-_call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)
-_tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
-
-
-def active_call(owner: int | None = None) -> Call | None:
-    """The forward pass that hooks are running in, in this thread or task; None if it is not ``owner``'s."""
-    call = _call.get()
-    return call if call is None or owner is None or call.owner == owner else None
-
-
-def open_call(owner: int) -> Call:
-    """Makes a new call of ``owner`` the active one."""
-    abandon(owner)
-    call = Call(owner, outer=_call.get())
-    _call.set(call)
-    return call
-
-
-def close_call(call: Call) -> None:
-    """Puts back the call that was active before, and lets go of what only the forward needed."""
-    _call.set(call.outer)
-    call.outer = None
-    if call.run is not None:
-        call.run.release()
-
-
-def active_tower(owner: int) -> TowerPass | None:
-    """The image encoding that hooks of ``owner`` are running in."""
-    tower = _tower.get()
-    return tower if tower is not None and tower.encoded.owner == owner else None
-
-
-def set_tower(tower: TowerPass | None) -> None:
-    """Makes ``tower`` the active one."""
-    _tower.set(tower)
-
-
-def abandon(owner: int) -> None:
-    """Drops what ``owner`` left active: an interrupt is no ``Exception``, and unwinds past the hooks that clean up."""
-    while (call := active_call(owner)) is not None:
-        close_call(call)
-    if active_tower(owner) is not None:
-        set_tower(None)

@@ -1,89 +1,101 @@
 """Stage I's hooks: score the patches as the tower runs, project only what is kept, put it back at its places.
 
-The tower keeps its fused attention: the CLS row is computed from the queries and keys of one layer. What was kept
-travels on the tower's output object, which transformers hands on (as ``mm_encoder_outputs`` in ``generate``).
+They act where the model encodes for itself: inside its forward, or ahead of it in ``generate``. Whoever else calls
+the tower, the projector or ``get_image_features`` gets what they give unpruned. The tower keeps its fused attention:
+the CLS row is computed from what the scored layer's attention is called with. What was kept travels as one more
+field of the encoder's output.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from functools import partial, update_wrapper
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field, make_dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import Method, VisionView
-from vitcop_llava.call_checks import check_feature_choice
+from vitcop_llava.active import active_call, active_generation, active_tower, set_tower
+from vitcop_llava.call_checks import check_feature_choice, check_unchanged
 from vitcop_llava.clips import check_frames, read_clips, split_clips
 from vitcop_llava.families import Parts
+from vitcop_llava.patching import Removable, Replacement, eager
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import grid_positions
 from vitcop_llava.sizes import check_sizes, read_sizes
-from vitcop_llava.stage_one import run_stage_one
-from vitcop_llava.state import EncodedImages, TowerPass, active_call, active_tower, set_tower
+from vitcop_llava.stage_one import run_stage_one, whole_codes
+from vitcop_llava.state import EncodedImages, TowerPass
+from vitcop_llava.tiling import Tiling
 
-_ENCODED = "_vitcop_encoded"
+_FIELD = "vitcop_encoded"
 
 
 def encoded_of(output: object) -> EncodedImages | None:
-    """What Stage I left on a tower output, or None where it never saw it."""
-    found = getattr(output, _ENCODED, None)
+    """What Stage I left on an encoder's output, or None where it never saw it."""
+    found = output.get(_FIELD) if isinstance(output, Mapping) else None
     return found if isinstance(found, EncodedImages) else None
 
 
-class _Replacement:
-    """A method of one module, replaced on the instance until ``remove()``."""
+@cache
+def _carrier(kind: type) -> type:
+    """An output class like ``kind`` with one more field: whoever rebuilds an output from its items hands it on."""
+    return make_dataclass(kind.__name__, [(_FIELD, Any, field(default=None))], bases=(kind,))
 
-    def __init__(self, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-        self._attributes, self._name, self._method = vars(module), name, method
-        self._before = self._attributes.get(name)
-        self._attributes[name] = method
 
-    def remove(self) -> None:
-        """Puts back what was there; someone else's later replacement stays."""
-        if self._attributes.get(self._name) is not self._method:
-            return
-        if self._before is None:
-            del self._attributes[self._name]
-        else:
-            self._attributes[self._name] = self._before
+def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
+    kind: Any = type(output)
+    return _carrier(kind)(**output, **{_FIELD: encoded})
 
 
 class FeatureHooks:
-    """Learns, from the call that encodes, what no module is told: sizes of images that are tiled, lengths of clips."""
+    """Wraps the functions of the base module that encode: they know when images are encoded to be pruned, their sizes
+    and the lengths of clips. Without a vision tower to cut in, they count what it gives.
+    """
 
-    def __init__(self, parts: Parts, planner: Planner, owner: int) -> None:
+    def __init__(self, parts: Parts, planner: Planner, owner: int, *, cuts_tower: bool, identity: bool) -> None:
         self._parts, self._planner, self._owner = parts, planner, owner
+        self._cuts_tower, self._identity = cuts_tower, identity
 
-    def attach(self) -> Iterator[_Replacement]:
-        """Wraps the functions of the base module that encode, yielding the handles."""
-        if self._parts.anyres is not None:
-            yield self._wrap("get_image_features", self._encode_images)
-        if self._parts.video is not None:
-            yield self._wrap("get_video_features", self._encode_clips)
+    def attach(self) -> Iterator[Removable]:
+        """Replace the functions, yielding what undoes it."""
+        parts = self._parts
+        if not self._identity or parts.anyres is not None:
+            yield Replacement(parts.base, "get_image_features", self._encode_images)
+        if parts.video is not None:
+            yield Replacement(parts.base, "get_video_features", self._encode_clips)
 
-    def _wrap(self, name: str, around: Callable[..., Any]) -> _Replacement:
-        original: Callable[..., Any] = getattr(self._parts.base, name)
-        # A partial of bound methods, since a deep copy of the model then calls the copy.
-        return _Replacement(self._parts.base, name, update_wrapper(partial(around, original), original))
+    def _is_own_call(self) -> bool:
+        """Whether the model encodes for a call that is to be pruned, and nobody else does."""
+        if torch.compiler.is_compiling():  # then nothing is pruned, or this would run uncompiled
+            return False
+        return active_call(self._owner) is not None or active_generation(self._owner) is not None
 
     def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = _arguments(original, args, kwargs)
-        anyres = self._parts.anyres
-        assert anyres is not None  # only then attached
-        sizes = read_sizes(given.get("image_sizes"))
-        tilings = [anyres.tile(*size) for size in sizes]
-        check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
-        # From here on they are numbers on the host, which transformers needs not read back once more for every image.
-        given["image_sizes"] = sizes
-        return self._encode(original, given, EncodedImages(self._owner, images=self._planner.images(tilings, sizes)))
+        if not self._is_own_call():
+            return original(*args, **kwargs)
+        given, anyres = _arguments(original, args, kwargs), self._parts.anyres
+        if self._cuts_tower:
+            check_feature_choice(given, self._parts)
+        encoded = EncodedImages(self._owner)
+        if anyres is not None:
+            sizes = read_sizes(given.get("image_sizes"))
+            tilings = [anyres.tile(*size) for size in sizes]
+            check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
+            # From here on they are numbers on the host: transformers need not read them back once more for every image.
+            given["image_sizes"] = sizes
+            encoded.images = self._planner.images(tilings, sizes)
+        return self._encode(original, given, encoded)
 
     def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_own_call():
+            return original(*args, **kwargs)
         given, video = _arguments(original, args, kwargs), self._parts.video
         assert video is not None  # only then attached
-        check_feature_choice(given, self._parts)
+        if self._cuts_tower:
+            check_feature_choice(given, self._parts)
         name = next(iter(inspect.signature(original).parameters))  # transformers has renamed it
         frames, given[name] = read_clips(given.get(name), video.frame_size)
         images = self._planner.images([video.clip(count) for count in frames])
@@ -96,17 +108,32 @@ class FeatureHooks:
         return output
 
     def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
-        set_tower(TowerPass(encoded))
-        try:
+        if not self._cuts_tower:
             output = original(**given)
-        finally:
-            set_tower(None)
+        else:
+            check_unchanged(self._parts)
+            set_tower(TowerPass(encoded))
+            try:
+                output = original(**given)
+            finally:
+                set_tower(None)
         if hasattr(output, "pooler_output"):
-            setattr(output, _ENCODED, encoded)
+            if not self._cuts_tower and not self._identity:
+                self._count(output.pooler_output, encoded)
+            output = _with_encoded(output, encoded)
         call = active_call(self._owner)
         if call is not None:
             call.take(encoded)
         return output
+
+    def _count(self, features: Any, encoded: EncodedImages) -> None:
+        """Plan images by what the encoder gave for each, unless their sizes have told already."""
+        counts = [each.shape[:-1].numel() for each in features]
+        if encoded.kind == "image" and counts != [image.tiling.placeholders for image in encoded.images]:
+            rows, columns = self._parts.grid
+            own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
+            encoded.images = self._planner.images([Tiling(grid) for grid in own])
+        encoded.codes = whole_codes(encoded.images, features[0].device)
 
 
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -120,51 +147,41 @@ class VisionHooks:
     def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int) -> None:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
 
-    def attach(self) -> Iterator[RemovableHandle]:
-        """Registers the hooks, yielding the handle of each."""
-        parts = self._parts
-        yield parts.vision_tower.register_forward_pre_hook(self._before_tower)
-        yield parts.vision_tower.register_forward_hook(self._after_tower, always_call=True)
-        for name in ("q_proj", "k_proj"):
-            projection: nn.Module = getattr(parts.vision_attention, name)
-            yield projection.register_forward_hook(partial(self._keep_projection, name))
-        yield parts.projector.register_forward_pre_hook(self._before_projector)
-        yield parts.projector.register_forward_hook(self._after_projector, always_call=True)
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What the hooks go on."""
+        scored = self._parts.scored
+        return [] if scored is None else [self._parts.vision_tower, scored.attention, self._parts.projector]
 
-    def _before_tower(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        tower = active_tower(self._owner)
-        if self._parts.anyres is None and (tower is None or tower.encoded.kind == "image"):
-            set_tower(TowerPass(EncodedImages(self._owner)))
+    def attach(self) -> Iterator[Removable]:
+        """Register the hooks, yielding the handle of each."""
+        parts, scored = self._parts, self._parts.scored
+        assert scored is not None  # a method that cuts here is refused without
+        yield scored.attention.register_forward_pre_hook(eager(self._before_attention), with_kwargs=True)
+        yield parts.vision_tower.register_forward_hook(eager(self._after_tower))
+        yield parts.projector.register_forward_pre_hook(eager(self._before_projector))
+        yield parts.projector.register_forward_hook(eager(self._after_projector), always_call=True)
 
-    def _keep_projection(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tower = active_tower(self._owner)
-        if tower is not None and name == "q_proj":
-            tower.queries = output
-        elif tower is not None:
-            tower.keys = output
+        if tower is not None:
+            tower.normed = args[0] if args else kwargs["hidden_states"]
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tower = active_tower(self._owner)
-        if tower is None or output is None:  # there is no output after an exception
-            set_tower(None)
-            return
+        tower, scored = active_tower(self._owner), self._parts.scored
         hidden_states = getattr(output, "hidden_states", None)
-        if hidden_states is not None:
-            tower.feature = hidden_states[self._parts.feature_layer]
-        setattr(output, _ENCODED, tower.encoded)
-        call = active_call(self._owner)
-        if call is not None:
-            call.take(tower.encoded)
+        if tower is not None and scored is not None and hidden_states is not None:
+            tower.feature = hidden_states[scored.index]
 
     def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         tower = active_tower(self._owner)
         if tower is None:
             return None
         features, encoded = args[0], tower.encoded
-        queries, keys = self._check_feature(tower, features)
+        seen = self._view(tower, features)
         if not encoded.images:
             encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
-        tower.places, made = run_stage_one(self._method, self._view(tower, queries, keys, features), encoded)
+        tower.places, made = run_stage_one(self._method, seen, encoded)
         if tower.places is None:
             return None
         tower.patches = features.shape[:2]
@@ -181,38 +198,40 @@ class VisionHooks:
         room = output.new_zeros((units * patches, output.shape[-1]))
         return room.index_copy(0, tower.places, output[0]).view(units, patches, -1)
 
-    def _check_feature(self, tower: TowerPass, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns queries and keys of the scored layer, if the features are that layer's patches, pooled or not."""
-        queries, keys = tower.queries, tower.keys
-        rows, columns = grid = self._parts.grid
+    def _view(self, tower: TowerPass, features: Tensor) -> VisionView:
+        """What the tower has shown, if the features are the scored layer's patches, pooled or not."""
+        scored, normed, feature = self._parts.scored, tower.normed, tower.feature
+        assert scored is not None  # else nothing is attached
+        if normed is None or feature is None:
+            raise ValueError(
+                "model: its vision tower ran without the layer that Stage I reads, or gave no hidden states: a part of "
+                "it was replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+            )
         video = self._parts.video if tower.encoded.kind == "video" else None
+        rows, columns = grid = self._parts.grid
         wanted = features.shape[1] if video is None else rows * columns
-        if queries is None or keys is None or tower.feature is None or wanted != keys.shape[1] - 1:
+        if wanted != normed.shape[1] - 1:
             raise ValueError(
                 "vision_feature_layer and vision_feature_select_strategy: must select hidden state "
-                f"{self._parts.feature_layer} of the vision tower without CLS, as the model's configuration says; this "
+                f"{scored.index} of the vision tower without CLS, as the model's configuration says; this "
                 f"call selected features of shape {tuple(features.shape)}"
             )
-        rows, columns = grid if video is None else video.grid
+        rows, columns = own_grid = grid if video is None else video.grid
         if features.shape[1] != rows * columns:
             raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
-        return queries, keys
-
-    def _view(self, tower: TowerPass, queries: Tensor, keys: Tensor, features: Tensor) -> VisionView:
-        assert tower.feature is not None  # checked with the features
-        heads, video = self._parts.vision_heads, self._parts.video
         of_video: dict[str, Any] = {}
-        grid = self._parts.grid
-        if video is not None and tower.encoded.kind == "video":
+        if video is not None:
             frames = tuple(image.tiling.frames for image in tower.encoded.images)
             of_video = {"pool": video.pool, "grid": grid, "frames": frames}
-            grid = video.grid
+        # The projections of this moment, adapters and all; of the queries CLS's alone is needed.
+        projected: Any = scored.attention
+        queries, keys = projected.q_proj(normed[:, :1]), projected.k_proj(normed)
         return VisionView(
-            query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
-            keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
-            scale=self._parts.vision_scale,
-            positions=grid_positions(*grid, features.device).expand(features.shape[0], -1, -1),
+            query_cls=queries[:, 0].unflatten(-1, (scored.heads, -1)),
+            keys=keys.unflatten(-1, (scored.heads, -1)).transpose(1, 2),
+            scale=scored.scale,
+            positions=grid_positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
-            hidden_cls=tower.feature[:, 0],
+            hidden_cls=feature[:, 0],
             **of_video,
         )

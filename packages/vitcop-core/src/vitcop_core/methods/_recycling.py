@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.methods._vision import take_patches as take
-from vitcop_core.ops._library import accumulator, row_counts, valid_tokens
+from vitcop_core.ops._library import row_counts, valid_tokens
 from vitcop_core.ops.co_prune import group_means
 from vitcop_core.ops.vic import nearest_center, pairwise_distances
 from vitcop_core.tokens import PromptView
@@ -37,13 +37,12 @@ def find_raters(prompt: PromptView) -> Tensor:
     Returns:
         ``[B, t]`` bool.
     """
-    wide = accumulator(prompt.text)
-    visual, text = prompt.visual.detach().to(wide), prompt.text.detach().to(wide)
+    visual, text = prompt.visual.detach(), prompt.text.detach()
     seen, words = valid_tokens(visual, prompt.lengths), valid_tokens(text, prompt.text_lengths)
-    scores = (text @ visual.mT).masked_fill(~words.unsqueeze(2), -math.inf).softmax(1)
+    scores = ops.product(text, visual.mT).masked_fill(~words.unsqueeze(2), -math.inf).softmax(1)
     scores = scores.masked_fill(~(words.unsqueeze(2) & seen.unsqueeze(1)), 0)
     # Rounded so that equal relevance is equal here, whatever the order of the sums was; its mean is then exact.
-    relevance = (scores.sum(2) / seen.sum(1, keepdim=True).clamp(min=1)).float().to(wide)
+    relevance = (scores.sum(2) / seen.sum(1, keepdim=True).clamp(min=1)).float().to(scores.dtype)
     mean = relevance.sum(1, keepdim=True) / words.sum(1, keepdim=True).clamp(min=1)
     raters = (relevance > mean) & words
     return torch.where(raters.any(1, keepdim=True), raters, words)

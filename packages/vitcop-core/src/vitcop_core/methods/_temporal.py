@@ -56,7 +56,7 @@ def share_out(weights: Tensor, amount: Tensor, room: Tensor, most: int) -> Tenso
         ``[F]`` int64.
     """
     turn = torch.arange(most, device=weights.device)[:, None]
-    claims = weights.clamp(max=torch.finfo(torch.float32).max) / (turn + 0.5)
+    claims = weights.clamp(max=torch.finfo(torch.float32).max) / (turn.float() + 0.5)
     claims = claims.masked_fill(turn >= room, -1.0).flatten()
     order = claims.argsort(descending=True, stable=True)
     place = torch.arange(len(order), device=order.device)
@@ -132,7 +132,7 @@ def vic_over_spans(
     """
     tokens = features.shape[1]
     each = torch.arange(tokens, device=features.device) < row_counts(features, tokens, None, lengths)
-    time = torch.cat([torch.arange(span, device=features.device) for span in spans]) / width
+    time = torch.cat([torch.arange(span, device=features.device) for span in spans]).float() / width
     positions = torch.cat([positions.float(), time[:, None, None].expand(-1, tokens, -1)], dim=2)
     valid, features, positions = (_joined(part, spans) for part in (each, features, positions))
     order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # the operator takes padding behind a row's own

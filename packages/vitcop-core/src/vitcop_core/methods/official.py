@@ -33,8 +33,9 @@ def official_vic(
     """Cluster as the released code does.
 
     Densities count the token itself; a token of equal density counts as denser, so that two may be each other's parent;
-    distances are ``sqrt(d^2 + 1e-8)``. Labels spread in descending order of density: a token takes the label that its
-    parent has *by then*, token 0 standing in for a missing parent. What has no label keeps -1.
+    distances are ``sqrt(d^2 + 1e-8)``. A token takes the label of its parent, token 0 standing in for a missing one,
+    again and again until nothing changes: every chain of parents that reaches a center is labelled to its end. A chain
+    that runs into a cycle reaches none, and keeps -1. Of equal importance the lower index becomes a center.
 
     Args:
         features: ``[B, n, d]`` floating.
@@ -48,13 +49,13 @@ def official_vic(
     tokens, valid = features.shape[1], valid_tokens(features, lengths)
     place = torch.arange(tokens, device=features.device).expand_as(valid)
     pairs = valid.unsqueeze(2) & valid.unsqueeze(1)
+    itself = torch.eye(tokens, dtype=torch.bool, device=features.device)
     distances = pairwise_distances(features.detach(), valid)
-    distances = (distances.square() + _DISTANCE_OFFSET).sqrt()
+    distances = (distances.square() + _DISTANCE_OFFSET).sqrt().masked_fill(itself, 0)
     density = (-(distances / cutoff_distance).square()).exp().masked_fill(~pairs, 0).sum(2).float()
     distances = distances.float()
 
-    candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold) & pairs
-    candidates = candidates & ~torch.eye(tokens, dtype=torch.bool, device=features.device)
+    candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold) & pairs & ~itself
     # Where no distance is finite, the minimum's index is 0: token 0 is the parent of the parentless.
     distance, parent = distances.masked_fill(~candidates, math.inf).min(2)
     importance = (density * distance).masked_fill(~valid, -math.inf)
@@ -63,11 +64,8 @@ def official_vic(
     centers = centers.masked_fill(unused, tokens)
 
     labels = center_labels(centers, tokens)
-    order = density.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter(1, order, place)
-    # A parent that comes later in the order has no label yet, unless it is a center: the chain ends there.
-    parent_is_labelled = (rank.gather(1, parent) < rank) | (labels.gather(1, parent) >= 0)
-    roots = follow(torch.where((labels < 0) & parent_is_labelled, parent, place))
+    # Only centers are roots here. Within a cycle it does not matter where the steps end: no token of it has a label.
+    roots = follow(torch.where(labels < 0, parent, place))
     labels = labels.gather(1, roots).masked_fill(~valid, -1)
     return Clusters(labels, centers, density, distance.masked_fill(~valid, 0), importance.masked_fill(~valid, 0))
 

@@ -173,7 +173,7 @@ def _contextual_groups(keys: Tensor, rest: Tensor, counts: Tensor, most: int) ->
     place = torch.arange(size, device=rest.device).expand_as(rest)
     targets = torch.full((rest.shape[0], most + 1), size, device=rest.device).scatter(1, label, place)[:, :most]
     # Compared as float32, where what is equal in exact arithmetic is equal, and ties go to the lower target.
-    similarity = (keys @ take_patches(keys, targets).mT).float()
+    similarity = ops.product(keys, take_patches(keys, targets).mT).float()
     similarity = similarity.masked_fill((targets == size).unsqueeze(1), -math.inf)
     joined = similarity.argmax(2).masked_fill(is_target | ~rest, most)
     return _Groups(targets, is_target, joined)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitcop_core.checks import check_floating, check_int, check_positive, check_rows
 from vitcop_core.ops._library import accumulator, register, row_counts, valid_tokens
+from vitcop_core.ops.product import product
 from vitcop_core.tokens import Clusters
 
 # Slack on the squared spatial threshold: positions such as 3/10 are not exact, and a pair at the threshold is near.
@@ -130,7 +131,7 @@ def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
         return torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
     # Distances do not change when the mean is taken off, and the Gram matrix cancels less.
     wide = wide - wide.sum(1, keepdim=True) / valid.sum(1).clamp(min=1).view(-1, 1, 1)
-    gram = wide @ wide.mT
+    gram = product(wide, wide.mT)
     squares = gram.diagonal(dim1=1, dim2=2)
     norms = squares.unsqueeze(2) + squares.unsqueeze(1)
     squared = norms - (gram + gram.mT)

@@ -21,8 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from vitcop_core import VisionView, ops
 from vitcop_llava.analysis.prompts import Prompt, read_prompt
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.families.base import ScoredLayer
+from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
 from vitcop_llava.pruner import active_settings
-from vitcop_llava.rope import rotate, row_attention
+from vitcop_llava.rope import row_attention
 from vitcop_llava.sequence import take
 
 Array = NDArray[np.float32]
@@ -69,8 +71,11 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
     parts = locate(model)
     if active_settings(parts.base) is not None:
         raise ValueError("model: must not be pruned while it is observed; remove() the pruner first")
+    if parts.scored is None:
+        raise ValueError(f"model: {parts.obstacle}")
+    check_scoring(parts.decoder_layers[0].self_attn)
     prompt = read_prompt(parts, inputs)
-    recorder = _Recorder(parts, prompt)
+    recorder = _Recorder(parts, parts.scored, prompt)
     with ExitStack() as stack:
         for handle in recorder.attach():
             stack.callback(handle.remove)
@@ -81,8 +86,8 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
 class _Recorder:
     """The hooks of one run, and what they have seen."""
 
-    def __init__(self, parts: Parts, prompt: Prompt) -> None:
-        self._parts, self._prompt = parts, prompt
+    def __init__(self, parts: Parts, scored: ScoredLayer, prompt: Prompt) -> None:
+        self._parts, self._scored, self._prompt = parts, scored, prompt
         self._projections: dict[str, Tensor] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._rows: dict[str, list[Tensor]] = {"attention": [], "text_attention": [], "key_norms": []}
@@ -91,7 +96,7 @@ class _Recorder:
     def attach(self) -> Iterator[RemovableHandle]:
         """Registers the hooks, yielding the handle of each."""
         parts = self._parts
-        attentions = [("vision ", parts.vision_attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
+        attentions = [("vision ", self._scored.attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
         for prefix, attention in attentions:
             for name in ("q_proj", "k_proj"):
                 projection: Any = getattr(attention, name)
@@ -105,13 +110,13 @@ class _Recorder:
         self._projections[name] = output
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        source, heads = self._prompt.sources[len(self._saliencies)], self._parts.vision_heads
+        source, heads = self._prompt.sources[len(self._saliencies)], self._scored.heads
         queries, keys = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
         rows, columns = source.grid
         seen = VisionView(
             query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
             keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
-            scale=self._parts.vision_scale,
+            scale=self._scored.scale,
             positions=keys.new_empty(0),
             hidden=keys.new_empty((keys.shape[0], rows * columns, 0)),
             pool=source.pool,
@@ -126,19 +131,20 @@ class _Recorder:
         self._rotary = kwargs["position_embeddings"]
 
     def _after_layer(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        shape, prompt = self._parts.shape, self._prompt
+        prompt = self._prompt
         queries, keys = self._projections.pop("q_proj"), self._projections.pop("k_proj")
         assert self._rotary is not None  # set as the layer began
         cosines, sines = (part.expand(queries.shape[0], -1, -1) for part in self._rotary)
-        keys = keys.unflatten(-1, (shape.num_kv_heads, -1)).transpose(1, 2)
+        attention = module.self_attn
+        keys = as_heads(attention, keys, "k").transpose(1, 2)
         self._book(index, "key_norms", ops.key_norm(keys))
-        keys = rotate(keys, cosines, sines)
+        keys = rotate(attention, keys, cosines, sines)
         padding = None if prompt.padding is None else prompt.padding.to(keys.device)
         for name, (places, weights) in (("attention", prompt.last), ("text_attention", prompt.text)):
             at = places.to(keys.device)
-            rows = take(queries, at).unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
-            rows = rotate(rows, take(cosines, at), take(sines, at))
-            scale = module.self_attn.scaling
+            rows = as_heads(attention, take(queries, at), "q").transpose(1, 2)
+            rows = rotate(attention, rows, take(cosines, at), take(sines, at))
+            scale = attention.scaling
             paid = row_attention(rows, keys, at, weights.to(keys.device), scale=scale, padding=padding)
             self._book(index, name, paid)
 

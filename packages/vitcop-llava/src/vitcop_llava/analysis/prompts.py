@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vitcop_llava.call_checks import PIXELS, check_feature_choice
 from vitcop_llava.clips import read_clips
+from vitcop_llava.counting import either, share_out
 from vitcop_llava.families import Parts
-from vitcop_llava.layout import either, share_out
 from vitcop_llava.sequence import places_of
 from vitcop_llava.sizes import check_sizes, read_sizes
 from vitcop_llava.tiling import Tiling

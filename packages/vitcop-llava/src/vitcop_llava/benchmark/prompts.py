@@ -71,13 +71,15 @@ def make_prompt(
     kind = "image" if frames is None else "video"
     generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
     # A placeholder among the words would be one too many.
-    known = torch.tensor([*set(range(min(_WORDS, parts.config.vocab_size))) - set(parts.token_ids.values())])
-    words = known[torch.randint(len(known), (batch, text_tokens), generator=generator)]
-    places = torch.full((batch, tiling.placeholders), parts.token_ids[kind])
+    known = [*set(range(min(_WORDS, parts.config.vocab_size))) - set(parts.token_ids.values())]
+    drawn = torch.randint(len(known), (batch, text_tokens), generator=generator, device="cpu")
+    words = torch.tensor(known, device="cpu")[drawn]
+    places = torch.full((batch, tiling.placeholders), parts.token_ids[kind], device="cpu")
     before = min(max(round(text_tokens * _SYSTEM_SHARE), 1), text_tokens - 1)
     ids = torch.cat([words[:, :before], places, words[:, before:]], dim=1).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs[PIXELS[kind]] = torch.randn(pixels, generator=generator).to(model.device, dtype)
+    noise = torch.randn(pixels, generator=generator, dtype=torch.float32, device="cpu")
+    inputs[PIXELS[kind]] = noise.to(model.device, dtype)
     if parts.anyres is not None and frames is None:
         width, height = image_size or largest_image(parts)
         inputs["image_sizes"] = torch.tensor([[height, width]] * batch, device=model.device)

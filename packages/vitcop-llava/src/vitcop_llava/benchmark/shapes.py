@@ -143,7 +143,8 @@ def random_model(
 ) -> Any:
     """A model with random weights, built without ever holding it twice; arguments as `skeleton`'s."""
     model = skeleton(shape, dtype, attention).to_empty(device=device)
-    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(_NOISE, generator=generator, dtype=torch.float32, device="cpu").to(dtype).to(device)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             _fill(module.weight.data, noise, module.weight[0].numel() ** -0.5)

@@ -11,7 +11,7 @@ from torch import nn
 from vitcop_llava.families import llava, llava_next
 from vitcop_llava.families.base import Parts
 
-__all__ = ["ENTRY_POINTS", "Parts", "locate", "register_family"]
+__all__ = ["ENTRY_POINTS", "Parts", "locate", "register_family", "unwrapped"]
 
 ENTRY_POINTS = "vitcop.families"
 """The group of entry points under which an installed package offers families: model class to function."""
@@ -35,14 +35,40 @@ def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
     _FAMILIES[name] = locate
 
 
+def unwrapped(model: Any) -> Any:
+    """The model inside of wrappers that run it as it is: compiled, adapters, data parallel in processes.
+
+    Raises:
+        TypeError: A wrapper runs something else than the model.
+    """
+    while True:
+        name = type(model).__name__
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif callable(getattr(model, "get_base_model", None)):
+            if any(getattr(each, "is_prompt_learning", False) for each in getattr(model, "peft_config", {}).values()):
+                raise TypeError(f"model: a {name} with learnt prompts puts tokens of its own into every call; merge it")
+            model = model.get_base_model()
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, nn.DataParallel):
+            raise TypeError(
+                "model: a DataParallel copies the model for every call, and a copy is not pruned; prune model.module "
+                "and run it on one device, or use DistributedDataParallel"
+            )
+        else:
+            return model
+
+
 def locate(model: nn.Module) -> Parts:
-    """Finds the parts of a supported model.
+    """Finds the parts of a supported model, or of the one inside of its wrappers.
 
     Raises:
         TypeError: The model is of a family that vitcop has no adapter for, or whose adapter is in a package that is not
             installed.
         ValueError: The family is supported, and has a part that cannot be pruned (a tower without CLS, for example).
     """
+    model = unwrapped(model)
     names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
     for name in names:
         if found := _adapter(name):

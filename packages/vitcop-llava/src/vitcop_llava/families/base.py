@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -13,26 +12,43 @@ from vitcop_llava.tiling import Tiling, tile_image
 
 
 @dataclass(frozen=True, eq=False)
+class ScoredLayer:
+    """The vision layer whose output is the selected feature, and whose attention Stage I scores patches by.
+
+    Attributes:
+        attention: Its self-attention, with ``q_proj`` and ``k_proj``. It is called with the layer's normed input.
+        heads: Heads of that attention.
+        scale: Factor on its scores.
+        states: Hidden states of the tower: its layers, and the embeddings.
+        index: Index of the selected feature among them, counted from 0 (the embeddings).
+    """
+
+    attention: nn.Module
+    heads: int
+    scale: float
+    states: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
 class Parts:
     """The modules that hooks go on, and the numbers that plans need.
 
     Attributes:
         base: The module whose forward takes ``input_ids`` and images and calls the language model.
         vision_tower: The image encoder; called once with all images.
-        vision_attention: Self-attention of the vision layer whose output is the selected feature; it has ``q_proj`` and
-            ``k_proj``.
-        vision_heads: Heads of that attention.
-        vision_scale: Factor on its scores.
-        vision_states: Hidden states of the tower: its layers, and the embeddings.
-        feature_layer: Index of the selected feature among the tower's hidden states, counted from 0 (the embeddings).
+        scored: The vision layer that Stage I reads; None where there is none that it could read.
+        obstacle: Why there is none, for the message of an error; empty where there is one.
         projector: Takes ``[C, m, d_v]`` features to the language model's width.
         language_model: The decoder stack without its head.
         embeddings: Turns token ids into the language model's inputs.
         rotary: Turns hidden states and position ids into cosines and sines.
         decoder_layers: Its layers, each with ``self_attn.q_proj`` and ``self_attn.k_proj``.
+        window: The longest sequence that every layer attends to as a whole; None for any.
         config: The language model's configuration.
         image_token_id: The placeholder's id in ``input_ids``.
-        grid: Rows and columns of patches of one unit.
+        grid: Rows and columns of patches of one unit. Where there is no ``scored`` layer, an image may have other
+            numbers of tokens: they are counted when it is encoded.
         shape: What costs are computed from.
         anyres: How images of any size are tiled; None where each is one unit.
         video: How clips are read; None for a model of images alone.
@@ -40,16 +56,14 @@ class Parts:
 
     base: nn.Module
     vision_tower: nn.Module
-    vision_attention: nn.Module
-    vision_heads: int
-    vision_scale: float
-    vision_states: int
-    feature_layer: int
+    scored: ScoredLayer | None
+    obstacle: str
     projector: nn.Module
     language_model: nn.Module
     embeddings: nn.Module
     rotary: nn.Module
-    decoder_layers: nn.ModuleList
+    decoder_layers: tuple[nn.Module, ...]
+    window: int | None
     config: PreTrainedConfig
     image_token_id: int
     grid: tuple[int, int]
@@ -116,34 +130,3 @@ class Video:
     def clip(self, frames: int) -> Tiling:
         """A clip of so many frames in units."""
         return Tiling(self.grid, frames=frames)
-
-
-def decoder_shape(config: PreTrainedConfig) -> LanguageModelShape:
-    """The sizes of a Llama-like language model."""
-    heads = config.num_attention_heads
-    return LanguageModelShape(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-    )
-
-
-def check_decoder(language_model: Any, supported: tuple[str, ...]) -> None:
-    """Raises unless the language model is one of ``supported`` and every layer attends to the whole sequence.
-
-    Raises:
-        ValueError: It is not; the message has what is.
-    """
-    name, config = type(language_model).__name__, language_model.config
-    if name not in supported:
-        raise ValueError(f"model: its language model is a {name}; supported: {', '.join(supported)}")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    if kinds != {"full_attention"} or window is not None:
-        raise ValueError(
-            f"model: its language model attends through a sliding window (sliding_window={window}); pruning needs "
-            "full attention in every layer, for example sliding_window=None in the text configuration"
-        )

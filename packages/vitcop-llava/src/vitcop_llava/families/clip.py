@@ -1,46 +1,42 @@
-"""A CLIP tower, a projector and a decoder: what the families of LLaVA have in common."""
+"""A vision tower, a projector and a decoder: what the families of LLaVA have in common."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vitcop_llava.families.base import Parts, check_decoder, decoder_shape
+from vitcop_llava.families.base import Parts, ScoredLayer
+from vitcop_llava.families.decoder import check_decoder, decoder_shape, window_of
 
-LANGUAGE_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model")
 TOWERS = ("CLIPVisionModel",)
+"""Towers whose CLS token's attention ranks the patches."""
 
 
 def clip_parts(model: Any) -> Parts:
-    """The parts of a model with a CLIP tower, each unit of its images one square grid.
+    """The parts of a model, each unit of its images one square grid where it has a CLIP tower.
+
+    Methods that cut before the language model need a CLIP tower, and the patches of one of its layers without CLS as
+    the selected feature; the parts say what stands in the way. Other methods take any tower.
 
     Raises:
-        ValueError: The tower is another than CLIP's (Stage I ranks patches by the attention of its CLS token), the
-            selected feature is not one layer's patches, or the language model is not supported.
+        ValueError: The language model cannot be pruned.
     """
     config, base = model.config, model.model
     tower, language_model = base.vision_tower, base.language_model
-    if type(tower).__name__ not in TOWERS:
-        raise ValueError(
-            f"model: its vision tower is a {type(tower).__name__}; supported: {', '.join(TOWERS)} "
-            "(Stage I needs a CLS token whose attention ranks the patches)"
-        )
-    check_decoder(language_model, LANGUAGE_MODELS)
-    feature_layer = _feature_layer(config, tower.config.num_hidden_layers + 1)
-    attention = tower.encoder.layers[feature_layer - 1].self_attn
-    side = tower.config.image_size // tower.config.patch_size
+    check_decoder(language_model)
+    scored, obstacle = _scored(config, tower)
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
     return Parts(
         base=base,
         vision_tower=tower,
-        vision_attention=attention,
-        vision_heads=attention.num_heads,
-        vision_scale=attention.scale,
-        vision_states=tower.config.num_hidden_layers + 1,
-        feature_layer=feature_layer,
+        scored=scored,
+        obstacle=obstacle,
         projector=base.multi_modal_projector,
         language_model=language_model,
         embeddings=language_model.get_input_embeddings(),
         rotary=language_model.rotary_emb,
-        decoder_layers=language_model.layers,
+        decoder_layers=(*language_model.layers,),
+        window=window_of(language_model.config),
         config=language_model.config,
         image_token_id=config.image_token_id,
         grid=(side, side),
@@ -48,17 +44,29 @@ def clip_parts(model: Any) -> Parts:
     )
 
 
-def _feature_layer(config: Any, states: int) -> int:
-    """Index of the selected feature among the tower's hidden states, counted from 0."""
+def _scored(config: Any, tower: Any) -> tuple[ScoredLayer | None, str]:
+    """The layer that Stage I reads, or why there is none."""
+    if type(tower).__name__ not in TOWERS:
+        return None, (
+            f"its vision tower is a {type(tower).__name__}; supported: {', '.join(TOWERS)} "
+            "(Stage I needs a CLS token whose attention ranks the patches)"
+        )
     if config.vision_feature_select_strategy != "default":
-        raise ValueError(
-            "model: vision_feature_select_strategy must be 'default' (the patches without CLS), "
+        return None, (
+            "vision_feature_select_strategy must be 'default' (the patches without CLS), "
             f"got {config.vision_feature_select_strategy!r}"
         )
-    layer = config.vision_feature_layer
+    states, layer = tower.config.num_hidden_layers + 1, one_layer(config.vision_feature_layer)
     if not isinstance(layer, int) or not 1 <= (layer if layer >= 0 else states + layer) < states:
-        raise ValueError(
-            "model: vision_feature_layer must be the index of one layer's output among the tower's "
+        return None, (
+            "vision_feature_layer must be the index of one layer's output among the tower's "
             f"{states} hidden states, got {layer!r}"
         )
-    return layer if layer >= 0 else states + layer
+    index = layer if layer >= 0 else states + layer
+    attention = tower.encoder.layers[index - 1].self_attn
+    return ScoredLayer(attention, attention.num_heads, attention.scale, states, index), ""
+
+
+def one_layer(choice: Any) -> Any:
+    """A choice of feature layers, the layer itself where the choice is a list of one."""
+    return choice[0] if isinstance(choice, list | tuple) and len(choice) == 1 else choice

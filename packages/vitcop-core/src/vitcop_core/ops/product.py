@@ -1,0 +1,26 @@
+"""Matrix products that no setting of the process makes narrower."""
+
+import torch
+from torch import Tensor
+
+from vitcop_core.ops._library import accumulator
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` in the accumulating dtype: float64, or float32 where the device has none.
+
+    Under autocast a float32 product runs in half precision, and with ``torch.set_float32_matmul_precision`` in TF32 or
+    bfloat16; what tokens are chosen by must not depend on either. Neither acts on float64.
+
+    Args:
+        left: ``[..., n, d]`` floating.
+        right: ``[..., d, m]`` floating.
+
+    Returns:
+        ``[..., n, m]`` in the accumulating dtype.
+    """
+    wide = accumulator(left)
+    if wide is torch.float64:
+        return left.to(wide) @ right.to(wide)
+    with torch.autocast(left.device.type, enabled=False):
+        return left.to(wide) @ right.to(wide)

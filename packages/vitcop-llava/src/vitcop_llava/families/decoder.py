@@ -1,0 +1,115 @@
+"""Decoders, judged by what they have and not by their class: what pruning needs of one, and how its attention sees.
+
+Cuts rank tokens by keys from the cache, whatever made them. Methods that rank by attention need a few rows of it, which
+are computed here from a layer's own projections, norms and rotation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcop_core import LanguageModelShape
+
+_WHOLE, _WINDOWED = "full_attention", "sliding_attention"
+
+
+def decoder_shape(config: Any) -> LanguageModelShape:
+    """The sizes of a Llama-like language model."""
+    heads = config.num_attention_heads
+    return LanguageModelShape(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def check_decoder(language_model: Any) -> None:
+    """Raise unless cuts can be made between the layers of a language model.
+
+    Raises:
+        ValueError: Its layers take no rotary positions from outside, lack separate query and key projections, or
+            do not all attend to tokens alone.
+    """
+    name = type(language_model).__name__
+    layers, rotary = getattr(language_model, "layers", None), getattr(language_model, "rotary_emb", None)
+    missing = "a rotary_emb and layers that share its positions"
+    if layers is not None and rotary is not None and len(layers):
+        # Further arguments tell rotary embeddings apart that differ from layer to layer.
+        taken = [name for name in inspect.signature(rotary.forward).parameters if not name.startswith("kwargs")]
+        is_shared = len(taken) == 2 and "position_embeddings" in inspect.signature(layers[0].forward).parameters
+        missing = "" if is_shared else missing
+    attention: Any = getattr(layers[0], "self_attn", None) if layers and not missing else None
+    if not missing and not all(hasattr(attention, part) for part in ("q_proj", "k_proj")):
+        missing = "self_attn.q_proj and self_attn.k_proj in every layer"
+    if missing:
+        raise ValueError(f"model: its language model, a {name}, cannot be pruned: it must have {missing}")
+    kinds = {*(getattr(language_model.config, "layer_types", None) or ())} - {_WHOLE, _WINDOWED}
+    if kinds:
+        raise ValueError(
+            f"model: its language model, a {name}, cannot be pruned: every layer must attend to tokens, of all of the "
+            f"prompt or of a window, got layers of {', '.join(sorted(kinds))}"
+        )
+
+
+def window_of(config: Any) -> int | None:
+    """The longest sequence that every layer attends to as a whole; None where that is any."""
+    kinds = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    return None if kinds and _WINDOWED not in kinds else window
+
+
+def check_scoring(attention: Any) -> None:
+    """Raise unless the attention of a decoder layer can be computed from its projections.
+
+    Raises:
+        ValueError: It changes queries and keys, or scores, in a way that is not known here.
+    """
+    unknown = {
+        "a norm of every head": getattr(attention, "q_layernorm", None) is not None,
+        "soft-capped scores": bool(getattr(attention, "attn_logit_softcapping", None)),
+        "no rotation of its own module": _rotation(attention) is None,
+    }
+    found = [what for what, applies in unknown.items() if applies]
+    if found:
+        raise ValueError(
+            f"model: the attention of a {type(attention).__name__} cannot be computed from its projections: it has "
+            f"{', '.join(found)}; use a method that does not rank by it, such as ViTCoP with saliency='key_norm'"
+        )
+
+
+def head_states(attention: Any, normed: Tensor, name: str) -> Tensor:
+    """Queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
+    return as_heads(attention, getattr(attention, f"{name}_proj")(normed), name)
+
+
+def as_heads(attention: Any, projected: Tensor, name: str) -> Tensor:
+    """What the layer makes of projected queries or keys ``[B, n, heads * e]`` before it rotates them, by head."""
+    clip = getattr(getattr(attention, "config", None), "clip_qkv", None)
+    states = projected if clip is None else projected.clamp(-clip, clip)
+    norm: Any = getattr(attention, f"{name}_norm", None)
+    if norm is not None and norm.weight.shape == states.shape[-1:]:  # of all heads together, as in OLMo 2
+        states, norm = norm(states), None
+    by_head = states.unflatten(-1, (-1, attention.head_dim))
+    normed: Tensor = by_head if norm is None else norm(by_head)
+    return normed
+
+
+def rotate(attention: Any, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate ``states`` [B, H, n, e] by ``cosines`` and ``sines`` [B, n, r] as the layer does; r may be less than e."""
+    apply: Any = _rotation(attention)
+    width = cosines.shape[-1]
+    turned: Tensor = apply(states[..., :width], states[..., :width], cosines, sines)[0]
+    return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], dim=-1)
+
+
+def _rotation(attention: Any) -> Any:
+    # transformers keeps each model's own way, halves or interleaved, beside its attention.
+    return getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)

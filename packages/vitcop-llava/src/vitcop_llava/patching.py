@@ -1,0 +1,134 @@
+"""What is put on a model, and how it comes off again: hooks, and methods that are replaced on one instance.
+
+Nothing of it goes into a copy. A model that is copied or pickled while it is pruned gives a model that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import update_wrapper
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Removable(Protocol):
+    """What takes something off a model."""
+
+    def remove(self) -> None:
+        """Take it off. Doing so again does nothing."""
+
+
+class Replacement:
+    """A method of one module, replaced on the instance until ``remove()``.
+
+    Args:
+        module: The module.
+        name: The method.
+        around: Takes the original method, and then its arguments; may be what comes in its place, where ``keeps`` is
+            False.
+    """
+
+    def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        self._attributes, self._name = vars(module), name
+        self._before = self._attributes.get(name)
+        original: Callable[..., Any] = getattr(module, name)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            # Someone else may have replaced the method again, and go on calling this one when it is off.
+            return around(original, *args, **kwargs) if self._is_on else original(*args, **kwargs)
+
+        self._method, self._is_on = update_wrapper(method, original), True
+        self._attributes[name] = self._method
+
+    def remove(self) -> None:
+        """Put back what was there; someone else's later replacement stays."""
+        self._is_on = False
+        if self._attributes.get(self._name) is not self._method:
+            return
+        if self._before is None:
+            del self._attributes[self._name]
+        else:
+            self._attributes[self._name] = self._before
+
+
+class CleanCopies:
+    """Leaves hooks and replacements out of copies of some modules, until ``remove()``.
+
+    Copying and pickling ask an object for its state, on the instance first.
+
+    Args:
+        modules: The modules.
+        handles: What has been put on them.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], handles: Iterable[Removable]) -> None:
+        hooks = {handle.id for handle in handles if isinstance(handle, RemovableHandle)}
+        replaced = [handle for handle in handles if isinstance(handle, Replacement)]
+        self._modules = list(modules)
+        for module in self._modules:
+            names = {each._name: each._before for each in replaced if each._attributes is vars(module)}
+            vars(module)["__getstate__"] = _State(module, hooks, names)
+
+    def remove(self) -> None:
+        """Let copies be as they were."""
+        for module in self._modules:
+            vars(module).pop("__getstate__", None)
+
+
+class _State:
+    """What a copy of ``module`` is made from: its attributes without hooks of these numbers, methods put back."""
+
+    def __init__(self, module: nn.Module, hooks: set[int], methods: dict[str, Any]) -> None:
+        self._module, self._hooks, self._methods = module, hooks, methods
+
+    def __call__(self) -> dict[str, Any]:
+        state = dict(vars(self._module))
+        del state["__getstate__"]
+        for name, before in self._methods.items():
+            if before is None:
+                state.pop(name, None)
+            else:
+                state[name] = before
+        for name, value in state.items():
+            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and isinstance(value, dict):
+                state[name] = type(value)((key, hook) for key, hook in value.items() if key not in self._hooks)
+        return state
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``module`` or a part of it was compiled by itself."""
+    return any(
+        part._compiled_call_impl is not None or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        for part in module.modules()
+    )
+
+
+def forget_compiled(modules: Iterable[nn.Module]) -> Iterator[Replacement]:
+    """Make code that was compiled of ``modules`` be compiled anew, yielding what undoes it.
+
+    Compiled code is reused as long as its guards hold. No guard looks at hooks, one looks at each ``forward``.
+    """
+    for module in modules:
+        yield Replacement(module, "forward", _as_it_is)
+
+
+def _as_it_is(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
+
+
+def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """``hook`` as one that `torch.compile` leaves alone: it runs, and what it is called from is compiled around it."""
+    disabled: Callable[..., Any] = torch.compiler.disable(hook, reason="vitcop prunes here")
+    return disabled
+
+
+def unless_compiling(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """``hook`` as one that compiled code goes without."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return None if torch.compiler.is_compiling() else hook(*args, **kwargs)
+
+    return guarded
