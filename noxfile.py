@@ -105,6 +105,16 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", f"--torchvision={folder}", *PACKAGES, "tests")
 
 
+@nox.session
+def transformers_suite(session: nox.Session) -> None:
+    """transformers' own tests with every model pruned; -- FOLDER is a checkout of transformers, or a part of one."""
+    if not session.posargs:
+        session.error("give the folder that has transformers' tests in it: nox -s transformers_suite -- FOLDER")
+    install_group(session, "transformers-suite")
+    install_packages(session, CORE, LLAVA, VIDEO)
+    session.run("python", "-m", "transformers_suite", *session.posargs, env={"PYTHONPATH": str(ROOT / "tests")})
+
+
 # What goes through the kernels in a process that sanitizers watch.
 SANITIZED = [f"{CUDA}/tests/test_{name}.py" for name in ("matches_reference", "properties", "bad_input")]
 RACE_CHECK = f"{CUDA}/tests/native/race_check.cpp"
