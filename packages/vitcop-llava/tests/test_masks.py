@@ -26,7 +26,7 @@ class Launches(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.count: int = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not function.is_view and "empty" not in function._schema.name
@@ -39,7 +39,8 @@ def launches_of_a_token(model: Any, ids: Tensor, images: Tensor, *, masked: bool
     cache = DynamicCache()
     given = {"attention_mask": None if mask is None else mask[:, :-1], "past_key_values": cache}
     model(input_ids=ids, pixel_values=images, **given)
-    with Launches() as launches:
+    launches = Launches()
+    with launches:
         model(input_ids=ids.new_full((ids.shape[0], 1), 5), attention_mask=mask, past_key_values=cache)
     return launches.count
 
