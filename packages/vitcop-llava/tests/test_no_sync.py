@@ -197,8 +197,8 @@ def test_detector_notices_a_wait(
 
 
 HOOKS = (
-    "active appending attending cache call_checks clips counting language_hooks layout masks opening patching planning "
-    "rope scoring sequence sizes stage_one state vision_hooks"
+    "active appending attending cache call_checks call_hooks clips counting language_hooks layout masks opening "
+    "patching planning rope scoring sequence sizes stage_one state vision_hooks"
 ).split()
 ALLOWED = {
     ("counting", "_read", "tolist"),  # placeholders of the rows, mask and positions

@@ -7,8 +7,7 @@ of its own segment. None of them decides anything: a method's cuts do.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,103 +20,21 @@ from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
 from vitcop_llava.active import (
     active_call,
-    active_generation,
-    announce_continuation,
-    close_call,
-    generating,
-    open_call,
 )
 from vitcop_llava.appending import append_segment
 from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
 from vitcop_llava.cache import check_cuts, install_layers, is_pruned
-from vitcop_llava.call_checks import PIXELS, check_ran, is_checkpointing
-from vitcop_llava.counting import count_rows, either, without_padding
+from vitcop_llava.call_checks import check_ran, is_checkpointing
+from vitcop_llava.counting import count_rows, without_padding
 from vitcop_llava.families import Parts
-from vitcop_llava.opening import check_continuing, check_opening
-from vitcop_llava.patching import Removable, Replacement, eager, unless_compiling
+from vitcop_llava.patching import Removable, eager, unless_compiling
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
 from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
-from vitcop_llava.state import Call, Run, Source
-from vitcop_llava.vision_hooks import encoded_of
+from vitcop_llava.state import Call, Run
 
 Kwargs = dict[str, Any]
-
-
-class CallHooks:
-    """Opens and closes a call around the base module's forward. Holds no state of any call.
-
-    Compiled code that calls the base module leaves it, and whatever is pruned, to Python. Where the budget keeps every
-    token there is nothing to leave.
-    """
-
-    def __init__(
-        self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
-    ) -> None:
-        self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
-        self._signature = inspect.signature(parts.base.forward)
-        self._identity = identity
-
-    def attach(self) -> Iterator[Removable]:
-        """Put the hooks on, yielding what takes each off."""
-        yield Replacement(self._parts.base, "forward", self._run if self._identity else eager(self._run))
-        yield Replacement(self._model, "generate", self._generate)
-        if not self._identity:
-            yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
-
-    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        config = args[1] if len(args) > 1 else kwargs.get("generation_config")
-        with generating(self._owner, is_draft=bool(getattr(config, "is_assistant", None))):
-            return original(*args, **kwargs)
-
-    def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        # Where logits are asked for is where the prompt ends; verifying candidates asks for those of all of them.
-        last = kwargs.get("logits_to_keep")
-        announce_continuation(last - 1 if isinstance(last, int) and last > 0 else 0)
-
-    def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # only where nothing is pruned
-            return original(*args, **kwargs)
-        given = kwargs
-        if args:
-            given = self._signature.bind_partial(*args, **kwargs).arguments
-            given = {**given, **given.get("kwargs", {})}
-        call = open_call(self._owner)
-        try:
-            self._open(call, given)
-            output = original(*args, **kwargs)
-        finally:
-            if active_call() is call:  # an interrupt may have unwound further
-                close_call(call)
-        self._finished(call)
-        return output
-
-    def _open(self, call: Call, given: Kwargs) -> None:
-        cache = given.get("past_key_values")
-        past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
-        call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
-        sources = self._sources(given)
-        for kind, source in sources.items():
-            output = (given.get("mm_encoder_outputs") or {}).get(kind)
-            source.encoded = None if output is None else encoded_of(output)
-        if self._identity:
-            check_continuing(given, self._parts, past, brings_images=bool(sources))
-        else:
-            generation = active_generation(self._owner)
-            is_draft = generation is not None and generation.is_draft
-            check_opening(given, sources, self._parts, call, past=past, is_draft=is_draft)
-        if sources:
-            call.sources, call.placeholders = sources, either([source.where for source in sources.values()])
-
-    def _sources(self, given: Kwargs) -> dict[str, Source]:
-        """The images and clips of a call, by kind."""
-        found, outputs = {}, given.get("mm_encoder_outputs") or {}
-        for kind, token_id in self._parts.token_ids.items():
-            pixels = given.get(PIXELS[kind])
-            if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
-                found[kind] = Source(layout.placeholders(given, self._parts, token_id))
-        return found
 
 
 class LanguageHooks:

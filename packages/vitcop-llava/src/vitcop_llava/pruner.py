@@ -13,10 +13,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vitcop_core import Method
+from vitcop_llava.call_hooks import CallHooks
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.kernels import load_kernels
-from vitcop_llava.language_hooks import CallHooks, LanguageHooks
+from vitcop_llava.language_hooks import LanguageHooks
 from vitcop_llava.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of

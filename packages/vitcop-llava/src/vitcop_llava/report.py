@@ -215,8 +215,7 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
         if segment.is_merged is not None:
             merged = segment.is_merged[row, : stage.tokens].cpu()
         columns, order = columns.sort()  # appended tokens come last in the sequence
-        merged = merged[order]
-        found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged))
+        found.append(StageSurvivors(stage.name, stage.layer, number[columns], merged[order]))
     return Survivors(plan.visual_tokens, _clusters_of(call, row), tuple(found))
 
 
@@ -242,8 +241,7 @@ def _clusters_of(call: Call, row: int) -> Tensor:
         if not own or encoded.codes is None or not encoded.labels:
             found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, device="cpu"))
             continue
-        first, numbers = sum(count[:row]), source.numbers
-        last = first + count[row]
+        first, last, numbers = sum(count[:row]), sum(count[: row + 1]), source.numbers
         codes = torch.cat(batch_codes(source, encoded.codes.cpu())[first:last])[_is_patch(own)]
         start = sum(encoded.labels[image] for image in numbers[:first])
         found.append(torch.where(codes >= 0, codes - start + before, -1))
