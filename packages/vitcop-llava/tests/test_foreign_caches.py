@@ -50,6 +50,33 @@ def test_rebuilt_cache_is_refused(
 
 
 @by_name
+@pytest.mark.parametrize("step", [1, 3], ids=["token", "turn"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["same", "rounded"])
+def test_rebuilt_cache_is_refused_after_a_long_text(
+    model: Any, prompt: Make, pictures: Make, method: Any, step: int, kind: torch.dtype
+) -> None:
+    """Also where what follows holds no placeholder: the text is longer than all that was dropped."""
+    ids, cache = prompt(5, "image", 170), DynamicCache()
+    with vitcop_llava.prune(model, method):
+        model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)
+        layers: Any = cache.layers
+        other = DynamicCache([(layer.keys.to(kind), layer.values.to(kind)) for layer in layers])
+        with pytest.raises(ValueError, match="past_key_values: must have as many tokens in every layer"):
+            model(input_ids=prompt(5, seed=1)[:, 1 : 1 + step], past_key_values=other)
+
+
+def test_rebuilt_cache_is_refused_under_keep_all(model: Any, prompt: Make, pictures: Make) -> None:
+    cache = DynamicCache()
+    with vitcop_llava.prune(model, METHODS[2]):
+        model(input_ids=prompt(5, "image", 7), pixel_values=pictures(), past_key_values=cache)
+    with (
+        vitcop_llava.prune(model, ViTCoP(retention_ratio=1)),
+        pytest.raises(ValueError, match="past_key_values: must have as many tokens in every layer"),
+    ):
+        model(input_ids=prompt(2), past_key_values=rebuilt(cache))
+
+
+@by_name
 def test_unpruned_cache_goes_on(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
     ids, cache, after = prompt(5, "image", 7), DynamicCache(), prompt(6, seed=1)
     model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)

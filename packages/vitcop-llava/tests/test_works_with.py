@@ -83,7 +83,7 @@ def test_pipeline_answers_as_generate_does() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
 def test_quantised_weights_are_pruned(build: Any, prompt: Make, pictures: Make, inside: bool) -> None:
-    import torchao.quantization as quantization
+    import torchao.quantization as quantization  # type: ignore[import-untyped]
 
     model, given = copy.deepcopy(build()), {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
     other = copy.deepcopy(model)

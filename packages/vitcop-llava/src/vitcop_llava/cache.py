@@ -205,21 +205,6 @@ def check_cache(cache: object) -> None:
             raise ValueError(
                 f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported}"
             )
-    check_whole(cache)
-
-
-def check_whole(cache: DynamicCache) -> None:
-    """Raise where a cache that knows of nothing dropped has layers of different lengths.
-
-    Raises:
-        ValueError: It was made of a pruned cache's keys and values, and has lost which tokens they stand for.
-    """
-    lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, DynamicLayer)}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"past_key_values: must have as many tokens in every layer, got {sorted(lengths)}: a pruned cache that is "
-            "rebuilt from its keys and values has lost which tokens they stand for; pass on the cache itself"
-        )
 
 
 def is_pruned(cache: object) -> bool:

@@ -27,6 +27,7 @@ from vitcop_llava.cache import check_cuts, install_layers, is_pruned
 from vitcop_llava.call_checks import check_ran, is_checkpointing
 from vitcop_llava.counting import count_rows, without_padding
 from vitcop_llava.families import Parts
+from vitcop_llava.foreign import remember
 from vitcop_llava.patching import Removable, eager, unless_compiling
 from vitcop_llava.planning import Planner
 from vitcop_llava.rope import packed, reindexed
@@ -121,6 +122,7 @@ class LanguageHooks:
             return None
         run, placeholders = call.run, call.placeholders
         check_ran(run.ran, self._parts.shape.num_layers)
+        remember(run.layers)
         output.last_hidden_state = restore(output.last_hidden_state, run.segment, placeholders)
         states = getattr(output, "hidden_states", None)
         if states is not None:

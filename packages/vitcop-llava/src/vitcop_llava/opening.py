@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
-from vitcop_llava.cache import check_cache, check_cuts, check_follows, check_whole, is_forked, is_pruned
+from vitcop_llava.cache import check_cache, check_cuts, check_follows, is_forked, is_pruned
 from vitcop_llava.call_checks import (
     check_call,
     check_encoded,
@@ -19,6 +19,7 @@ from vitcop_llava.clips import check_frames
 from vitcop_llava.counting import either
 from vitcop_llava.families import Parts
 from vitcop_llava.fingerprint import check_marked
+from vitcop_llava.foreign import check_foreign
 from vitcop_llava.layout import find_origin, placeholders
 from vitcop_llava.state import Call, Source
 
@@ -46,6 +47,8 @@ def check_opening(
     check_marked(cache, parts.base)
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     length = tokens.shape[1]
+    if past:
+        check_foreign(cache)
     if sources:
         check_cache(cache)
         check_unchanged(parts)
@@ -55,8 +58,6 @@ def check_opening(
     if sources or is_pruned(cache):
         check_mask(given, past)
         check_window(past + length, parts)
-    elif past and isinstance(cache, DynamicCache):
-        check_whole(cache)
     absent = {kind: token for kind, token in parts.token_ids.items() if kind not in sources}
     if is_draft or given.get("input_ids") is None:
         return
@@ -74,6 +75,8 @@ def check_continuing(given: Given, parts: Parts, past: int, *, brings_images: bo
     """
     cache = given.get("past_key_values")
     check_marked(cache, parts.base)
+    if past:
+        check_foreign(cache)
     if not is_pruned(cache):
         return
     check_mask(given, past)
