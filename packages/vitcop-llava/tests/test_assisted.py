@@ -69,17 +69,19 @@ def test_assistant_is_greedy(build: Any, given: dict[str, Any], method: Any, pru
 
 
 @by_name
-def test_what_follows_the_first_logit_does_not_rank(build: Any, prompt: Make, pictures: Make, method: Any) -> None:
-    """A continuation whose likelihood is asked for is scored on what its prompt alone keeps."""
+@pytest.mark.parametrize("last", [1, 4, 20, 156])
+def test_logits_that_a_call_keeps_do_not_move_its_prompt(
+    build: Any, prompt: Make, pictures: Make, method: Any, last: int
+) -> None:
     model, ids = build(), prompt(3, "image", 8)
-    with vitcop_llava.prune(model, method) as pruner:
-        model(input_ids=ids, pixel_values=pictures(), logits_to_keep=1)
-        wanted = pruner.survivors()
-        longer = torch.cat([ids, prompt(4, seed=5)[:, 1:]], dim=1)
-        model(input_ids=longer, pixel_values=pictures(), logits_to_keep=5)
-        found = pruner.survivors()
-    for mine, other in zip(found.stages, wanted.stages, strict=True):
-        assert torch.equal(mine.patches, other.patches)
+    with vitcop_llava.prune(model, method):
+        wanted = model(input_ids=ids, pixel_values=pictures()).logits[:, -last:]
+        found = model(input_ids=ids, pixel_values=pictures(), logits_to_keep=last).logits
+        with pytest.raises(TypeError):
+            model(ids, pictures(), logits_to_keep=5, input_ids=ids)
+        again = model(input_ids=ids, pixel_values=pictures()).logits[:, -last:]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)
+    assert torch.equal(again, wanted)
 
 
 def test_draft_without_pruning_needs_its_images_elsewhere(build: Any, prompt: Make, budget: Any) -> None:

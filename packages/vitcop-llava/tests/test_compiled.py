@@ -157,3 +157,21 @@ def test_one_graph_of_a_pruned_model_is_refused_by_name(own: Any, given: dict[st
     run: Any = torch.compile(own, backend="eager", fullgraph=True)
     with vitcop_llava.prune(own, METHOD), pytest.raises(torch._dynamo.exc.Unsupported, match="vitcop prunes here"):
         run(**given)
+
+
+@pytest.mark.parametrize("method", [METHOD, FastV(retained_tokens=100)], ids=["vitcop", "fastv"])
+def test_export_of_a_pruned_model_is_refused(own: Any, given: dict[str, Tensor], method: Any) -> None:
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = own
+
+        def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Any:
+            return self.model(input_ids=input_ids, pixel_values=pixel_values, use_cache=False).logits
+
+    inputs = given["input_ids"], given["pixel_values"]
+    with (
+        vitcop_llava.prune(own, method),
+        pytest.raises(ValueError, match="model: must not be exported or traced into one graph while it is pruned"),
+    ):
+        torch.export.export(Whole(), inputs, strict=False)

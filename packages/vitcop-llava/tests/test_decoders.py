@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
@@ -124,9 +125,43 @@ def test_attention_is_that_of_the_decoder(name: str, prompt: Make, pictures: Mak
 
 def test_attention_that_is_not_known_is_refused() -> None:
     model = llava(transformers.StableLmConfig(**SIZES, qk_layernorm=True))
-    with pytest.raises(ValueError, match=r"model: the attention of a .* has a norm of every head; use a method"):
+    with pytest.raises(ValueError, match="model: must have an attention that vitcop can compute, got a"):
         vitcop_llava.prune(model, FastV(retained_tokens=60))
     vitcop_llava.prune(model, VITCOP).remove()
+
+
+UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "norm-of-heads": ("StableLmConfig", {"qk_layernorm": True}),
+    "norm-after-rotation": ("HunYuanDenseV1Config", {"head_dim": 8}),
+    "no-rotation-in-some-layers": ("SmolLM3Config", {"no_rope_layer_interval": 4}),
+    "norm-of-another-name": ("ApertusConfig", {}),
+    "positions-in-the-attention": ("Ministral3Config", {"sliding_window": None, "head_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_attention_of_its_own_kind_is_ranked_by_its_keys_alone(name: str, prompt: Make, pictures: Make) -> None:
+    kind, settings = UNKNOWN[name]
+    if not hasattr(transformers, kind):
+        pytest.skip(f"this version of transformers has no {kind}")
+    model, ids = llava(getattr(transformers, kind)(**SIZES | settings)), prompt(3, "image", 8)
+    for method in (FastV(retained_tokens=60), PyramidDrop(retained_tokens=60)):
+        with pytest.raises(ValueError, match="model: must have an attention that vitcop can compute"):
+            vitcop_llava.prune(model, method)
+    with vitcop_llava.prune(model, VITCOP):
+        given = {"input_ids": ids, "pixel_values": pictures()}
+        with_cache, without = (model(**given, use_cache=use_cache).logits for use_cache in (True, False))
+    torch.testing.assert_close(with_cache, without, rtol=0, atol=1e-5)
+
+
+def test_layers_that_torch_checkpoints_are_looked_into(prompt: Make, pictures: Make) -> None:
+    model, given = llava(), {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, VITCOP):
+        wanted = model(**given).logits
+    for index, layer in enumerate(model.model.language_model.layers):
+        model.model.language_model.layers[index] = checkpoint_wrapper(layer)
+    with vitcop_llava.prune(model, VITCOP):
+        assert torch.equal(model(**given, use_cache=False).logits, wanted)
 
 
 def test_window_is_refused_where_a_call_is_longer(prompt: Make, pictures: Make) -> None:

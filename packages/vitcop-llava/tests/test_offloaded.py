@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import FastV, VisionZip, ViTCoP
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [ViTCoP(retained_tokens=24, cutoff_distance=3.0), FastV(retained_tokens=60), VisionZip(retained_tokens=24)]
@@ -68,6 +69,43 @@ def test_dispatched_tiles(next_model: Any, next_inputs: Any, tmp_path: Path, bea
     other = dispatched(copy.deepcopy(next_model), tmp_path)
     with vitcop_llava.prune(other, METHODS[0]):
         assert torch.equal(other.generate(**given, max_new_tokens=3, num_beams=beams), wanted)
+
+
+SCORED = [FastV(retained_tokens=60), PyramidDrop(retained_tokens=60), SparseVLM(retained_tokens=60), METHODS[0]]
+
+
+@pytest.mark.parametrize("method", SCORED, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("whole", ["LlamaAttention", "LlamaDecoderLayer", "CLIPAttention"])
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
+def test_weights_that_come_by_the_layer(
+    build: Any, prompt: Make, pictures: Make, method: Any, whole: str, use_cache: bool
+) -> None:
+    model, given = build(), {"input_ids": prompt(3, "image", 8), "pixel_values": pictures(), "use_cache": use_cache}
+    with vitcop_llava.prune(model, method):
+        wanted = model(**given).logits
+    other = accelerate.cpu_offload(copy.deepcopy(model), torch.device("cpu"), preload_module_classes=[whole])
+    with vitcop_llava.prune(other, method):
+        assert torch.equal(other(**given).logits, wanted)
+        assert torch.equal(other(**given).logits, wanted)
+
+
+@by_name
+@pytest.mark.parametrize("run", ["forward", "base", "generate"])
+def test_hooks_removed_inside_the_block_are_refused(
+    build: Any, prompt: Make, pictures: Make, method: Any, run: str
+) -> None:
+    """accelerate puts back the forwards that it found, and the pruner's with them."""
+    model = accelerate.dispatch_model(copy.deepcopy(build()), {"": "cpu"}, force_hooks=True)
+    ids = prompt(3, "image", 8)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, method):
+        accelerate.hooks.remove_hook_from_module(model, recurse=True)
+        call = {"forward": model, "base": model.model, "generate": partial(model.generate, max_new_tokens=2)}[run]
+        with pytest.raises(ValueError, match="model: must keep the forward of its base module"):
+            call(**given)
+    with vitcop_llava.prune(model, method) as pruner:
+        model(**given)
+        assert pruner.report.pruned
 
 
 def test_hooks_added_inside_the_block(build: Any, prompt: Make, pictures: Make) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import vitcop_llava
 from vitcop_llava import VisionZip, ViTCoP
@@ -54,6 +55,31 @@ def test_tower_and_projector_called_by_hand_are_whole(
                 handle.remove()
     assert all(torch.equal(each, wanted) for each in found)
     assert len(found) == 1 + inside
+
+
+class Looking(LogitsProcessor):
+    """Looks at a picture while the model generates."""
+
+    def __init__(self, model: Any, images: Tensor) -> None:
+        self.model, self.images, self.seen = model, images, list[Tensor]()
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.seen += self.model.get_image_features(self.images, return_dict=True).pooler_output
+        return scores
+
+
+@by_name
+def test_features_made_while_generating_are_whole(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
+    ids, images = prompt(3, "image", 8), pictures(seed=4)
+    (wanted,) = model.get_image_features(images, return_dict=True).pooler_output
+    looking = Looking(model, images)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, method):
+        made = model.generate(**given, max_new_tokens=2)
+        again = model.generate(**given, max_new_tokens=2, logits_processor=LogitsProcessorList([looking]))
+    assert torch.equal(made, again)
+    assert len(looking.seen) == 2
+    assert all(torch.equal(each, wanted) for each in looking.seen)
 
 
 @by_name

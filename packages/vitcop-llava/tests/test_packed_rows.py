@@ -41,6 +41,25 @@ def test_packed_samples_are_refused(
         model(**row, pixel_values=pictures(1 + first.count("image")), use_cache=use_cache)
 
 
+@by_name
+@pytest.mark.parametrize("second", [0, 1, 40], ids=["same", "next", "gap"])
+def test_packed_samples_whose_positions_do_not_fall_are_refused(
+    model: Any, prompt: Make, pictures: Make, method: Any, second: int
+) -> None:
+    """transformers takes every step that is not one for a seam, where there is neither a mask nor a cache."""
+    ids = torch.cat([torch.full((1, 1), 5), prompt(4, "image", 9)], dim=1)
+    positions = torch.cat(
+        [torch.zeros(1, 1, dtype=torch.int64), torch.arange(second, ids.shape[1] - 1 + second)[None]], 1
+    )
+    given = {"input_ids": ids, "position_ids": positions, "pixel_values": pictures()}
+    with vitcop_llava.prune(model, method):
+        if second == 1:
+            assert model(**given, use_cache=False).logits.isfinite().all()
+            return
+        with pytest.raises(ValueError, match="position_ids: must count up"):
+            model(**given, use_cache=False)
+
+
 def test_packed_samples_of_text_are_as_unpruned(model: Any, prompt: Make) -> None:
     row = packed(prompt(5), prompt(9, seed=2))
     wanted = model(**row, use_cache=False).logits

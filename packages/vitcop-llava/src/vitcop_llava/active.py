@@ -21,7 +21,9 @@ class Generation:
 _call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)
 _tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
 _generation: ContextVar[Generation | None] = ContextVar("vitcop_generation", default=None)
-_continuation: ContextVar[int] = ContextVar("vitcop_continuation", default=0)
+_ahead: ContextVar[int | None] = ContextVar("vitcop_ahead", default=None)
+_continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuation", default=None)
+_expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
 
 
 def active_call(owner: int | None = None) -> Call | None:
@@ -32,9 +34,12 @@ def active_call(owner: int | None = None) -> Call | None:
 
 def open_call(owner: int) -> Call:
     """Make a new call of ``owner`` the active one."""
-    call = Call(owner, outer=_call.get(), continuation=_continuation.get())
+    announced = _continuation.get()
+    continuation = announced[1] if announced is not None and announced[0] == owner else 0
+    call = Call(owner, outer=_call.get(), continuation=continuation)
     _call.set(call)
-    _continuation.set(0)
+    _continuation.set(None)
+    _expected.set(None)
     return call
 
 
@@ -46,9 +51,19 @@ def close_call(call: Call) -> None:
         call.run.release()
 
 
-def announce_continuation(columns: int) -> None:
-    """Note how many columns at the end of the call that opens next follow the prompt."""
-    _continuation.set(columns)
+def announce_continuation(owner: int, columns: int) -> None:
+    """Note how many columns at the end of ``owner``'s next call follow the prompt."""
+    _continuation.set((owner, columns))
+
+
+def expect_call(owner: int | None) -> None:
+    """Note that ``owner``'s base module begins to run, and is about to open a call; None where it has ended."""
+    _expected.set(owner)
+
+
+def is_expected(owner: int) -> bool:
+    """Whether ``owner``'s base module runs without having opened a call: its forward is no longer the pruner's."""
+    return _expected.get() == owner
 
 
 @contextmanager
@@ -59,6 +74,21 @@ def generating(owner: int, *, is_draft: bool) -> Iterator[None]:
         yield
     finally:
         _generation.reset(token)
+
+
+@contextmanager
+def encoding_ahead(owner: int) -> Iterator[None]:
+    """Run the step of ``generate`` that encodes images for the model that ``owner`` prunes."""
+    token = _ahead.set(owner)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
+def is_encoding_ahead(owner: int) -> bool:
+    """Whether ``generate`` of ``owner``'s model encodes images, in this thread or task."""
+    return _ahead.get() == owner
 
 
 def active_generation(owner: int) -> Generation | None:

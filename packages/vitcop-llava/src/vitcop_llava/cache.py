@@ -186,6 +186,25 @@ class PrunedLayer(DynamicLayer):
             self.shift = self.shift.repeat_interleave(repeats, dim=0)
 
 
+class KeyTap(Cache):
+    """Stands in for a cache in one layer of a call that has none: hands on keys and values, and remembers the keys.
+
+    Attributes:
+        keys: ``[B, G, n, e]``, the layer's keys as it would cache them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.keys: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Remember the keys."""
+        self.keys = key_states.detach()
+        return key_states, value_states
+
+
 def check_cache(cache: object) -> None:
     """Raises unless ``cache`` can hold rows of different lengths in different layers, on the device.
 

@@ -88,6 +88,19 @@ def check_unchanged(parts: Parts) -> None:
             raise ValueError(f"model: must keep its {name} while it is pruned, got another; {_REPLACED}")
 
 
+def check_expected(*, is_opened: bool) -> None:
+    """Raise where the language model runs for a base module whose forward is no longer the pruner's.
+
+    Raises:
+        ValueError: It does.
+    """
+    if not is_opened:
+        raise ValueError(
+            "model: must keep the forward of its base module while it is pruned, got another: hooks of accelerate were "
+            f"removed, or somebody put back an older one; {_REPLACED}"
+        )
+
+
 def check_ran(ran: int, layers: int) -> None:
     """Raise unless every decoder layer ran under its hook, once, in a call that lost tokens.
 

@@ -16,6 +16,8 @@ from vitcop_llava.active import (
     active_generation,
     announce_continuation,
     close_call,
+    encoding_ahead,
+    expect_call,
     generating,
     open_call,
 )
@@ -28,6 +30,9 @@ from vitcop_llava.state import Call, Source
 from vitcop_llava.vision_hooks import encoded_of
 
 Kwargs = dict[str, Any]
+
+_AHEAD = "_prepare_multimodal_encoder_kwargs_for_generation"
+"""transformers' step of `generate` that encodes images ahead of the first forward; versions before 5.20 have none."""
 
 
 class CallHooks:
@@ -48,22 +53,41 @@ class CallHooks:
         """Put the hooks on, yielding what takes each off."""
         yield Replacement(self._parts.base, "forward", self._run if self._identity else eager(self._run))
         yield Replacement(self._model, "generate", self._generate)
+        if hasattr(self._model, _AHEAD):
+            yield Replacement(self._model, _AHEAD, self._encode_ahead)
         if not self._identity:
             yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
+            yield self._parts.base.register_forward_pre_hook(eager(self._expect))
+            yield self._parts.base.register_forward_hook(eager(self._expect_no_more), always_call=True)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config = args[1] if len(args) > 1 else kwargs.get("generation_config")
         with generating(self._owner, is_draft=bool(getattr(config, "is_assistant", None))):
             return original(*args, **kwargs)
 
+    def _encode_ahead(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with encoding_ahead(self._owner):
+            return original(*args, **kwargs)
+
     def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
-        # Where logits are asked for is where the prompt ends; verifying candidates asks for those of all of them.
-        last = kwargs.get("logits_to_keep")
-        announce_continuation(last - 1 if isinstance(last, int) and last > 0 else 0)
+        # In `generate` the prompt ends where logits are first asked for: verifying candidates asks for all of theirs.
+        last = kwargs.get("logits_to_keep") if active_generation(self._owner) is not None else None
+        announce_continuation(self._owner, last - 1 if isinstance(last, int) and last > 0 else 0)
+
+    def _expect(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        expect_call(self._owner)
+
+    def _expect_no_more(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        expect_call(None)
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # only where nothing is pruned
-            return original(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            if self._identity:
+                return original(*args, **kwargs)
+            raise ValueError(
+                "model: must not be exported or traced into one graph while it is pruned: what is cut differs from "
+                "call to call; leave the `with` block first, or compile with fullgraph=False"
+            )
         given = kwargs
         if args:
             given = self._signature.bind_partial(*args, **kwargs).arguments

@@ -18,7 +18,11 @@ Item = TypeVar("Item")
 
 
 def count_rows(
-    sources: Sequence[Source], attention_mask: Tensor | None, position_ids: Tensor | None
+    sources: Sequence[Source],
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    *,
+    may_be_packed: bool = False,
 ) -> tuple[Rows, bool]:
     """Count the images and clips of each row, leaving out those that the mask hides.
 
@@ -27,6 +31,7 @@ def count_rows(
             them.
         attention_mask: ``[B, past + L]`` or None.
         position_ids: The caller's, ``[B or 1, L]``, or None.
+        may_be_packed: Whether transformers would take positions that do not go on by one for the seams of samples.
 
     Returns:
         The rows; and whether the mask hides anything.
@@ -41,7 +46,7 @@ def count_rows(
     attended = torch.ones_like(sources[0].where)
     if attention_mask is not None:
         attended = attention_mask[:, -length:].to(device=attended.device, dtype=torch.bool)
-    table, is_padded, is_counting = _read(sources, attended, attention_mask, position_ids)
+    table, is_padded, is_counting = _read(sources, attended, attention_mask, position_ids, may_be_packed)
     if not is_counting:
         raise ValueError(
             "position_ids: must count up in every row, by one at each image placeholder, got others: rows of several "
@@ -60,7 +65,11 @@ def count_rows(
 
 
 def _read(
-    sources: Sequence[Source], attended: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    sources: Sequence[Source],
+    attended: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    may_be_packed: bool,
 ) -> tuple[list[list[int]], bool, bool]:
     """The one read of a prefill.
 
@@ -79,7 +88,7 @@ def _read(
         position_ids = position_ids.to(text.device)
         step = position_ids[:, 1:] - position_ids[:, :-1]
         is_visual = either([source.where for source in sources])[:, 1:]
-        is_wrong = (step < 0) | (is_visual & (step != 1))
+        is_wrong = step != 1 if may_be_packed else (step < 0) | (is_visual & (step != 1))
         counts_up = ~(is_wrong & attended[:, 1:] & attended[:, :-1]).any()
     flags = torch.stack([hides, counts_up]).to(torch.int64).expand(text.shape[0], 2)
     table = torch.cat([torch.stack([*columns, text.sum(1)], dim=1), flags], dim=1).tolist()

@@ -18,15 +18,14 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
-from vitcop_llava.active import (
-    active_call,
-)
+from vitcop_llava.active import active_call, is_expected
 from vitcop_llava.appending import append_segment
 from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
-from vitcop_llava.cache import check_cuts, install_layers, is_pruned
-from vitcop_llava.call_checks import check_ran, is_checkpointing
+from vitcop_llava.cache import KeyTap, check_cuts, install_layers, is_pruned
+from vitcop_llava.call_checks import check_expected, check_ran, is_checkpointing
 from vitcop_llava.counting import count_rows, without_padding
 from vitcop_llava.families import Parts
+from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.foreign import remember
 from vitcop_llava.patching import Removable, eager, unless_compiling
 from vitcop_llava.planning import Planner
@@ -66,6 +65,7 @@ class LanguageHooks:
         call = active_call(self._owner)
         cache: Any = kwargs.get("past_key_values")
         if call is None:
+            check_expected(is_opened=not is_expected(self._owner))
             return None
         if call.placeholders is not None and not self._identity:
             given = self._begin(call, kwargs)
@@ -84,7 +84,8 @@ class LanguageHooks:
         elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        rows, is_padded = count_rows(list(call.sources.values()), mask, position_ids)
+        may_be_packed = mask is None and cache is None
+        rows, is_padded = count_rows(list(call.sources.values()), mask, position_ids, may_be_packed=may_be_packed)
         call.sources = {kind: source for kind, source in call.sources.items() if source.images}
         if not call.sources:
             call.placeholders = None
@@ -152,6 +153,8 @@ class LanguageHooks:
             run.keys = keys_of(self._parts, run, hidden, layer=index)
         if index + 1 in run.cut_layers:
             run.before = hidden
+            if run.layers is None and not is_checkpointing(self._parts):
+                run.tap = kwargs["past_key_values"] = KeyTap()
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
         assert keys is not None  # made where the segment began
         if run.layers is not None:
@@ -160,9 +163,10 @@ class LanguageHooks:
             run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
         if group == 0:
             # A model with a window makes a mask of its own, which counts what it sees.
-            return None if self._parts.window is None else (args, {**kwargs, "attention_mask": keys.mask})
+            return args, kwargs if self._parts.window is None else {**kwargs, "attention_mask": keys.mask}
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
-        own = {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": None}
+        ids = None if "flash" in (self._parts.config._attn_implementation or "") else run.segment.position_ids
+        own = {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
         return (hidden, *args[1:]), {**kwargs, **own}
 
     def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
@@ -189,7 +193,7 @@ class LanguageHooks:
         if run.labels is not None:
             run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
         run.segments.append(after)
-        run.before = None
+        run.before = run.tap = None
         return hidden
 
     def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
@@ -207,6 +211,9 @@ class LanguageHooks:
     def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
         segment = run.segment
         held = None if run.layers is None else run.layers[index - 1].keys
+        held = run.tap.keys if held is None and run.tap is not None else held
+        if held is None:
+            check_scoring(self._parts.decoder_layers[index - 1].self_attn)
         scoring = Scoring(self._parts, run, index, hidden, None if held is None else held.to(hidden.device))
         own = scoring.own_keys
         places = segment.visual[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])

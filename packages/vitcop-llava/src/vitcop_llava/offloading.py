@@ -6,6 +6,7 @@ Known by the attributes of accelerate's hooks, so that accelerate is not needed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,23 @@ def read_store(hook: Any, name: str) -> Tensor:
     """A weight that `find_store` found, from memory or disk."""
     found: Tensor = hook.weights_map[name]
     return found
+
+
+@contextmanager
+def weights_in_place(*owners: nn.Module) -> Iterator[None]:
+    """Have the weights of some modules where they compute, for calls of parts of them from outside their forward.
+
+    accelerate may bring in the weights of a whole layer as the layer runs (``preload_module_classes``); a projection
+    that is called by itself would compute on the meta device.
+    """
+    with ExitStack() as stack:
+        if any(parameter.is_meta for owner in owners for parameter in owner.parameters()):
+            for owner in owners:
+                hook: Any = getattr(owner, "_hf_hook", None)
+                if hook is not None:
+                    hook.pre_forward(owner)
+                    stack.callback(hook.post_forward, owner, None)
+        yield
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

@@ -6,6 +6,7 @@ keys are projected again from what a layer was given, by the modules that it has
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from vitcop_llava.cache import PrunedLayer
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import head_states, rotate
 from vitcop_llava.masks import slot_padding
+from vitcop_llava.offloading import weights_in_place
 from vitcop_llava.rope import row_attention
 from vitcop_llava.sequence import Segment, places_of, take, visual_mask
 from vitcop_llava.state import Run
@@ -96,7 +98,7 @@ class Scoring:
         """``[B, G, P, e]``: the keys of the segment in the layer before the cut, rotated where a cache holds them."""
         if self.held is not None:
             return self.held[:, :, -self.run.segment.slots :]
-        with torch.no_grad():
+        with torch.no_grad(), self._weights(self.index - 1):
             return head_states(self._attention(self.index - 1), self._normed_before, "k").transpose(1, 2)
 
     @torch.no_grad()
@@ -118,10 +120,11 @@ class Scoring:
         run, segment = self.run, self.run.segment
         attention, padding = self._attention(self.index), own_padding(run, segment)
         place = last_slot(run, segment)
-        normed = self._normed(self.index, self.hidden)
         rotary = self._own_rotary()
-        keys = rotate(attention, head_states(attention, normed, "k").transpose(1, 2), *self._turns(rotary))
-        queries = self._queries(attention, take(normed, place), place, rotary)
+        with self._weights(self.index):
+            normed = self._normed(self.index, self.hidden)
+            keys = rotate(attention, head_states(attention, normed, "k").transpose(1, 2), *self._turns(rotary))
+            queries = self._queries(attention, take(normed, place), place, rotary)
         held = None if run.layers is None else run.layers[self.index]
         if held is not None and held.physical_length:
             assert held.keys is not None  # it has a length
@@ -144,7 +147,8 @@ class Scoring:
         keys = self.held
         if keys is None:
             keys = rotate(attention, self.own_keys, *self._turns(run.rotary))
-        queries = self._queries(attention, take(self._normed_before, places), places, run.rotary)
+        with self._weights(self.index - 1):
+            queries = self._queries(attention, take(self._normed_before, places), places, run.rotary)
         padding = None if run.keys is None else run.keys.padding
         return self._visual(queries, keys, places, weights, attention, padding)
 
@@ -156,6 +160,9 @@ class Scoring:
 
     def _attention(self, layer: int) -> Any:
         return self.parts.decoder_layers[layer].self_attn
+
+    def _weights(self, layer: int) -> AbstractContextManager[None]:
+        return weights_in_place(self.parts.decoder_layers[layer], self._attention(layer))
 
     def _normed(self, layer: int, hidden: Tensor) -> Tensor:
         norm: Any = getattr(self.parts.decoder_layers[layer], "input_layernorm", None)

@@ -12,7 +12,7 @@ from vitcop_llava.sequence import Segment
 from vitcop_llava.tiling import Tiling
 
 if TYPE_CHECKING:
-    from vitcop_llava.cache import PrunedLayer
+    from vitcop_llava.cache import KeyTap, PrunedLayer
 
 
 DROPPED, NEWLINE = -1, -2
@@ -170,6 +170,7 @@ class Run:
         slots: Physical tokens of each row in the current segment.
         masks: The mask of each group of layers, while continuing from a pruned cache.
         before: ``[B, P, d]``, the input of the layer before a cut.
+        tap: What that layer's keys are caught in, where there is no cache.
         ran: Layers that have run.
         entry: ``[B, P, d]``, the embeddings of the first segment, where a cut asks for them.
         notes: What a method's cuts tell those that follow.
@@ -197,6 +198,7 @@ class Run:
     slots: list[int] = field(default_factory=list)
     masks: dict[int, Any] = field(default_factory=dict)
     before: Tensor | None = None
+    tap: KeyTap | None = None
     ran: int = 0
     entry: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
@@ -220,7 +222,9 @@ class Run:
 
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
-        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = None
+        self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = (
+            self.tap
+        ) = None
         self.shifts = []
         self.notes.clear()
         self.rotaries.clear()

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vitcop_core import Method, VisionView
-from vitcop_llava.active import active_call, active_generation, active_tower, set_tower
+from vitcop_llava.active import active_call, active_tower, is_encoding_ahead, set_tower
 from vitcop_llava.call_checks import check_feature_choice, check_unchanged
 from vitcop_llava.clips import check_frames, read_clips, split_clips
 from vitcop_llava.families import Parts
+from vitcop_llava.offloading import weights_in_place
 from vitcop_llava.patching import Removable, Replacement, eager
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import grid_positions
@@ -69,9 +70,9 @@ class FeatureHooks:
 
     def _is_own_call(self) -> bool:
         """Whether the model encodes for a call that is to be pruned, and nobody else does."""
-        if torch.compiler.is_compiling():  # then nothing is pruned, or this would run uncompiled
+        if self._identity and torch.compiler.is_compiling():
             return False
-        return active_call(self._owner) is not None or active_generation(self._owner) is not None
+        return active_call(self._owner) is not None or is_encoding_ahead(self._owner)
 
     def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_own_call():
@@ -225,7 +226,8 @@ class VisionHooks:
             of_video = {"pool": video.pool, "grid": grid, "frames": frames}
         # The projections of this moment, adapters and all; of the queries CLS's alone is needed.
         projected: Any = scored.attention
-        queries, keys = projected.q_proj(normed[:, :1]), projected.k_proj(normed)
+        with weights_in_place(projected):
+            queries, keys = projected.q_proj(normed[:, :1]), projected.k_proj(normed)
         return VisionView(
             query_cls=queries[:, 0].unflatten(-1, (scored.heads, -1)),
             keys=keys.unflatten(-1, (scored.heads, -1)).transpose(1, 2),

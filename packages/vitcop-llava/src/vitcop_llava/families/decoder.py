@@ -44,7 +44,8 @@ def check_decoder(language_model: Any) -> None:
     if layers is not None and rotary is not None and len(layers):
         # Further arguments tell rotary embeddings apart that differ from layer to layer.
         taken = [name for name in inspect.signature(rotary.forward).parameters if not name.startswith("kwargs")]
-        is_shared = len(taken) == 2 and "position_embeddings" in inspect.signature(layers[0].forward).parameters
+        layer = getattr(layers[0], "_checkpoint_wrapped_module", layers[0])  # torch's own way to forget activations
+        is_shared = len(taken) == 2 and "position_embeddings" in inspect.signature(layer.forward).parameters
         missing = "" if is_shared else missing
     attention: Any = getattr(layers[0], "self_attn", None) if layers and not missing else None
     if not missing and not all(hasattr(attention, part) for part in ("q_proj", "k_proj")):
@@ -66,22 +67,29 @@ def window_of(config: Any) -> int | None:
     return None if kinds and _WINDOWED not in kinds else window
 
 
+# Attentions whose rows have been held against those of the model itself. How others treat queries and keys, or scores,
+# cannot be seen from outside: some norm them, or leave out the rotation in some layers.
+_SCORED = frozenset(
+    f"{name}Attention"
+    for name in "Llama Mistral Mixtral Qwen2 Qwen2Moe Qwen3 Qwen3Moe Cohere Gemma Granite GraniteMoe Olmo Olmo2 Olmoe "
+    "FlexOlmo Glm Glm4 Glm4Moe Ernie4_5 Nemotron Phi Phimoe Starcoder2 SeedOss Helium StableLm BitNet Arcee AriaText "
+    "Doge DiffLlama Cwm Jais2 SolarOpen Ministral".split()
+)
+
+
 def check_scoring(attention: Any) -> None:
     """Raise unless the attention of a decoder layer can be computed from its projections.
 
     Raises:
-        ValueError: It changes queries and keys, or scores, in a way that is not known here.
+        ValueError: How it treats queries, keys and scores is not known here.
     """
-    unknown = {
-        "a norm of every head": getattr(attention, "q_layernorm", None) is not None,
-        "soft-capped scores": bool(getattr(attention, "attn_logit_softcapping", None)),
-        "no rotation of its own module": _rotation(attention) is None,
-    }
-    found = [what for what, applies in unknown.items() if applies]
-    if found:
+    names = {kind.__name__ for kind in type(attention).__mro__}
+    is_known = bool(names & _SCORED) and getattr(attention, "q_layernorm", None) is None
+    if not is_known or getattr(attention, "attn_logit_softcapping", None) or _rotation(attention) is None:
         raise ValueError(
-            f"model: the attention of a {type(attention).__name__} cannot be computed from its projections: it has "
-            f"{', '.join(found)}; use a method that does not rank by it, such as ViTCoP with saliency='key_norm'"
+            f"model: must have an attention that vitcop can compute, got a {type(attention).__name__}, which may norm, "
+            "rotate or score in a way of its own; use a method that does not rank by attention, such as ViTCoP with "
+            "saliency='key_norm', and no gradient checkpointing"
         )
 
 
@@ -95,7 +103,8 @@ def as_heads(attention: Any, projected: Tensor, name: str) -> Tensor:
     clip = getattr(getattr(attention, "config", None), "clip_qkv", None)
     states = projected if clip is None else projected.clamp(-clip, clip)
     norm: Any = getattr(attention, f"{name}_norm", None)
-    if norm is not None and norm.weight.shape == states.shape[-1:]:  # of all heads together, as in OLMo 2
+    weight: Tensor | None = getattr(norm, "weight", None)
+    if weight is not None and weight.shape == states.shape[-1:]:  # of all heads together, as in OLMo 2
         states, norm = norm(states), None
     by_head = states.unflatten(-1, (-1, attention.head_dim))
     normed: Tensor = by_head if norm is None else norm(by_head)
