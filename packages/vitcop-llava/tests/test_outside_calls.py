@@ -57,6 +57,28 @@ def test_tower_and_projector_called_by_hand_are_whole(
     assert len(found) == 1 + inside
 
 
+@by_name
+@pytest.mark.parametrize("place", ["layers.3", "norm"])
+def test_features_made_in_the_middle_of_a_call_are_whole(
+    model: Any, prompt: Make, pictures: Make, method: Any, place: str
+) -> None:
+    images, found = pictures(seed=4), list[Tensor]()
+    (wanted,) = model.get_image_features(images, return_dict=True).pooler_output
+    given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, method):
+        logits = model(**given).logits
+        where = model.model.language_model.get_submodule(place)
+        handle = where.register_forward_hook(
+            lambda *_: found.extend(model.get_image_features(images, return_dict=True).pooler_output)
+        )
+        try:
+            assert torch.equal(model(**given).logits, logits)
+        finally:
+            handle.remove()
+    assert all(torch.equal(each, wanted) for each in found)
+    assert found
+
+
 class Looking(LogitsProcessor):
     """Looks at a picture while the model generates."""
 

@@ -12,7 +12,6 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_llava import layout
 from vitcop_llava.active import (
-    active_call,
     active_generation,
     announce_continuation,
     close_call,
@@ -97,8 +96,7 @@ class CallHooks:
             self._open(call, given)
             output = original(*args, **kwargs)
         finally:
-            if active_call() is call:  # an interrupt may have unwound further
-                close_call(call)
+            close_call(call)
         self._finished(call)
         return output
 

@@ -27,8 +27,7 @@ class Replacement:
     Args:
         module: The module.
         name: The method.
-        around: Takes the original method, and then its arguments; may be what comes in its place, where ``keeps`` is
-            False.
+        around: What runs in its place; takes the original method, and then its arguments.
     """
 
     def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:

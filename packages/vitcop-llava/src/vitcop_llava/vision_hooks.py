@@ -68,14 +68,16 @@ class FeatureHooks:
         if parts.video is not None:
             yield Replacement(parts.base, "get_video_features", self._encode_clips)
 
-    def _is_own_call(self) -> bool:
+    def _is_own_call(self, kind: str) -> bool:
         """Whether the model encodes for a call that is to be pruned, and nobody else does."""
         if self._identity and torch.compiler.is_compiling():
             return False
-        return active_call(self._owner) is not None or is_encoding_ahead(self._owner)
+        call = active_call(self._owner)
+        waits = call is not None and kind in call.sources and call.sources[kind].encoded is None
+        return waits or is_encoding_ahead(self._owner)
 
     def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._is_own_call():
+        if not self._is_own_call("image"):
             return original(*args, **kwargs)
         given, anyres = _arguments(original, args, kwargs), self._parts.anyres
         if self._cuts_tower:
@@ -91,7 +93,7 @@ class FeatureHooks:
         return self._encode(original, given, encoded)
 
     def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._is_own_call():
+        if not self._is_own_call("video"):
             return original(*args, **kwargs)
         given, video = _arguments(original, args, kwargs), self._parts.video
         assert video is not None  # only then attached
