@@ -88,6 +88,10 @@ def typecheck(session: nox.Session) -> None:
             session.run("mypy", folder)
 
 
+# One process a core: tests take one thread each, and share nothing.
+PARALLEL = ("-n", "auto")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
@@ -97,12 +101,14 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "-q", CORE)  # on its references; below, where vitcop-cuda is loaded, it runs on the kernels
+    session.run(
+        "pytest", "-q", *PARALLEL, CORE
+    )  # on its references; below, where vitcop-cuda is loaded, it runs on the kernels
     # Apart from the environment, which it would break: transformers' own processor of clips, to compare with.
     folder = Path(session.create_tmp()) / "torchvision"
     install(session, "--no-deps", "--upgrade", "--target", str(folder), "torchvision")
     # The packages are named: only then does pytest know the options that their conftest.py add.
-    session.run("pytest", f"--torchvision={folder}", *PACKAGES, "tests")
+    session.run("pytest", *PARALLEL, f"--torchvision={folder}", *PACKAGES, "tests")
 
 
 @nox.session
