@@ -15,6 +15,8 @@ import vitcop_llava
 from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
+# Some versions of transformers look for an offloaded model where its weights are, which is nowhere.
+pytestmark = pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")
 METHODS = [ViTCoP(retained_tokens=24, cutoff_distance=3.0), FastV(retained_tokens=60), VisionZip(retained_tokens=24)]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 MODES: dict[str, dict[str, Any]] = {

@@ -55,16 +55,15 @@ def check_opening(
         for kind, source in sources.items():
             _check_ahead(given, kind, source, call)
         check_call(given, parts)
+    absent = {kind: token for kind, token in parts.token_ids.items() if kind not in sources}
+    if not is_draft and given.get("input_ids") is not None:
+        if is_forked(cache) and not sources:
+            check_follows(either([placeholders(given, parts, token) for token in absent.values()]))
+        elif call.is_fresh or length - call.continuation > 1:
+            check_text(given["input_ids"], absent, past)
     if sources or is_pruned(cache):
         check_mask(given, past)
         check_window(past + length, parts)
-    absent = {kind: token for kind, token in parts.token_ids.items() if kind not in sources}
-    if is_draft or given.get("input_ids") is None:
-        return
-    if is_forked(cache) and not sources:
-        check_follows(either([placeholders(given, parts, token) for token in absent.values()]))
-    elif call.is_fresh or length - call.continuation > 1:
-        check_text(given["input_ids"], absent, past)
 
 
 def check_continuing(given: Given, parts: Parts, past: int, *, brings_images: bool) -> None:
