@@ -1,12 +1,19 @@
 """Visual token pruning for LLaVA-family models: plans, operators and methods, in plain PyTorch."""
 
-from vitcop_core import ops
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vitcop_core._version import __version__
-from vitcop_core.cost import LanguageModelShape
-from vitcop_core.methods import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
-from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan, pooled_plan
-from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
-from vitcop_core.tokens import Clusters, DecoderView, PromptView, Selection, VisionSelection, VisionView
+
+if TYPE_CHECKING:
+    from vitcop_core import ops
+    from vitcop_core.cost import LanguageModelShape
+    from vitcop_core.methods import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+    from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan, pooled_plan
+    from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
+    from vitcop_core.tokens import Clusters, DecoderView, PromptView, Selection, VisionSelection, VisionView
 
 __all__ = [
     "Clusters",
@@ -35,3 +42,26 @@ __all__ = [
     "pooled_plan",
     "solve_ratios",
 ]
+
+# Imported when first asked for: what only reads and writes files must not wait seconds for torch.
+_HOMES = {
+    "cost": ("LanguageModelShape",),
+    "methods": ("FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"),
+    "ops": (),
+    "plan": ("DecoderCut", "Plan", "VisionCut", "identity_plan", "pooled_plan"),
+    "schedule": ("Ratios", "default_center_ratio", "default_layers", "feasible_range", "solve_ratios"),
+    "tokens": ("Clusters", "DecoderView", "PromptView", "Selection", "VisionSelection", "VisionView"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name == home or name in names:
+            module = import_module(f"vitcop_core.{home}")
+            globals()[name] = value = module if name == home else getattr(module, name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
