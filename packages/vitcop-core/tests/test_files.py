@@ -16,18 +16,8 @@ from typing import Any
 
 import pytest
 
-from vitcop_core import files
-from vitcop_core.files import (
-    Journal,
-    lines_of,
-    open_regular,
-    partial_path,
-    read_bytes,
-    write_bytes,
-    write_json,
-    write_text,
-    write_whole,
-)
+from vitcop_core.files import open_regular, read_bytes, write_bytes, write_json, write_text, write_whole
+from vitcop_core.journal import Journal, lines_of, partial_path
 
 
 def names(folder: Path) -> list[str]:
@@ -302,8 +292,8 @@ def test_a_journal_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 
 JOURNAL = """
-import sys, time
-from vitcop_core.files import Journal
+import sys
+from vitcop_core.journal import Journal
 journal = Journal(sys.argv[1])
 print("open", flush=True)
 for number in range(10 ** 6):
@@ -334,6 +324,5 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
 
 
 def test_files_needs_no_torch() -> None:
-    program = "import sys, vitcop_core.files; assert 'torch' not in sys.modules"
+    program = "import sys, vitcop_core.journal; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert files.__doc__
