@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
 from vitcop_llava.benchmark.report import HEADINGS, PART_HEADINGS, part_cells
 from vitcop_llava.benchmark.report import cells as bench_cells
@@ -228,7 +229,8 @@ def main() -> None:
     for page in PAGES:
         page.write_text(rendered(page.read_text()))
     stored = json.loads((HERE / "demo-comparison.json").read_text())["comparison"]
-    draw_tradeoff(stored, IMAGES / "tradeoff.png", f"demo model, {stored['questions']:,} held-out questions")
+    with write_whole(IMAGES / "tradeoff.png") as stream:
+        draw_tradeoff(stored, stream, f"demo model, {stored['questions']:,} held-out questions")
     if (kernels := HERE / "kernels-cpu.json").exists():
         draw_growth(json.loads(kernels.read_text()), IMAGES / "kernel-growth.png")
 

@@ -128,7 +128,7 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["none.png"], "image: no such file: none.png"),
+        (["none.png"], "no such file: none.png"),
         (["asked.jsonl"], "asked.jsonl is not an image"),
         ([], "IMAGE: at least one must be given"),
         (["a.png", "--scenes", "3"], "--scenes: takes the place of images"),

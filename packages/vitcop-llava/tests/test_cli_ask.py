@@ -168,7 +168,7 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--method", "fastv(retained_tokens=9)"], "the budget of FastV comes from --retain"),
         (["{image}", QUESTION, "--device", "gpu"], "device: must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["{image}", QUESTION, "--dtype", "int8"], "dtype: must be auto, float32, float16, bfloat16; got 'int8'"),
-        (["none.png", QUESTION], "image: no such file: none.png"),
+        (["none.png", QUESTION], "no such file: none.png"),
         (["{folder}", QUESTION], "image: must be a file, got the folder"),
         (["{folder}/config.json", QUESTION], "is not an image"),
     ],

@@ -93,7 +93,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no-question": ({"image": "{image}"}, '"question" must be a text that is not empty; got None'),
     "empty": ({"image": "{image}", "question": " "}, '"question" must be a text'),
     "id": ({"image": "{image}", "question": QUESTION, "id": [1]}, '"id" must be a text or an integer'),
-    "missing": ({"image": "none.png", "question": QUESTION}, "image: no such file: none.png"),
+    "missing": ({"image": "none.png", "question": QUESTION}, "no such file: none.png"),
     "not-an-image": ({"image": "{batch}", "question": QUESTION}, "is not an image"),
     "placeholder": ({"image": "{image}", "question": "Where is <image>?"}, "must not hold the placeholder"),
     "long": ({"image": "{image}", "question": "x" * MAX_LINE}, f"must have at most {MAX_LINE} bytes"),
@@ -123,9 +123,12 @@ def test_batch_reports_a_bad_line_and_goes_on(
     [
         (["--batch", "none.jsonl"], "--batch: must be a file of JSON lines; there is no file none.jsonl"),
         (["--batch", "{batch}", "{image}", QUESTION], "--batch: the images and questions are in its file"),
-        (["--batch", "{batch}", "--out", "{batch}"], "is there already; --force overwrites it"),
+        (["--batch", "{batch}", "--out", "{batch}"], "--out: must not be the file of --batch"),
         (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out: must not be the file of --batch"),
-        (["--batch", "{batch}", "--out", "none/out.jsonl"], "--out: cannot open none/out.jsonl: No such file"),
+        (
+            ["--batch", "{batch}", "--out", "none/out.jsonl"],
+            "cannot write none/out.jsonl: there is no folder none",
+        ),
         (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
         (["{image}", QUESTION, "--out", "x.jsonl"], "--out: goes with --batch"),
     ],

@@ -211,7 +211,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "empty": (["--questions", "empty.jsonl"], "must hold at least one question that can be asked, and has none"),
     "out": (["--out", "good.png"], "--out: must be a folder; got the file good.png"),
     "out-parent": (["--out", "none/there"], "--out: cannot make the folder none/there"),
-    "resume": (["--resume"], "--resume: there is nothing to go on with"),
     "resume-force": (["--resume", "--force"], "--resume: goes on with what is in the folder"),
 }
 

@@ -91,5 +91,5 @@ def test_show_never_overwrites_its_input(checkpoint: Path, tmp_path: Path, monke
 
 
 def test_show_takes_output_as_another_name_of_out(checkpoint: Path, image: Path) -> None:
-    assert show(checkpoint, image, "--output", "out.png").exit_code == 0
+    assert show(checkpoint, image, "-o", "out.png").exit_code == 0
     assert Path("out.png").exists()

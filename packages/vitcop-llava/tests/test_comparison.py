@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from vitcop_core import FastV, SparseVLM, ViTCoP
+from vitcop_core.journal import partial_path
 from vitcop_llava import prune
 from vitcop_llava.answer import prepare, prepare_batch
 from vitcop_llava.comparison.answers import Answered, AnswerFile
@@ -143,26 +145,38 @@ def test_batch_of_questions_is_padded_on_the_left(tiled: Loaded) -> None:
 def test_answer_file_resumes_whole_batches(tmp_path: Path) -> None:
     items = demo_questions(5).items
     batches, header, path = chunks(items, 2), {"model": "x"}, tmp_path / "answers.jsonl"
+    partial = partial_path(path)
     done = [Answered(item, ((9, 9),), 7, {"unpruned": "red"}) for item in items]
-    file = AnswerFile(path, header, batches, resume=False)
-    assert file.found(batches[0]) is None
-    file.add(done[:2])
-    file.add([done[2], Fault(4, "broken")])
-    path.write_text(path.read_text() + '{"number": 5, "si')  # torn
-    again = AnswerFile(path, header, batches, resume=True)
-    assert [again.found(batch) for batch in batches] == [done[:2], [done[2], Fault(4, "broken")], None]
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))  # half of the second batch
-    half = AnswerFile(path, header, batches, resume=True)
-    assert [half.found(batch) is None for batch in batches] == [False, True, True]
-    assert len(path.read_text().splitlines()) == 3
+    with AnswerFile(path, header, batches, resume=True) as file:  # there is nothing to go on with, so it begins
+        assert file.found(batches[0]) is None
+        file.add(done[:2])
+        file.add([done[2], Fault(4, "broken")])
+    partial.write_text(partial.read_text() + '{"number": 5, "si')  # torn
+    with AnswerFile(path, header, batches, resume=True) as again:
+        assert [again.found(batch) for batch in batches] == [done[:2], [done[2], Fault(4, "broken")], None]
+    partial.write_text("".join(partial.read_text().splitlines(keepends=True)[:4]))  # half of the second batch
+    with AnswerFile(path, header, batches, resume=True) as half:
+        assert [half.found(batch) is None for batch in batches] == [False, True, True]
+        assert len(partial.read_text().splitlines()) == 3
+        half.add([done[2], Fault(4, "broken")])
+        half.add([done[4]])
+        assert not path.exists()
+        half.finish()
+    whole = path.read_text()
+    assert [json.loads(line).get("number") for line in whole.splitlines()] == [None, 1, 2, 3, 4, 5]
+    assert not partial.exists()
+    with AnswerFile(path, header, batches, resume=True) as whole_again:
+        assert whole_again.found(batches[2]) == [done[4]]
+        whole_again.finish()
+    assert path.read_text() == whole
 
 
 def test_answer_file_refuses_another_run(tmp_path: Path) -> None:
     path, batches = tmp_path / "answers.jsonl", chunks(demo_questions(2).items, 2)
-    with pytest.raises(ValueError, match="resume: there is nothing to resume"):
-        AnswerFile(path, {"model": "x"}, batches, resume=True)
-    AnswerFile(path, {"model": "x"}, batches, resume=False)
-    with pytest.raises(ValueError, match="of a run with other settings"):
+    with (
+        AnswerFile(path, {"model": "x"}, batches, resume=False),
+        pytest.raises(ValueError, match="of a run with other settings"),
+    ):
         AnswerFile(path, {"model": "y"}, batches, resume=True)
 
 

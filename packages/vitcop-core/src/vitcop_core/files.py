@@ -112,7 +112,8 @@ def check_writable(path: StrPath, *, overwrite: bool = True) -> tuple[Path, int 
             raise FileExistsError(errno.EEXIST, "is there already", os.fspath(path))
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", os.fspath(path))
+            folder = target.parent if Path(path).is_symlink() else Path(path).parent
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}", os.fspath(path))
         try:
             status = target.stat()
         except FileNotFoundError:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vitcop_core.files import BINARY, NO_WAIT, StrPath, check_writable, read_bytes, told_of, write_whole
 
@@ -24,6 +24,8 @@ class Journal:
 
     Until then its lines are in ``NAME.partial`` beside it. After a kill they are still there, whole: `lines_of` reads
     them, and a journal that starts with them goes on where the other stopped.
+
+    As a context manager it is closed at the end, finished or not.
 
     Args:
         path: The final name.
@@ -41,6 +43,12 @@ class Journal:
             with write_whole(self.partial) as fresh:
                 fresh.writelines(map(_line, lines))
             self._stream = _open_locked(self.partial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def add(self, *lines: Any) -> None:
         """Append lines; they are on the disk when this returns.

@@ -8,7 +8,6 @@ asked in one piece, pruned likewise, and with the same unpruned; neither has any
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from vitcop_core import ViTCoP
+from vitcop_core.files import write_json
 from vitcop_llava.benchmark.prompts import TEXT_BEFORE, make_prompt
 from vitcop_llava.benchmark.shapes import SHAPES, random_model
 from vitcop_llava.environment import environment
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = f"python -m vitcop_llava.bench_reuse {settings}"
     if args.out is not None:
         stored = {"command": command, "environment": environment(), "shape": args.shape, "dtype": args.dtype}
-        args.out.write_text(json.dumps(stored | asdict(result), indent=1) + "\n")
+        write_json(args.out, stored | asdict(result))
     shown = Table("", "seconds", "of one pruned", "of one unpruned", title=command)
     rows = {
         "one question, unpruned": result.unpruned,

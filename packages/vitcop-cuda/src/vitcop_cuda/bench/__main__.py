@@ -7,7 +7,6 @@ events around many calls on rotating inputs, once as they are and once as a repl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import vitcop_cuda
+from vitcop_core.files import write_json
 from vitcop_cuda.bench.machine import environment, rates
 from vitcop_cuda.bench.measures import broadcast_at, four_calls, growth_by_batch, power_law, vic_at
 from vitcop_cuda.bench.memory import peak_of_vic
@@ -93,7 +93,7 @@ def main() -> None:
     with torch.inference_mode():
         result = {"command": command, **measure(given)}
     if given.out is not None:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(given.out, result)
     show(result)
 
 

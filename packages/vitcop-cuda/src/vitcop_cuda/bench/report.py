@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitcop_core.files import write_whole
+
 Stored = dict[str, Any]
 
 
@@ -96,4 +98,5 @@ def draw_growth(stored: Stored, target: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(target, dpi=120)
+    with write_whole(target) as stream:
+        figure.savefig(stream, format="png", dpi=120)

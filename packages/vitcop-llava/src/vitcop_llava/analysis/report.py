@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitcop_core.files import write_bytes
 from vitcop_llava.analysis.plots import draw_figures
 from vitcop_llava.analysis.result import Analysis, quartiles
 from vitcop_llava.analysis.verdict import Verdict
@@ -171,7 +172,9 @@ def claims(analysis: Analysis, about: Mapping[str, Any]) -> list[tuple[str, str,
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Writes them into a folder, which is made if it is not there, and takes away what an earlier result left.
+    """Writes them into a folder, each whole or not at all, and takes away what an earlier result left.
+
+    The folder is made if it is not there.
 
     Raises:
         OSError: It cannot be written to.
@@ -181,7 +184,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         if name not in files:
             (folder / name).unlink(missing_ok=True)
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        write_bytes(folder / name, data)
 
 
 def _short(cell: Any) -> Any:

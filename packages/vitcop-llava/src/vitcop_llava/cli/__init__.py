@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
@@ -24,8 +26,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
 )
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring without the line ends inside its paragraphs, which typer would print where they are."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for command in (ask, show, compare, analyze, bench, scene, doctor):
-    app.command()(command)
+    app.command(help=_help(command))(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,7 +47,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Options of the command itself."""

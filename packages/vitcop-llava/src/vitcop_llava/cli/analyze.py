@@ -16,7 +16,7 @@ from vitcop_llava.cli.analyze_inputs import (
     parse_shares,
     read_questions,
 )
-from vitcop_llava.cli.errors import UserError, mistakes
+from vitcop_llava.cli.errors import cannot_write, mistakes
 from vitcop_llava.cli.media import open_images
 from vitcop_llava.cli.options import AsJson, Debug, Device, Dtype, Model
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
@@ -50,8 +50,8 @@ Scenes = Annotated[
         min=1, metavar="N", show_default=False, help=f"Demo model: that many held-out scenes; default {DEMO_SCENES}."
     ),
 ]
-Folder = Annotated[Path, typer.Option("--out", "--output", "-o", metavar="FOLDER", help="Where the result goes.")]
-ForceFolder = Annotated[bool, typer.Option("--force", help="Write into a folder that is there already.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
+ForceFolder = Annotated[bool, typer.Option("--force", metavar="", help="Write into a folder that is there already.")]
 
 
 def analyze(
@@ -168,7 +168,7 @@ def _write(
     try:
         write_files(files, out)
     except OSError as error:
-        raise UserError(f"--out: cannot write {error.filename}: {error.strerror or error}") from error
+        raise cannot_write("--out", Path(error.filename or out), error) from error
     return verdict, list(files)
 
 

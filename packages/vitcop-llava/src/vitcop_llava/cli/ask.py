@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.batch import Request, check_batch, names_video, run_batch
+from vitcop_llava.cli.batch import Request, check_batch, names_video
 from vitcop_llava.cli.errors import FAILURE, UserError
 from vitcop_llava.cli.media import (
     End,
@@ -37,6 +37,7 @@ from vitcop_llava.cli.options import (
     parse_budget,
 )
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result, progress
+from vitcop_llava.cli.results import answer_batch
 from vitcop_llava.cli.running import (
     Notes,
     budget_mistakes,
@@ -73,6 +74,12 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE.jsonl", help="With --batch: where results go instead of stdout."),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", metavar="", help="With --out: go on where an interrupted run of the same options left FILE.partial."
+    ),
+]
 TIMES = "Times are wall time of a single run"
 
 
@@ -91,7 +98,7 @@ def ask(
     model: Model = None,
     retain: Retain = None,
     method: MethodName = "vitcop",
-    compare: Annotated[bool, typer.Option("--compare", help="Run the unpruned model as well.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", metavar="", help="Run the unpruned model as well.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     frames: Frames = None,
     fps: Fps = None,
@@ -103,6 +110,7 @@ def ask(
     batch: Batch = None,
     out: Out = None,
     force: Force = False,
+    resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -112,24 +120,25 @@ def ask(
 
     Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
     videos go into one prompt, in order, before the question. With --batch the questions come from a file, and the
-    results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1.
+    results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1. A file of
+    results gets its name when it is whole; until then it is FILE.partial.
     """
     budget, notes, paths = parse_budget(retain), Notes(), images or []
-    chosen = find_method(method, budget)
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     if batch is None:
         check_question(question, paths)
-        if out is not None:
-            raise UserError("--out: goes with --batch; the answer to one question is printed")
+        if out is not None or resume:
+            raise UserError(f"--{'out' if out else 'resume'}: goes with --batch; the answer to one question is printed")
         media = open_media(paths, sampling)
     else:
-        check_batch(batch, out, force, paths, question)
+        check_batch(batch, out, force, resume, paths, question)
     for_video = has_video(paths) if batch is None else names_video(batch)
+    chosen = find_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=for_video)
     asker = Asker(loaded, method, chosen, budget, compare, max_new_tokens, sampling)
     if batch is not None:
         asker.check()
-        is_whole = run_batch(batch, out, force, asker.answer)
+        is_whole = answer_batch(batch, out, resume, asker.identity(), asker.answer)
         notes.print()
         raise typer.Exit(0 if is_whole else FAILURE)
     outcome = asker.run(media, question, notes)
@@ -158,6 +167,14 @@ class Asker:
     def check(self) -> None:
         """Raises for a budget that fits no image."""
         start_pruning(self.loaded, self.method, self.budget).remove()
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on beside the questions."""
+        from vitcop_llava.environment import environment
+
+        asked = {"method": repr(self.method), "compare": self.compare, "max_new_tokens": self.max_new_tokens}
+        asked |= {"sampling": asdict(self.sampling), "model": model_summary(self.loaded)}
+        return {"run": asked, "packages": environment()["packages"]}
 
     def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Outcome:
         """Asks a question about images and clips, pruned, and if wanted unpruned."""

@@ -1,17 +1,17 @@
-"""``vitcop ask --batch``: many questions from a file of JSON lines, answered one after the other."""
+"""The questions of ``vitcop ask --batch``: a file of JSON lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
-from vitcop_llava.cli.errors import UserError
+from vitcop_core.files import check_writable, open_regular
+from vitcop_core.journal import partial_path
+from vitcop_llava.cli.errors import UserError, cannot_write
 from vitcop_llava.cli.media import has_video
-from vitcop_llava.cli.output import print_error, print_json, progress
 
 MAX_LINE = 2**20
 """Bytes of a line: a question and some file names take a few hundred."""
@@ -26,53 +26,11 @@ class Request:
     key: str | int | None
 
 
-def run_batch(path: Path, out: Path | None, force: bool, answer: Callable[[Request], dict[str, Any]]) -> bool:
-    """Answers every line; the results are JSON lines as well, on stdout or in ``out``, each written when it is there.
-
-    A line that cannot be answered gets a result with ``error``, and a message on stderr; the others go on.
-
-    Args:
-        path: a file with one JSON object a line: ``image`` or ``images``, ``question``, and if wanted ``id``.
-        out: where results go; None for stdout.
-        force: write over ``out``.
-        answer: gives the fields of a result.
-
-    Returns:
-        Whether every line was answered.
-
-    Raises:
-        UserError: where the file cannot be read, or ``out`` cannot be written.
-    """
-    failed = 0
-    with ExitStack() as stack:
-        lines = stack.enter_context(open_file(path, "--batch", "rb"))
-        stream = None if out is None else stack.enter_context(_output(path, out, force))
-        for number, line in numbered_lines(lines):
-            result: dict[str, Any] = {"line": number}
-            try:
-                request = parse_request(line)
-                result |= {} if request.key is None else {"id": request.key}
-                result |= {"images": [str(image) for image in request.images], "question": request.question}
-                with progress(f"line {number}"):
-                    result |= answer(request)
-            except Exception as error:  # whatever it is, it is this line's
-                said = str(error) or type(error).__name__
-                result["error"] = said
-                print_error(f"{path}, line {number}: {said}")
-                failed += 1
-            if stream is None:
-                print_json(result)
-            else:
-                stream.write(json.dumps(result, allow_nan=False).encode() + b"\n")
-                stream.flush()
-    return failed == 0
-
-
-def check_batch(path: Path, out: Path | None, force: bool, images: Sequence[Path], question: str) -> None:
+def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images: Sequence[Path], question: str) -> None:
     """Raises for what would come out only after the model is loaded.
 
     Raises:
-        UserError: where there is no such file, ``out`` is there, or a question is given beside it.
+        UserError: where there is no such file, ``out`` cannot be written or is there, or a question is given beside it.
     """
     if images or question:
         raise UserError(
@@ -80,13 +38,27 @@ def check_batch(path: Path, out: Path | None, force: bool, images: Sequence[Path
         )
     if not path.is_file():
         raise UserError(f"--batch: must be a file of JSON lines; there is no file {path}")
-    if out is not None and out.exists() and not force:
-        raise UserError(f"--out: {out} is there already; --force overwrites it")
+    if out is None:
+        if resume:
+            raise UserError("--resume: goes with --out; what was printed cannot be gone on with")
+        return
+    if resume and force:
+        raise UserError("--resume: goes on with what is there; got --force, which starts again, as well")
+    if out.exists() and out.samefile(path):
+        raise UserError(f"--out: must not be the file of --batch, {path}")
+    if not force and not resume and partial_path(out).exists():
+        raise UserError(
+            f"--out: an interrupted run left {partial_path(out)}; --resume goes on with it, --force starts again"
+        )
+    try:
+        check_writable(out, overwrite=force or resume)
+    except OSError as error:
+        raise cannot_write("--out", out, error) from error
 
 
 def names_video(path: Path) -> bool:
     """Whether a line asks about a video: then the demo model is that for videos."""
-    with open_file(path, "--batch", "rb") as lines:
+    with open_file(path, "--batch") as lines:
         for _, line in numbered_lines(lines):
             try:
                 if has_video(parse_request(line).images):
@@ -123,7 +95,7 @@ def parse_request(line: bytes) -> Request:
     return Request([Path(image) for image in images], question, key)
 
 
-def numbered_lines(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
     number = 0
     while line := lines.readline(MAX_LINE + 1):
@@ -135,24 +107,13 @@ def numbered_lines(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def open_file(path: Path, option: str, mode: str) -> IO[bytes]:
-    """Opens a file for an option.
+def open_file(path: Path, option: str) -> BinaryIO:
+    """Opens a file that an option names, to read it.
 
     Raises:
         UserError: where it is none, or cannot be opened.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{option}: must be a file, got {path}")
-        stream: IO[bytes] = path.open(mode)
-        return stream
-    except FileExistsError as error:
-        raise UserError(f"{option}: {path} is there already; --force overwrites it") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option}: cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _output(path: Path, out: Path, force: bool) -> IO[bytes]:
-    if out.exists() and out.samefile(path):
-        raise UserError(f"--out: must not be the file of --batch, {path}")
-    return open_file(out, "--out", "wb" if force else "xb")
+        return open_regular(path)
+    except OSError as error:
+        raise UserError(f"{option}: cannot open {path}: {error.strerror or error}") from error

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.cli.errors import FAILURE, UserError, mistakes
+from vitcop_core.journal import partial_path
+from vitcop_llava.cli.errors import FAILURE, UserError, cannot_write, mistakes
 from vitcop_llava.cli.media import (
     End,
     Fps,
@@ -76,8 +77,13 @@ Longest = Annotated[
 Timing = Annotated[int, typer.Option(min=0, help="Questions to take the time of; 0 for none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resampling behind the intervals.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where report, plot, JSON and answers go.")]
-Overwrite = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier run left in the folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")]
+Overwrite = Annotated[
+    bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", metavar="", help="Go on with an interrupted run of the same options, if there is one."),
+]
 
 
 DEFAULT_BUDGETS = ("1/3", "2/9", "1/9", "1/18")
@@ -121,7 +127,7 @@ def compare(
     unpruned model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a
     folder. A budget that a method cannot reach is a line that says so.
     """
-    methods, name = _check_methods(method, preset)
+    name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
     _check_folder(out, force, resume)
@@ -131,6 +137,8 @@ def compare(
     have_video = asked is not None and asked.have_video
     if not have_video and (option := changed_option(sampling)):
         raise UserError(f"{option}: is for videos; got questions about images alone")
+    # The real budgets take the place of this one. It imports torch, so it comes after what is known without.
+    methods = parse_methods(method or (), Budget(tokens=Fraction(1)))
     loaded = open_model(model, device, dtype, notes, for_video=have_video)
     asked = asked or _demo_questions(loaded, limit)
     variants = _variants(loaded, methods, name, budgets)
@@ -145,14 +153,13 @@ def compare(
     raise typer.Exit(FAILURE if result["comparison"]["faults"] else 0)
 
 
-def _check_methods(method: Sequence[str] | None, preset: str | None) -> tuple[dict[str, Method], str]:
-    """The methods that are named, and the preset."""
+def _check_preset(method: Sequence[str] | None, preset: str | None) -> str:
+    """The name of the preset."""
     if method and preset:
         raise UserError(f"--preset: {preset} says which methods are compared; got --method {method[0]!r} beside it")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset: must be one of {', '.join(PRESETS)}; got {preset!r}")
-    # The real budgets take the place of this one.
-    return parse_methods(method or (), Budget(tokens=Fraction(1))), preset or "equal-budgets"
+    return preset or "equal-budgets"
 
 
 def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]:
@@ -167,11 +174,9 @@ def _check_folder(out: Path, force: bool, resume: bool) -> None:
         raise UserError("--resume: goes on with what is in the folder; got --force, which overwrites it, as well")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: must be a folder; got the file {out}")
-    there = [name for name in FILES if (out / name).exists()]
+    there = [name for name in (*FILES, partial_path(ANSWERS).name) if (out / name).exists()]
     if there and not force and not resume:
         raise UserError(f"--out: {out / there[0]} is there already; --force overwrites it, --resume goes on with it")
-    if resume and ANSWERS not in there:
-        raise UserError(f"--resume: there is nothing to go on with; {out / ANSWERS} is missing")
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -226,7 +231,7 @@ def _run(
         result = {"command": command, "environment": place} | found
         write(out, result, f"{summary['source']}: {found['comparison']['questions']:,} questions")
     except OSError as error:
-        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error
+        raise cannot_write("--out", Path(error.filename or out), error) from error
     except KeyboardInterrupt:
         print_note(f"what was answered is in {out}; the same command with --resume goes on")
         raise

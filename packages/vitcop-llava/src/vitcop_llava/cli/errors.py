@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
-from vitcop_llava.cli.output import print_error, print_json
+from vitcop_llava.cli.output import OutputError, print_error, print_json, silence_stdout
 
 MISTAKE, FAILURE = 2, 1
 
 
 class UserError(Exception):
     """Something that the user gave cannot be used; the message names it, what was expected and what came."""
+
+
+# What a caller can mend by naming another file; a full disk is none of it.
+_CALLERS = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EEXIST EAGAIN EINVAL EISDIR ELOOP ENAMETOOLONG ENOENT ENOTDIR EPERM EROFS".split()
+)
+
+
+def cannot_write(option: str, path: Path, error: OSError) -> Exception:
+    """What to raise where ``path``, which ``option`` names, could not be written.
+
+    Returns:
+        A `UserError` where another name would help, and otherwise an `OutputError`.
+    """
+    if isinstance(error, FileExistsError):
+        return UserError(f"{option}: {path} is there already; --force overwrites it")
+    said = f"{option}: cannot write {path}: {error.strerror or error}"
+    return UserError(said) if error.errno in _CALLERS else OutputError(said)
 
 
 @contextmanager
@@ -53,6 +74,9 @@ class CommandGroup(TyperGroup):
             code = super().main(
                 given, prog_name, complete_var, standalone_mode and not as_json, windows_expand_args, **extra
             )
+        except BrokenPipeError:  # whoever read the output has what they wanted
+            silence_stdout()
+            code = FAILURE
         except Exception as error:
             if debug:
                 traceback.print_exc()
@@ -61,7 +85,7 @@ class CommandGroup(TyperGroup):
 
 
 def _report(error: Exception, as_json: bool, debug: bool) -> int:
-    """Prints an error; returns the exit code."""
+    """Prints an error, on stderr where stdout may be what failed; returns the exit code."""
     # typer's errors are click's, and by version it brings its own click, so they are known by what they offer.
     parsing = getattr(error, "format_message", None)
     if parsing is not None:
@@ -72,7 +96,7 @@ def _report(error: Exception, as_json: bool, debug: bool) -> int:
         message, code = str(error), FAILURE
     else:
         message, code = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, FAILURE
-    if as_json:
+    if as_json and not isinstance(error, OutputError):
         print_json({"error": message, "exit_code": code})
     else:
         hint = "" if debug or code == MISTAKE else " (--debug shows where)"

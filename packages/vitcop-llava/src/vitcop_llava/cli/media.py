@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +29,9 @@ Frames = Annotated[
 ]
 Fps = Annotated[float | None, typer.Option(metavar="RATE", help="So many a second.", rich_help_panel=_PANEL)]
 Indices = Annotated[str | None, typer.Option(metavar="N,N,...", help="These, counted from 0.", rich_help_panel=_PANEL)]
-KeyFrames = Annotated[bool, typer.Option("--key-frames", help="Those stored whole.", rich_help_panel=_PANEL)]
+KeyFrames = Annotated[
+    bool, typer.Option("--key-frames", metavar="", help="Those stored whole.", rich_help_panel=_PANEL)
+]
 Start = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="None that appear earlier.", rich_help_panel=_PANEL)
 ]
@@ -93,8 +96,8 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
         raise UserError(f"{option}: is for videos; got {', '.join(map(str, paths))}")
     found: list[Medium] = []
     for path in paths:
-        if _ADDRESS.match(str(path)) and not path.exists():
-            raise UserError(f"{path}: must be a file on this machine, not an address")
+        check_file(path)
+    for path in paths:
         with mistakes():
             if is_video(path):
                 with progress(f"reading {path.name}"):
@@ -102,6 +105,27 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
             else:
                 found.append(read_image(path))
     return found
+
+
+def check_file(path: Path) -> None:
+    """Raises unless there is a file of that name: asked of all before anything slow is imported or read.
+
+    Raises:
+        UserError: where there is none.
+    """
+    from vitcop_llava.video_support import is_video
+
+    kind = "video" if is_video(path) else "image"
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if _ADDRESS.match(str(path)):
+            raise UserError(f"{path}: must be a file on this machine, not an address") from None
+        raise UserError(f"{kind}: no such file: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise UserError(f"{kind}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if S_ISDIR(status.st_mode):
+        raise UserError(f"{kind}: must be a file, got the folder {path}")
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
@@ -112,6 +136,8 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     """
     from vitcop_llava.images import read_image
 
+    for path in paths:
+        check_file(path)
     with mistakes():
         return [read_image(path) for path in paths]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcop_llava.cli.errors import UserError
+from vitcop_core.files import check_writable, write_bytes
+from vitcop_llava.cli.errors import UserError, cannot_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +37,9 @@ Retain = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
         raise UserError(f"--out: its folder must exist; there is no {path.parent}")
     if path.is_dir():
         raise UserError(f"--out: must be a file; {path} is a folder")
-    if path.exists() and not force:
-        raise UserError(f"--out: {path} is there already; --force overwrites it")
+    try:
+        check_writable(path, overwrite=force)
+    except OSError as error:
+        raise cannot_write("--out", path, error) from error
     if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
         raise UserError(f"--out: must not be the input {path}")
 
@@ -134,13 +137,13 @@ def write_picture(picture: Image, path: Path, force: bool) -> None:
 
 
 def write_file(data: bytes, path: Path, force: bool) -> None:
-    """Writes a file; without ``force`` never over one, not even one that came since it was checked.
+    """Writes a file whole; without ``force`` never over one, not even one that came since it was checked.
 
     Raises:
-        UserError: where the file is there, or cannot be written.
+        UserError: where the file is there, or cannot be written under that name.
+        OutputError: where it cannot be written otherwise.
     """
     try:
-        with path.open("wb" if force else "xb") as stream:
-            stream.write(data)
+        write_bytes(path, data, overwrite=force)
     except OSError as error:
-        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write("--out", path, error) from error

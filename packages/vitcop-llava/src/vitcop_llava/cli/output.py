@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+
+class OutputError(Exception):
+    """A result that could not be written or printed, through no fault of the caller."""
 
 
 def printable(text: str) -> str:
@@ -19,14 +26,51 @@ def printable(text: str) -> str:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on a line of stdout."""
-    print(json.dumps(content, ensure_ascii=True, allow_nan=False))
+    """Print one JSON object on a line of stdout.
+
+    Raises:
+        OutputError: stdout cannot be written to.
+    """
+    with _stdout():
+        print(json.dumps(content, ensure_ascii=True, allow_nan=False))
 
 
 def print_result(content: Table | str) -> None:
-    """A table or a line of text on stdout."""
-    # A console is made when it is used: stdout may be another one by then than at import.
-    Console().print(Text(printable(content)) if isinstance(content, str) else content)
+    """Print a table or a line of text on stdout.
+
+    A pipe or a file gets lines as long as they are. A terminal that is narrower than a table gets it in parts.
+
+    Raises:
+        OutputError: stdout cannot be written to.
+    """
+    with _stdout():
+        # A console is made when it is used: stdout may be another one by then than at import.
+        console = Console()
+        if isinstance(content, str):
+            console.print(Text(printable(content)), soft_wrap=not console.is_terminal)
+        elif console.is_terminal:
+            for part in _parts(content, console.width):
+                console.print(part)
+        else:
+            Console(width=_UNBOUNDED).print(content, crop=False)
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise OutputError(f"stdout: cannot be written to: {error.strerror or error}") from error
+
+
+def silence_stdout() -> None:
+    """Let what is printed from now on go nowhere: Python itself flushes a broken stdout again when it ends."""
+    with suppress(OSError, ValueError):  # in a test it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_note(text: str) -> None:
@@ -61,3 +105,45 @@ def make_table(headings: Iterable[str], title: str | None = None, caption: str |
 def add_row(table: Table, *cells: str, style: str | None = None) -> None:
     """A row of plain text: nothing in it is markup."""
     table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
+
+
+_UNBOUNDED = 100_000
+_LONGEST_WORD = 40
+"""Characters; a longer word, such as a path, is broken."""
+_BESIDE = 3
+"""Characters around the text of a column."""
+
+
+def _parts(table: Table, width: int) -> list[Table]:
+    """The columns in as many tables as it takes for no word to be broken, each with the first column.
+
+    Args:
+        table: of plain text.
+        width: of the terminal.
+    """
+    least = [_least_width(column) for column in table.columns]
+    groups: list[list[int]] = [[0]]
+    for number in range(1, len(least)):
+        if len(groups[-1]) > 1 and sum(least[each] + _BESIDE for each in (*groups[-1], number)) > width:
+            groups.append([0])
+        groups[-1].append(number)
+    parts = []
+    for place, group in enumerate(groups):
+        part = make_table(())
+        part.title = table.title if place == 0 else None
+        part.caption = table.caption if place == len(groups) - 1 else None
+        for number in group:
+            column = table.columns[number]
+            part.add_column(column.header, overflow="fold", no_wrap=number == 0, min_width=least[number])
+        rows = zip(*(table.columns[number].cells for number in group), strict=True)
+        for cells, row in zip(rows, table.rows, strict=True):
+            part.add_row(*cells, style=row.style)
+        parts.append(part)
+    return parts
+
+
+def _least_width(column: Column) -> int:
+    """The width at which a column breaks no word; the first column has no line breaks."""
+    texts = [str(cell) for cell in (column.header, *column.cells)]
+    words = texts if column.no_wrap else [word for text in texts for word in text.split()]
+    return min(max(map(cell_len, words), default=0), _LONGEST_WORD)

@@ -49,7 +49,7 @@ def parsed_lines(path: Path) -> Iterator[Item | Fault]:
     """
     from vitcop_llava.comparison.questions import Fault
 
-    with open_file(path, "--questions", "rb") as lines:
+    with open_file(path, "--questions") as lines:
         for number, line in numbered_lines(lines):
             try:
                 yield parse_question(line, number)

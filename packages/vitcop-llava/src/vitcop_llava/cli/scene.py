@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def scene(
     seed: Annotated[int, typer.Option(min=0, help="Which scene; the model was trained on seeds from 1000000 on.")] = 0,
     clip: Annotated[
-        bool, typer.Option("--clip", help="A video instead, for the demo model of vitcop-video: an MP4 file.")
+        bool,
+        typer.Option("--clip", metavar="", help="A video instead, for the demo model of vitcop-video: an MP4 file."),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "--output", "-o", metavar="FILE", help="Default: scene-SEED.png, or with --clip .mp4."),
+        typer.Option("--out", "-o", metavar="FILE", help="Default: scene-SEED.png, or with --clip .mp4."),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,

@@ -66,7 +66,7 @@ def show(
     question: Annotated[str, typer.Argument(metavar="QUESTION", show_default=False)] = "",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "--output", "-o", metavar="FILE.png", help="Default: IMAGE-vitcop.png in this folder."),
+        typer.Option("--out", "-o", metavar="FILE.png", help="Default: IMAGE-vitcop.png in this folder."),
     ] = None,
     force: Force = False,
     model: Model = None,
@@ -89,8 +89,8 @@ def show(
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
-    chosen = find_method(method, budget)  # imports torch, so after what is known without it
     media, notes = open_media([image], sampling), Notes()
+    chosen = find_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):
         inputs = prepare_inputs(loaded, media, question, notes)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from vitcop_core.journal import Journal, lines_of, partial_path
 from vitcop_llava.answer import Medium, prepare, prepare_batch
 from vitcop_llava.comparison.costs import CostCounter, Sizes, sizes_of
 from vitcop_llava.comparison.questions import Fault, Item
@@ -18,6 +19,9 @@ from vitcop_llava.comparison.variants import Variant
 from vitcop_llava.loading import Loaded
 from vitcop_llava.pruner import Pruner, prune
 from vitcop_llava.video_support import Sampling
+
+MAX_BYTES = 4 * 2**30
+"""Of all answers."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +44,26 @@ class Answered:
 class AnswerFile:
     """Answers as JSON lines: first what was asked of what, then a line for each question.
 
+    The file gets its name when it is `finish`ed; until then its lines are in ``NAME.partial``.
+
     Args:
         path: The file.
         header: What identifies the run.
         batches: The questions as they are asked; what an interruption left of a batch is asked again.
-        resume: Take over what an earlier run of the same header wrote; otherwise the file is made anew.
+        resume: Take over what an earlier run of the same header wrote, if there is one.
 
     Raises:
-        ValueError: There is no such file to resume, or it is of another run.
+        ValueError: What is there is of another run.
         OSError: The file cannot be written.
     """
 
     def __init__(
         self, path: Path, header: Mapping[str, Any], batches: Sequence[Sequence[Item]], *, resume: bool
     ) -> None:
-        self._path = path
         written = _read(path, header) if resume else {}
         numbers = [[item.number for item in batch] for batch in batches]
         self._lines = {n: written[n] for batch in numbers if all(n in written for n in batch) for n in batch}
-        # Written beside the old one first, so that an interruption here loses nothing.
-        whole = [json.dumps(header), *map(json.dumps, self._lines.values())]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(f"{line}\n" for line in whole))
-        fresh.replace(path)
+        self._journal = Journal(path, [dict(header), *self._lines.values()])
 
     def found(self, items: Sequence[Item]) -> list[Answered | Fault] | None:
         """The results of a batch; None where it was not asked yet."""
@@ -72,27 +73,27 @@ class AnswerFile:
 
     def add(self, results: Sequence[Answered | Fault]) -> None:
         """Appends the results of a batch, on the disk when this returns."""
-        with self._path.open("a") as stream:
-            stream.writelines(json.dumps(_stored(result)) + "\n" for result in results)
+        self._journal.add(*map(_stored, results))
+
+    def finish(self) -> None:
+        """Gives the file its name: all answers are in it."""
+        self._journal.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._journal.close()
 
 
 def _read(path: Path, header: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    try:
-        first, *lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"resume: there is nothing to resume in {path}") from error
-    if _parsed(first) != json.loads(json.dumps(header)):
-        raise ValueError(f"resume: {path} is of a run with other settings, questions or versions")
-    parsed = [_parsed(line) for line in lines]
-    return {line["number"]: line for line in parsed if isinstance(line, dict) and isinstance(line.get("number"), int)}
-
-
-def _parsed(line: str) -> Any:
-    """A line's content; None for a torn one."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    found = next((each for each in (partial_path(path), path) if each.exists()), None)
+    first, *lines = (lines_of(found, MAX_BYTES) if found else None) or [None]
+    if first is None:  # nothing was begun, or the run ended before its first line was written
+        return {}
+    if first != json.loads(json.dumps(header)):
+        raise ValueError(f"resume: {found} is of a run with other settings, questions or versions")
+    return {line["number"]: line for line in lines if isinstance(line, dict) and isinstance(line.get("number"), int)}
 
 
 def _stored(result: Answered | Fault) -> dict[str, Any]:

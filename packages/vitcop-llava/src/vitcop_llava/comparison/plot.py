@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import IO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +13,12 @@ from vitcop_llava.comparison.result import Row
 _MARKERS = "osD^vPX*<>"
 
 
-def draw_tradeoff(compared: Row, target: Path, title: str = "") -> None:
+def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
     """Writes a PNG.
 
     Args:
         compared: The ``comparison`` of a result.
-        target: The file.
+        target: Where the PNG goes.
         title: Above the picture.
 
     Raises:
@@ -44,7 +44,7 @@ def draw_tradeoff(compared: Row, target: Path, title: str = "") -> None:
     axes.grid(alpha=0.3)
     # Below the axes: lines may lie anywhere inside them.
     figure.legend(fontsize="small", loc="outside lower center", ncols=3)
-    figure.savefig(target, dpi=120)
+    figure.savefig(target, format="png", dpi=120)
 
 
 def _ticks(tokens: list[float]) -> list[int]:

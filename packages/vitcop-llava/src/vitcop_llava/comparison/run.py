@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vitcop_core.files import write_json, write_text, write_whole
 from vitcop_llava.comparison import ANSWERS, PLOT, REPORT, RESULT
 from vitcop_llava.comparison.answers import AnswerFile, Asker, ask_all
 from vitcop_llava.comparison.questions import Fault, QuestionSet, chunks
@@ -71,7 +71,7 @@ def run(
         ``comparison``, which is the same in every run on the same machine, and ``timing``, which is not, or None.
 
     Raises:
-        ValueError: No variant fits the model, no question can be asked, or there is nothing to resume.
+        ValueError: No variant fits the model, no question can be asked, or what is to be resumed is of another run.
         OSError: The answers cannot be written.
     """
     found = {variant.name: find_problem(variant, loaded.model) for variant in variants}
@@ -86,16 +86,17 @@ def run(
     header |= {"max_new_tokens": options.max_new_tokens, "variants": {each.name: repr(each.method) for each in able}}
     header |= {"sampling": asdict(options.sampling), "packages": environment()["packages"]}
     asker = Asker(loaded, able, options.max_new_tokens, options.sampling)
-    file = AnswerFile(folder / ANSWERS, header, batches, resume=resume)
-    with _bar(len(questions.items), "questions") as bar:
-        for batch in ask_all(asker, batches, file):
-            for result in batch:
-                if isinstance(result, Fault):
-                    on_fault(result)
-            results.add(batch)
-            bar.update(len(batch))
-    if not results.answered:
-        raise ValueError(f"none of {len(questions.items)} questions could be asked; {results.faults[0].error}")
+    with AnswerFile(folder / ANSWERS, header, batches, resume=resume) as file:
+        with _bar(len(questions.items), "questions") as bar:
+            for batch in ask_all(asker, batches, file):
+                for result in batch:
+                    if isinstance(result, Fault):
+                        on_fault(result)
+                results.add(batch)
+                bar.update(len(batch))
+        if not results.answered:
+            raise ValueError(f"none of {len(questions.items)} questions could be asked; {results.faults[0].error}")
+        file.finish()
     size = loaded.dtype.itemsize
     compared = {"model": dict(model), "batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
     compared |= comparison(results, loaded.parts, size, options.seed, questions)
@@ -121,7 +122,7 @@ def _bar(total: int, what: str) -> tqdm[Any]:
 
 
 def write(folder: Path, result: Row, title: str) -> None:
-    """Writes the numbers, the report and the plot.
+    """Writes the numbers, the report and the plot, each whole or not at all.
 
     Args:
         folder: Where.
@@ -133,7 +134,7 @@ def write(folder: Path, result: Row, title: str) -> None:
     """
     from vitcop_llava.comparison.plot import draw_tradeoff  # matplotlib takes a while to import
 
-    (folder / RESULT).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    # A file name may hold what is no text.
-    (folder / REPORT).write_text(markdown(result), encoding="utf-8", errors="backslashreplace")
-    draw_tradeoff(result["comparison"], folder / PLOT, title)
+    write_json(folder / RESULT, result)
+    write_text(folder / REPORT, markdown(result))
+    with write_whole(folder / PLOT) as stream:
+        draw_tradeoff(result["comparison"], stream, title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from vitcop_core.files import write_bytes
 from vitcop_llava.demo.questions import vocabulary
 
 PATCH_SIZE = 14
@@ -139,5 +141,9 @@ def initialised_model(grid: int) -> LlavaForConditionalGeneration:
 def save_demo(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Writes weights (safetensors), configuration and processor as ``from_pretrained`` reads them."""
     model.generation_config.update(pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with TemporaryDirectory() as name:
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(Path(name).iterdir()):
+            write_bytes(folder / path.name, path.read_bytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import transformers
+
+from vitcop_core.journal import Journal
 
 NOTE = "the stages not run here were run before, as the lines above say"
 """What stands in the log of a run that starts from another's weights."""
@@ -20,6 +21,8 @@ NOTE = "the stages not run here were run before, as the lines above say"
 def training_log(args: argparse.Namespace, paths: Collection[str]) -> Iterator[Callable[..., None]]:
     """Writes ``training.log`` into the folder ``args.out``, and first the settings and versions.
 
+    Until the block ends without an error it is ``training.log.partial``.
+
     Args:
         args: The settings.
         paths: Names of those that say where something lies; they are left out.
@@ -28,13 +31,13 @@ def training_log(args: argparse.Namespace, paths: Collection[str]) -> Iterator[C
         What writes a line of named values.
     """
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "training.log").open("w", buffering=1) as stream:
+    with Journal(args.out / "training.log") as journal:
 
         def log(**fields: object) -> None:
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()}
-            stream.write(json.dumps(rounded) + "\n")
+            journal.add({k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()})
 
         settings = {name: str(value) for name, value in vars(args).items() if name not in paths}
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
         log(stage="start", settings=settings, versions=versions, machine=platform.machine())
         yield log
+        journal.finish()
