@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from vitcop_core.journal import partial_path
 from vitcop_llava import tile_image
 from vitcop_llava.cli import app
 from vitcop_llava.cli.batch import MAX_LINE
+from vitcop_llava.cli.results import Output
 from vitcop_llava.loading import load
 from vitcop_llava.processors import ModelError
 
@@ -196,3 +198,121 @@ def test_show_draws_an_image_in_tiles(next_checkpoint: Path, images: list[Path],
     with Image.open(out) as picture:
         assert picture.width > 4 * 200
         assert len(picture.getcolors(2**20) or ()) > 100
+
+
+@pytest.fixture
+def three(images: list[Path], write: Any) -> Path:
+    found: Path = write(*({"image": str(path), "question": QUESTION, "id": path.stem} for path in images))
+    return found
+
+
+def interrupted(arguments: list[object], after: int, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """A run that ends as by Ctrl-C once that many results are written."""
+    add, written = Output.add, list[Any]()
+
+    def count(self: Output, result: dict[str, Any]) -> None:
+        add(self, result)
+        written.append(result)
+        if len(written) == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "add", count)
+        return run(*arguments)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_batch_resumes_with_every_line_once(
+    checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments: list[object] = ["--batch", three, "--out", out, "--model", checkpoint, "--retain", "20%"]
+    stopped = interrupted(arguments, after, monkeypatch)
+    assert stopped.exit_code != 0
+    assert "the same command with --resume goes on" in " ".join(stopped.stderr.split())
+    assert not out.exists()
+    before = results(partial_path(out).read_text())[1:]
+    assert [line["line"] for line in before] == [*range(1, after + 1)]
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "--resume goes on with it, --force starts again" in " ".join(refused.stderr.split())
+    assert run(*arguments, "--resume").exit_code == 0
+    after_all = results(out.read_text())
+    assert [(line["line"], line["id"]) for line in after_all] == [(1, "square"), (2, "wide"), (3, "tall")]
+    assert after_all[:after] == before  # times among it: these were not asked again
+    assert not partial_path(out).exists()
+    whole = run(*arguments, "--resume")
+    assert whole.exit_code == 2
+    assert "is whole already" in whole.stderr.replace("\n", "")
+
+
+def test_batch_resumes_from_nothing(checkpoint: Path, three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("--batch", three, "--out", out, "--model", checkpoint, "--resume").exit_code == 0
+    assert len(results(out.read_text())) == 3
+
+
+def test_batch_asks_failed_lines_again(
+    checkpoint: Path, images: list[Path], write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, out = tmp_path / "late.png", tmp_path / "out.jsonl"
+    batch = write(*({"image": str(path), "question": QUESTION} for path in (images[0], late, images[2])))
+    arguments: list[object] = ["--batch", batch, "--out", out, "--model", checkpoint]
+    interrupted(arguments, 3, monkeypatch)
+    late.write_bytes(images[1].read_bytes())
+    assert run(*arguments, "--resume").exit_code == 0
+    assert [("error" in line, line["line"]) for line in results(out.read_text())] == [
+        (False, 1),
+        (False, 2),
+        (False, 3),
+    ]
+
+
+def test_force_keeps_the_old_results_until_the_new_are_whole(
+    checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old\n")
+    arguments: list[object] = ["--batch", three, "--out", out, "--model", checkpoint]
+    interrupted([*arguments, "--force"], 2, monkeypatch)
+    assert out.read_text() == "old\n"
+    assert run(*arguments, "--resume").exit_code == 0
+    assert len(results(out.read_text())) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--retain", "1/3"], "is of a run with other options or versions"),
+        (["--compare"], "is of a run with other options or versions"),
+        (["--max-new-tokens", "4"], "is of a run with other options or versions"),
+        (["--force"], "--resume: goes on with what is there; got --force"),
+    ],
+)
+def test_batch_refuses_to_resume_another_run(
+    checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: list[str], said: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments: list[object] = ["--batch", three, "--out", out, "--model", checkpoint]
+    interrupted(arguments, 1, monkeypatch)
+    given = [*map(str, arguments), "--device", "cpu", "--max-new-tokens", "3", *changed, "--resume"]
+    result = CliRunner().invoke(app, ["ask", *given])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_batch_refuses_to_resume_other_questions(
+    checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments: list[object] = ["--batch", three, "--out", out, "--model", checkpoint]
+    interrupted(arguments, 2, monkeypatch)
+    three.write_text(three.read_text().replace("circle", "square"))
+    result = run(*arguments, "--resume")
+    assert result.exit_code == 2
+    assert "has changed since" in " ".join(result.stderr.split())
+
+
+def test_resume_goes_with_a_file(images: list[Path], three: Path) -> None:
+    assert "--resume: goes with --batch" in run(images[0], QUESTION, "--resume").stderr
+    assert "--resume: goes with --out" in run("--batch", three, "--resume").stderr

@@ -89,7 +89,6 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
     Raises:
         UserError: for a file that cannot be used, or options for videos where there is none.
     """
-    from vitcop_llava.images import read_image
     from vitcop_llava.video_support import Sampling, is_video, need_support
 
     if not has_video(paths) and (option := changed_option(sampling or Sampling())):
@@ -97,6 +96,8 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
     found: list[Medium] = []
     for path in paths:
         check_file(path)
+    from vitcop_llava.images import read_image
+
     for path in paths:
         with mistakes():
             if is_video(path):
@@ -134,10 +135,10 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     Raises:
         UserError: for one that cannot be used.
     """
-    from vitcop_llava.images import read_image
-
     for path in paths:
         check_file(path)
+    from vitcop_llava.images import read_image
+
     with mistakes():
         return [read_image(path) for path in paths]
 

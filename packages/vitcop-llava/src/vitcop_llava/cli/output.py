@@ -49,8 +49,12 @@ def print_result(content: Table | str) -> None:
         if isinstance(content, str):
             console.print(Text(printable(content)), soft_wrap=not console.is_terminal)
         elif console.is_terminal:
+            if content.title:
+                console.print(Text(str(content.title), "italic"))
             for part in _parts(content, console.width):
                 console.print(part)
+            if content.caption:
+                console.print(Text(str(content.caption), "dim italic"))
         else:
             Console(width=_UNBOUNDED).print(content, crop=False)
 
@@ -108,14 +112,14 @@ def add_row(table: Table, *cells: str, style: str | None = None) -> None:
 
 
 _UNBOUNDED = 100_000
-_LONGEST_WORD = 40
-"""Characters; a longer word, such as a path, is broken."""
+_SHORT, _LONGEST_WORD = 16, 40
+"""Characters: a cell that stays on one line, such as a number with its unit; a word that is not broken."""
 _BESIDE = 3
 """Characters around the text of a column."""
 
 
 def _parts(table: Table, width: int) -> list[Table]:
-    """The columns in as many tables as it takes for no word to be broken, each with the first column.
+    """The columns in as many tables as it takes for no cell to be torn apart, each with the first column.
 
     Args:
         table: of plain text.
@@ -128,10 +132,8 @@ def _parts(table: Table, width: int) -> list[Table]:
             groups.append([0])
         groups[-1].append(number)
     parts = []
-    for place, group in enumerate(groups):
+    for group in groups:
         part = make_table(())
-        part.title = table.title if place == 0 else None
-        part.caption = table.caption if place == len(groups) - 1 else None
         for number in group:
             column = table.columns[number]
             part.add_column(column.header, overflow="fold", no_wrap=number == 0, min_width=least[number])
@@ -143,7 +145,9 @@ def _parts(table: Table, width: int) -> list[Table]:
 
 
 def _least_width(column: Column) -> int:
-    """The width at which a column breaks no word; the first column has no line breaks."""
-    texts = [str(cell) for cell in (column.header, *column.cells)]
-    words = texts if column.no_wrap else [word for text in texts for word in text.split()]
-    return min(max(map(cell_len, words), default=0), _LONGEST_WORD)
+    """The width at which a column breaks no word and no short cell; the first column has no line breaks."""
+    least = 0
+    for text in map(str, (column.header, *column.cells)):
+        whole = column.no_wrap or cell_len(text) <= _SHORT
+        least = max(least, *map(cell_len, [text] if whole else text.split()))
+    return min(least, _LONGEST_WORD)

@@ -25,6 +25,7 @@ def read_questions(path: Path, limit: int | None) -> QuestionSet:
     Raises:
         UserError: where the file cannot be read, or has no good line.
     """
+    open_file(path, "--questions").close()  # a missing one is told of before torch is imported
     from vitcop_llava.comparison.questions import Fault, QuestionSet
 
     items, faults = list["Item"](), list[Fault]()
