@@ -23,17 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from vitcop_core.files import read_bytes
-from vitcop_llava.jpeg_files import parse_jpeg
-from vitcop_llava.picture_files import Picture, Unusable, parse_bmp, parse_gif, parse_png, parse_webp
+from vitcop_llava.jpeg_files import MAX_JPEG_PIXELS, parse_jpeg
+from vitcop_llava.picture_files import Picture, PictureError, parse_bmp, parse_gif, parse_png, parse_webp
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """What is decoded. Pillow knows many more formats, most of them rare and little tested against hostile files."""
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 40_000_000
-MAX_JPEG_PIXELS = 200_000_000
-"""Of a JPEG file, which is decoded to a half, a quarter or an eighth of its width and height above `MAX_PIXELS`."""
-
 MAX_ASPECT = 100
 """Longest side over shortest: processors scale the shortest side to a fixed size, so a line of pixels would explode."""
 
@@ -84,7 +81,7 @@ def read_image(path: str | Path) -> Image.Image:
         image = _decode(picture, kind)
     except (ImageError, MemoryError):
         raise
-    except Unusable as error:
+    except PictureError as error:
         raise ImageError(f"image: {path} {error}") from error
     # Pillow's decoders raise nearly anything for damaged data: OSError, SyntaxError, struct.error, ...
     except Exception as error:
@@ -118,8 +115,8 @@ def _parse(data: bytes) -> tuple[Picture, type[ImageFile]]:
             try:
                 return parse(data), kind
             except (struct.error, IndexError) as error:
-                raise Unusable(f"is damaged or truncated ({error})") from error
-    raise Unusable(f"is not an image that can be read; expected {', '.join(FORMATS)}")
+                raise PictureError(f"is damaged or truncated ({error})") from error
+    raise PictureError(f"is not an image that can be read; expected {', '.join(FORMATS)}")
 
 
 def _check_size(path: str | Path, picture: Picture) -> None:
@@ -137,7 +134,7 @@ def _decode(picture: Picture, kind: type[ImageFile]) -> Image.Image:
     # Not by Image.open, which tries formats, and has a limit on pixels of its own.
     with kind(BytesIO(picture.data)) as image:
         if image.size != picture.size:
-            raise Unusable(f"is damaged or truncated (its size is {image.size} and {picture.size})")
+            raise PictureError(f"is damaged or truncated (its size is {image.size} and {picture.size})")
         width, height = picture.size
         shrink = next(by for by in (1, 2, 4, 8) if -(-width // by) * -(-height // by) <= MAX_PIXELS)
         if shrink > 1:

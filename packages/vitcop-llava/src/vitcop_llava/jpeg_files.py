@@ -7,12 +7,14 @@ import struct
 from dataclasses import dataclass
 
 from vitcop_llava.orientation import exif_orientation, xmp_orientation
-from vitcop_llava.picture_files import Picture, Unusable
+from vitcop_llava.picture_files import Picture, PictureError
+
+MAX_JPEG_PIXELS = 200_000_000
 
 MAX_SEGMENTS = 10_000
 """Marker segments, tables and scans among them. A 64 MiB file of the longest that there can be has about 1,000."""
 
-MAX_VISITS = 50_000_000
+MAX_VISITS = 30_000_000
 """Blocks of 8 x 8 pixels that all scans together go through. Ten scans of 40 megapixels in colour take 10 million."""
 
 MAX_COEFFICIENTS = 400 * 2**20
@@ -39,7 +41,7 @@ def parse_jpeg(data: bytes) -> Picture:
     """Find the picture of a JPEG file.
 
     Raises:
-        Unusable, struct.error, IndexError: It is of a rare kind, too costly to decode, or damaged.
+        PictureError, struct.error, IndexError: It is of a rare kind, too costly to decode, or damaged.
     """
     view, kept, start, position = memoryview(data), list[memoryview](), 0, 2
     frame, scans, visits, orientations = None, 0, 0, dict[bytes, int | None]()
@@ -57,8 +59,8 @@ def parse_jpeg(data: bytes) -> Picture:
             frame = _read_frame(code, content, frame)
         elif code == _SOS:
             if frame is None:
-                raise Unusable("is damaged or truncated (it has no size)")
-            scans, visits = scans + 1, visits + _scan_blocks(content, frame, scans)
+                raise PictureError("is damaged or truncated (it has no size)")
+            scans, visits = scans + 1, visits + _scan_blocks(content, frame)
         elif code == _COM or (0xE0 <= code <= 0xEF and not _decides_colours(code, content)):
             kept.append(view[start : match.start()])
             start = position
@@ -67,10 +69,13 @@ def parse_jpeg(data: bytes) -> Picture:
                 read = exif_orientation if name == b"Exif" else xmp_orientation
                 orientations.setdefault(name, read(bytes(content)))
     else:
-        raise Unusable(f"must have at most {MAX_SEGMENTS:,} marker segments, and has more; save it again without them")
+        raise PictureError(
+            f"must have at most {MAX_SEGMENTS:,} marker segments, and has more; save it again without them"
+        )
     if frame is None:
-        raise Unusable("is damaged or truncated (it has no size)")
-    _check_cost(frame, scans, visits)
+        raise PictureError("is damaged or truncated (it has no size)")
+    if frame.width * frame.height <= MAX_JPEG_PIXELS:  # or that is what is said
+        _check_cost(frame, scans, visits)
     found = [orientations.get(b"Exif"), *orientations.values()]
     kept.append(view[start:end])
     return Picture("JPEG", (frame.width, frame.height), b"".join(kept), next(filter(None, found), 1))
@@ -79,38 +84,38 @@ def parse_jpeg(data: bytes) -> Picture:
 def _read_frame(code: int, content: memoryview, before: _Frame | None) -> _Frame:
     if code not in _READ_FRAMES:
         kind = "arithmetic coding" if code > 0xC8 else "lossless or hierarchical coding"
-        raise Unusable(f"must be a baseline or progressive JPEG file, got one in {kind}; save it again")
+        raise PictureError(f"must be a baseline or progressive JPEG file, got one in {kind}; save it again")
     if before is not None:
-        raise Unusable("must hold one picture, and has several layers; save it again")
+        raise PictureError("must hold one picture, and has several layers; save it again")
     _, height, width, count = struct.unpack_from(">BHHB", content)
     parts = [struct.unpack_from(">BBB", content, 6 + 3 * number) for number in range(count)]
     wide = max((sampling >> 4 for _, sampling, _ in parts), default=0)
     high = max((sampling & 15 for _, sampling, _ in parts), default=0)
     if not (width and height and wide and high):
-        raise Unusable("is damaged or truncated (it has no size)")
+        raise PictureError("is damaged or truncated (it has no size)")
     units = -(-width // (8 * wide)) * -(-height // (8 * high))
     blocks = {number: units * (sampling >> 4) * (sampling & 15) for number, sampling, _ in parts}
     return _Frame(width, height, blocks, _READ_FRAMES[code])
 
 
-def _scan_blocks(content: memoryview, frame: _Frame, scans: int) -> int:
-    """The blocks that a scan goes through: of an ordinary file, those of the only one."""
+def _scan_blocks(content: memoryview, frame: _Frame) -> int:
+    """The blocks that a scan goes through."""
     parts = content[1 : 1 + 2 * content[0] : 2]
     return sum(frame.blocks.get(number, 0) for number in parts)
 
 
 def _check_cost(frame: _Frame, scans: int, visits: int) -> None:
     whole = sum(frame.blocks.values())
-    if visits > max(MAX_VISITS, whole):
-        raise Unusable(
-            f"must take fewer scans for its size: {scans:,} scans go through {visits / 1e6:,.0f} million blocks, and at "
-            f"most {MAX_VISITS / 1e6:.0f} million are read; save it again as a baseline JPEG file"
+    if visits > MAX_VISITS:
+        raise PictureError(
+            f"must take fewer scans for its size: {scans:,} scans go through {visits / 1e6:,.0f} million blocks, and "
+            f"at most {MAX_VISITS / 1e6:.0f} million are read; save it again as a baseline JPEG file"
         )
     if (frame.is_progressive or scans > 1) and whole * 128 > MAX_COEFFICIENTS:
-        raise Unusable(
-            f"must have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full colour as a progressive JPEG "
-            f"file, got {frame.width} x {frame.height} ({frame.width * frame.height / 1e6:.0f} megapixels); save it "
-            "again as a baseline JPEG file"
+        raise PictureError(
+            f"must have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full colour as a progressive "
+            f"JPEG file, got {frame.width} x {frame.height} ({frame.width * frame.height / 1e6:.0f} megapixels); save "
+            "it again as a baseline JPEG file"
         )
 
 

@@ -22,7 +22,7 @@ MAX_RLE_PIXELS, MAX_RLE_BYTES = 10_000_000, 4 * 2**20
 """Of a run-length coded BMP file, which Pillow decodes slowly."""
 
 
-class Unusable(ValueError):
+class PictureError(ValueError):
     """A file that is not decoded; the message goes on after the file's name."""
 
 
@@ -49,7 +49,7 @@ def parse_png(data: bytes) -> Picture:
     """Find the default picture of a PNG file.
 
     Raises:
-        Unusable, struct.error: It has too many chunks, or is damaged.
+        PictureError, struct.error: It has too many chunks, or is damaged.
     """
     view, kept, position, blocks = memoryview(data), [data[:8]], 8, 0
     frames, found = 0, dict[bytes, bytes]()
@@ -71,7 +71,7 @@ def parse_png(data: bytes) -> Picture:
             break
     kind, width, height = struct.unpack_from(">4sII", data, 12)
     if kind != b"IHDR":
-        raise Unusable("is damaged or truncated (it does not begin with its size)")
+        raise PictureError("is damaged or truncated (it does not begin with its size)")
     return Picture("PNG", (width, height), b"".join(kept), _png_orientation(found), frames > 1)
 
 
@@ -99,7 +99,7 @@ def parse_gif(data: bytes) -> Picture:
     """Find the first picture of a GIF file.
 
     Raises:
-        Unusable, IndexError, struct.error: It has no picture, too many blocks, or is damaged.
+        PictureError, IndexError, struct.error: It has no picture, too many blocks, or is damaged.
     """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     start = position = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
@@ -125,7 +125,7 @@ def parse_gif(data: bytes) -> Picture:
             break
         _check_count(blocks, MAX_BLOCKS, "blocks before its picture")
     if not first:
-        raise Unusable("is damaged or truncated (it holds no picture)")
+        raise PictureError("is damaged or truncated (it holds no picture)")
     return Picture("GIF", (width, height), first)
 
 
@@ -136,14 +136,14 @@ def _after_blocks(data: bytes, position: int, limit: int) -> tuple[int, int]:
         position += 1 + length
         if not length:
             return min(position, len(data)), count + 1
-    raise Unusable(f"must have at most {limit:,} blocks in one chain, and has more")
+    raise PictureError(f"must have at most {limit:,} blocks in one chain, and has more")
 
 
 def parse_webp(data: bytes) -> Picture:
     """Find the first picture of a WebP file.
 
     Raises:
-        Unusable, struct.error: It has no picture, too many chunks, or is damaged.
+        PictureError, struct.error: It has no picture, too many chunks, or is damaged.
     """
     view, kept, position, blocks, frames = memoryview(data), list[bytes | memoryview](), 12, 0, 0
     size: tuple[int, int] | None = None
@@ -164,7 +164,7 @@ def parse_webp(data: bytes) -> Picture:
         elif kind in (b"EXIF", b"XMP "):
             found.setdefault(kind, bytes(chunk[8:]))
     if size is None:
-        raise Unusable("is damaged or truncated (it holds no picture)")
+        raise PictureError("is damaged or truncated (it holds no picture)")
     body = b"".join(kept)
     orientation = exif_orientation(found.get(b"EXIF", b"")) or xmp_orientation(found.get(b"XMP ", b"")) or 1
     return Picture("WEBP", size, struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body, orientation, frames > 1)
@@ -185,7 +185,7 @@ def parse_bmp(data: bytes) -> Picture:
     """Find the size of a BMP file.
 
     Raises:
-        Unusable, struct.error: It is run-length coded and large, or damaged.
+        PictureError, struct.error: It is run-length coded and large, or damaged.
     """
     (header,) = struct.unpack_from("<I", data, 14)
     if header == 12:
@@ -194,7 +194,7 @@ def parse_bmp(data: bytes) -> Picture:
     width, height, _, _, compression = struct.unpack_from("<IiHHI", data, 18)
     height = abs(height)  # negative where the first row is at the top
     if compression in (1, 2) and (width * height > MAX_RLE_PIXELS or len(data) > MAX_RLE_BYTES):
-        raise Unusable(
+        raise PictureError(
             f"must have at most {MAX_RLE_PIXELS / 1e6:.0f} megapixels in {MAX_RLE_BYTES // 2**20} MiB as a run-length "
             f"coded BMP file, got {width} x {height} in {len(data):,} bytes; save it as PNG"
         )
@@ -203,4 +203,4 @@ def parse_bmp(data: bytes) -> Picture:
 
 def _check_count(count: int, limit: int, what: str) -> None:
     if count > limit:
-        raise Unusable(f"must have at most {limit:,} {what}, and has more; save it again without them")
+        raise PictureError(f"must have at most {limit:,} {what}, and has more; save it again without them")
