@@ -121,7 +121,7 @@ def read_header(stream: BinaryIO) -> Header:
         metadata = {str(name): str(value) for name, value in found.pop("__metadata__", {}).items()}
         tensors = {str(name): _entry(entry) for name, entry in found.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamageError("a whole safetensors file; its header is none") from error
+        raise DamageError("a whole safetensors file; its header is not a prefix's") from error
     end = 0
     for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.stop)):
         if entry.start != end or entry.stop - end != math.prod(entry.shape) * entry.dtype.itemsize:
