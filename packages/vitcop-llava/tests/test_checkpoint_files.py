@@ -200,7 +200,6 @@ def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Pa
         (("patch_size",), 10**9),
         (("patch_size",), "x"),
         (("num_additional_image_tokens",), 10**9),
-        (("image_token",), 5),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_read_image_turns_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["little", "big", "xmp"])
 def test_read_image_turns_as_pillow_does(tmp_path: Path, suffix: str, value: int, how: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    exif, path, given = Image.Exif(), tmp_path / f"turned.{suffix}", dict[str, object]()
+    exif, path, given = Image.Exif(), tmp_path / f"turned.{suffix}", dict[str, Any]()
     if how == "xmp":
         text = f'<rdf:Description tiff:Orientation="{value}"/>'
         info = PngInfo()
@@ -149,7 +150,7 @@ def test_read_image_takes_the_first_frame(tmp_path: Path) -> None:
 def test_read_image_says_that_a_picture_moves(tmp_path: Path, suffix: str, mode: str) -> None:
     frames = [Image.new(mode, (9, 9), color) for color in (RED, (0, 0, 255), (9, 99, 9))]
     path, still = tmp_path / f"moving.{suffix}", tmp_path / f"still.{suffix}"
-    how = {"lossless": True} if suffix == "webp" else {}
+    how: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, **how)
     with pytest.warns(FirstFrameWarning, match="is animated"):
         assert read_image(path).getpixel((4, 4)) == RED

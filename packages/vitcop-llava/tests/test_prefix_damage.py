@@ -62,7 +62,8 @@ def test_file_is_one_of_safetensors(prefix: ImagePrefix, whole: bytes, tmp_path:
     (tmp_path / "image").write_bytes(whole)
     tensors = load_file(tmp_path / "image")
     assert torch.equal(tensors["input_ids"], prefix.input_ids[0])
-    assert torch.equal(tensors["keys.3"], prefix.cache().layers[3].keys[0])  # type: ignore[index]
+    cache: Any = prefix.cache()
+    assert torch.equal(tensors["keys.3"], cache.layers[3].keys[0])
 
 
 def test_flipped_bit_is_found_wherever_it_is(whole: bytes, refuse: Callable[[bytes], str]) -> None:

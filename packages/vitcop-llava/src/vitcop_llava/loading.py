@@ -29,6 +29,9 @@ from vitcop_llava.families import Parts, locate
 from vitcop_llava.processors import ModelError, check_processor, read_processor
 from vitcop_llava.video_support import find_support
 
+__all__ = ["DEMO_FOLDER", "DTYPES", "WEIGHTS", "WEIGHTS_INDEX", "HubError", "Loaded", "find_device", "find_source"]
+__all__ += ["is_packaged", "load"]
+
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -249,7 +252,7 @@ def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
 
 def _build(name: str, config: PreTrainedConfig) -> nn.Module:
     """The modules of a model; of one without images, for the adapter to refuse by name."""
-    kinds = (AutoModelForImageTextToText, AutoModel)
+    kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModel)
     with torch.device("meta"):
         for kind in kinds:
             try:

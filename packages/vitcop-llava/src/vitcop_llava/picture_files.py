@@ -51,7 +51,7 @@ def parse_png(data: bytes) -> Picture:
     Raises:
         PictureError, struct.error: It has too many chunks, or is damaged.
     """
-    view, kept, position, blocks = memoryview(data), [data[:8]], 8, 0
+    view, kept, position, blocks = memoryview(data), list[bytes | memoryview]([data[:8]]), 8, 0
     frames, found = 0, dict[bytes, bytes]()
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)

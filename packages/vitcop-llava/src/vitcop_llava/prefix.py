@@ -95,7 +95,7 @@ class ImagePrefix:
             ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; an id is
                 none of the model's vocabulary; or as `cache` says.
         """
-        if not isinstance(pad_token_id, int) or isinstance(pad_token_id, bool):
+        if type(pad_token_id) is not int:
             raise TypeError(f"pad_token_id: must be a token id, got {type(pad_token_id).__name__}")
         self._check_ids("pad_token_id", [pad_token_id])
         rows = [self._follow(number, _id_list(question)) for number, question in enumerate(questions)]

@@ -83,13 +83,13 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], ki
         OSError: It cannot be written.
     """
     entries: dict[str, Any] = {"__metadata__": {kind: json.dumps({_DIGEST: _NONE} | content, allow_nan=False)}}
-    parts, end = [], 0
+    parts, end = list[memoryview](), 0
     # The widest numbers first, so that all are aligned.
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        start, end = end, end + flat.size
+        flat = _bytes_of(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
+        start, end = end, end + len(flat)
         entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
-        parts.append(memoryview(flat))
+        parts.append(flat)
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER:
@@ -100,7 +100,8 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], ki
     start, stop = _place(header)
     digest = _digest(header[:start], header[stop:], *parts)
     with write_whole(path) as stream:
-        for part in (header[:start], digest.encode(), header[stop:], *parts):
+        stream.write(header[:start] + digest.encode() + header[stop:])
+        for part in parts:
             stream.write(part)
 
 
@@ -151,7 +152,7 @@ def read_tensors(stream: BinaryIO, header: Header) -> dict[str, Tensor]:
         DamageError: It differs.
     """
     content = torch.empty(header.size, dtype=torch.uint8, device="cpu")
-    view = memoryview(content.numpy())
+    view = _bytes_of(content)
     start, stop = _place(header.raw)
     if _fill(stream, view) != header.size or stream.read(1):
         raise DamageError("left alone while it is read")
@@ -161,6 +162,12 @@ def read_tensors(stream: BinaryIO, header: Header) -> dict[str, Tensor]:
         name: content[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
         for name, entry in header.tensors.items()
     }
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    """The memory of a tensor of bytes."""
+    array: Any = flat.numpy()
+    return memoryview(array)
 
 
 def _fill(stream: BinaryIO, view: memoryview) -> int:
