@@ -142,5 +142,5 @@ def test_placeholders_that_are_no_whole_images_are_refused(next_model: Any, next
 def test_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     Image.new("1", (20000, 20000)).save(path)
-    with pytest.raises(ImageError, match=r"too large to decode: .*400000000 pixels"):
+    with pytest.raises(ImageError, match=r"at most 40 megapixels, got 20000 x 20000"):
         read_image(path)

@@ -140,3 +140,17 @@ def test_prompt_that_begins_otherwise_is_refused(prefix: ImagePrefix) -> None:
         prefix.inputs([row])
     with pytest.raises(ValueError, match="question 0 must hold no image beside the prefix's"):
         prefix.inputs([[*row, 5, 99, 6]])
+
+
+@pytest.mark.parametrize("token", [10**400, 2**63, 100, -1, -(2**70)], ids=["huge", "long", "next", "negative", "low"])
+def test_id_outside_the_vocabulary_is_refused(prefix: ImagePrefix, token: int) -> None:
+    with pytest.raises(ValueError, match="pad_token_id: must be ids from 0 to 99, got "):
+        prefix.inputs([[5], [5, 6]], pad_token_id=token)
+    with pytest.raises(ValueError, match="questions: must be ids from 0 to 99, got "):
+        prefix.inputs([[5, token], [6]])
+
+
+@pytest.mark.parametrize("token", [None, True, 1.0, "0"])
+def test_padding_that_is_no_id_is_refused(prefix: ImagePrefix, token: Any) -> None:
+    with pytest.raises(TypeError, match="pad_token_id: must be a token id, got "):
+        prefix.inputs([[5]], pad_token_id=token)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
+from vitcop_llava.sealed_file import write_sealed
 
 Make = Callable[..., Tensor]
 QUESTIONS = [[5, 6, 7, 8], [9], [10, 11]]
@@ -43,7 +44,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], No
         content = json.loads(handle.metadata()["vitcop-image-prefix"])
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors, content)
-    save_file(tensors, path, {"vitcop-image-prefix": json.dumps(content)})
+    del content["sha256"]  # another one is written
+    write_sealed(path, tensors, "vitcop-image-prefix", content)
 
 
 @pytest.mark.parametrize("parts", [("image",), (3, "image", 4, "image", 2)], ids=str)
@@ -147,7 +149,7 @@ def test_missing_file_is_named(model: Any, budget: Any, tmp_path: Path) -> None:
 
 
 def test_folder_that_is_not_there_is_named(prefix: ImagePrefix, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="cannot write"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         prefix.save(tmp_path / "nowhere" / "image.safetensors")
 
 
@@ -166,19 +168,20 @@ def test_foreign_file_is_refused(model: Any, path: Path, budget: Any) -> None:
     save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"its metadata must be that of a vitcop-image-prefix, got \['format'\]"):
         ImagePrefix.load(path, model, budget())
-    for text in ("no JSON", "[]", "[" * 100_000, '{"version": 99}'):
+    for text in ("no JSON", "[]", "[" * 100_000, '{"version": 99}', '{"version": true}', '{"version": 3.0}'):
         save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": text})
-        with pytest.raises(ValueError, match=r"version must be 2, got (None|99)"):
+        with pytest.raises(ValueError, match=r"version must be 3, got (None|99|True|3.0)"):
             ImagePrefix.load(path, model, budget())
-    save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": '{"version": 2, "identity": 1}'})
+    save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": '{"version": 3, "identity": 1}'})
     with pytest.raises(ValueError, match="its metadata must be JSON with identity, groups, report"):
         ImagePrefix.load(path, model, budget())
 
 
 def test_file_of_an_older_version_is_refused_with_the_remedy(model: Any, path: Path, budget: Any) -> None:
-    rewrite(path, lambda tensors, content: content.update(version=1))
-    with pytest.raises(ValueError, match="version must be 2, got 1; make the prefix again with encode_image"):
-        ImagePrefix.load(path, model, budget())
+    for version in (0, 1, 2):
+        save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": json.dumps({"version": version})})
+        with pytest.raises(ValueError, match=f"version must be 3, got {version}; make the prefix again with encode_i"):
+            ImagePrefix.load(path, model, budget())
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str]] = {
@@ -207,6 +210,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
     "plan": (lambda t, c: c["report"]["row"]["plan"].update(units=[-1]), "its report must be"),
     "stage": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(stage="x"), "its report must be"),
     "ratio": (lambda t, c: c["report"].update(distance_ratio="far"), "its report must be"),
+    "whole-ratio": (lambda t, c: c["report"].update(distance_ratio=1), "its report must be"),
+    "count": (lambda t, c: c["report"]["row"].update(images=2**40), "its report must be"),
+    "keep": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(keep=2**40), "its report must be"),
+    "layers": (lambda t, c: c["report"]["row"]["plan"].update(num_layers=2**40), "its report must be"),
     "note": (lambda t, c: c["report"].update(note=[1]), "its report's note must be a text"),
     "class": (
         lambda t, c: c["identity"].update(model="Other"),

@@ -5,7 +5,6 @@ Nothing of a checkpoint is run: weights come from safetensors alone, and its own
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,27 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
 
+from vitcop_llava.checkpoint_files import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_config,
+    check_files,
+    check_weights,
+    find_shards,
+    read_config,
+)
 from vitcop_llava.demo.questions import vocabulary
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.processors import ModelError, check_processor, read_processor
 from vitcop_llava.video_support import find_support
 
+__all__ = ["DEMO_FOLDER", "DTYPES", "WEIGHTS", "WEIGHTS_INDEX", "HubError", "Loaded", "find_device", "find_source"]
+__all__ += ["is_packaged", "load"]
+
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -92,14 +101,24 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
 
 def _load(name: str, where: torch.device, dtype: str) -> Loaded:
     config = _read_config(name)
-    locate(_skeleton(config))  # an unsupported family is refused before gigabytes are read
+    skeleton = _skeleton(name, config)  # an unsupported family is refused before gigabytes are read
+    if Path(name).is_dir():
+        numbers = sum(weight.numel() for weight in skeleton.parameters())
+        check_weights(Path(name), numbers, getattr(config, "quantization_config", None) is not None)
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
     parts = locate(model)
     try:
         processor = read_processor(name, parts)
+    except MemoryError:
+        raise
     except Exception as error:  # as for the configuration
         raise _of_hub(name, error) or ModelError(f"model: the processor of {name} cannot be used: {error}") from error
-    check_processor(name, processor, parts)
+    try:
+        check_processor(name, processor, parts)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # whatever its settings are
+        raise ModelError(f"model: the processor of {name} cannot be used: {error}") from error
     words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
     # Or: a demo model that someone trained again.
     is_demo = is_packaged(name) or words == set(vocabulary())
@@ -158,12 +177,13 @@ def find_source(source: str | None) -> str:
 
 
 def _check_folder(folder: Path) -> None:
+    check_files(folder)
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
     if not (folder / WEIGHTS).is_file():
         if (folder / WEIGHTS_INDEX).is_file():
-            missing += [name for name in _shards(folder) if not (folder / name).is_file()]
+            missing += [name for name in find_shards(folder) if not (folder / name).is_file()]
         elif pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
             raise ModelError(
                 f"model: {folder} must hold safetensors weights ({WEIGHTS}); {pickles[0]} is a pickle, which can run "
@@ -176,23 +196,19 @@ def _check_folder(folder: Path) -> None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
+        if "config.json" not in missing:
+            _skeleton(str(folder), _read_config(str(folder)))  # a family that is not supported is worth saying first
         raise ModelError(f"model: {folder} lacks {', '.join(missing)}")
-
-
-def _shards(folder: Path) -> list[str]:
-    try:
-        names = set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values())
-        if all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names):
-            return sorted(names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise ModelError(f"model: {folder / WEIGHTS_INDEX} must map weights to safetensors files of that folder")
 
 
 def _read_config(name: str) -> PreTrainedConfig:
     try:
+        found = read_config(Path(name)) if Path(name).is_dir() else PreTrainedConfig.get_config_dict(name)[0]
+        check_config(name, found)
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return config
+    except (ModelError, MemoryError):
+        raise
     except Exception as error:  # whatever is in the file, it is the checkpoint's
         raise _of_hub(name, error) or ModelError(
             f"model: the configuration of {name} cannot be used: {error}"
@@ -217,17 +233,43 @@ def _of_hub(name: str, error: BaseException) -> Exception | None:
     return None
 
 
-def _skeleton(config: PreTrainedConfig) -> nn.Module:
-    """The model's modules without their weights; of a model without images, for the adapter to refuse by name."""
-    with torch.device("meta"):
-        try:
-            model: nn.Module = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-        except ValueError:
-            try:
-                model = AutoModel.from_config(config, trust_remote_code=False)
-            except ValueError as error:
-                raise ModelError(f"model: a {config.model_type} model is not supported: {error}") from error
+def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
+    """The model's modules without their weights, of a family that is supported.
+
+    Raises:
+        ModelError: They cannot be built.
+        TypeError, ValueError: As for `locate`.
+    """
+    model = _build(name, config)
+    try:
+        locate(model)
+    except (TypeError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # a part is not what the family has, because of some setting
+        raise ModelError(f"model: the configuration of {name} cannot be used: {_told(error)}") from error
     return model
+
+
+def _build(name: str, config: PreTrainedConfig) -> nn.Module:
+    """The modules of a model; of one without images, for the adapter to refuse by name."""
+    kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModel)
+    with torch.device("meta"):
+        for kind in kinds:
+            try:
+                model: nn.Module = kind.from_config(config, trust_remote_code=False)
+                return model
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever the settings are, they are the checkpoint's
+                if not str(error).startswith("Unrecognized configuration class"):
+                    raise ModelError(f"model: the configuration of {name} cannot be used: {_told(error)}") from error
+    raise ModelError(f"model: a {config.model_type} model is not supported")
+
+
+def _told(error: Exception) -> str:
+    """An error's own words, after its kind where they say little: a key, or nothing."""
+    kind = type(error).__name__
+    return f"{kind}: {error}" if isinstance(error, KeyError | AssertionError | AttributeError) else str(error) or kind
 
 
 def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> torch.dtype | str:
@@ -243,7 +285,7 @@ def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # whatever is in the files, it is the checkpoint's
         raise _of_hub(name, error) or ModelError(f"model: the weights of {name} cannot be used: {error}") from error
     model, info = loaded
     # transformers fills in what is missing with random numbers, and the model then answers nonsense.

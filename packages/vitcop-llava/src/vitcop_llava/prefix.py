@@ -47,7 +47,7 @@ class ImagePrefix:
     ) -> None:
         self.input_ids, self.method, self.report = input_ids, report.method, report
         self._layers, self._identity, self._image_token_id = tuple(layers), identity, parts.image_token_id
-        self._base = ref(parts.base)
+        self._base, self._words = ref(parts.base), parts.config.vocab_size
 
     def __repr__(self) -> str:
         images = sum(row.images for row in self.report.rows)
@@ -91,11 +91,16 @@ class ImagePrefix:
             cache as ``past_key_values``.
 
         Raises:
-            TypeError: ``questions`` are not lists of token ids.
-            ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; or as
-                `cache` says.
+            TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is none.
+            ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; an id is
+                none of the model's vocabulary; or as `cache` says.
         """
+        if type(pad_token_id) is not int:
+            raise TypeError(f"pad_token_id: must be a token id, got {type(pad_token_id).__name__}")
+        self._check_ids("pad_token_id", [pad_token_id])
         rows = [self._follow(number, _id_list(question)) for number, question in enumerate(questions)]
+        for row in rows:
+            self._check_ids("questions", row)
         if not rows:
             raise ValueError("questions: must hold at least one question, got none")
         longest, length = max(map(len, rows)), self.input_ids.shape[1]
@@ -109,17 +114,22 @@ class ImagePrefix:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the prefix to a safetensors file, replacing one that is there.
+        """Write the prefix to a safetensors file, whole or not at all, with a digest of all that is in it.
+
+        Args:
+            path: Replaced if it is there. A symbolic link is followed; a new file gets the permissions that the umask
+                allows.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: It cannot be written: there is no such folder, the name is none that a file can have, it is that of
+                a folder, pipe or device, the disk is full, and so on.
         """
-        write_prefix(Path(path), StoredPrefix(self.input_ids, self._layers, self.report, self._identity))
+        write_prefix(path, StoredPrefix(self.input_ids, self._layers, self.report, self._identity))
 
     @classmethod
     @torch.inference_mode(False)
     def load(cls, path: str | Path, model: nn.Module, method: Method | None = None) -> Self:
-        """Reads a prefix onto the devices of ``model``, after checking that it belongs there.
+        """Read a prefix onto the devices of ``model``, after checking that it is whole and belongs there.
 
         Model class, configuration, samples of the weights, adapters in effect, dtype and method have to be those that
         it was made with.
@@ -131,12 +141,13 @@ class ImagePrefix:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is damaged or no prefix, or was made under another model, method or dtype (the message
-                says what differs); or no method is given, and the model is not being pruned.
+            ValueError: The file is damaged, no prefix, no regular file or cannot be opened; it was made under another
+                model, method or dtype (the message says what differs); or no method is given, and the model is not
+                being pruned.
         """
         parts = locate(model)
         settings, _ = _settings_for(parts, method)
-        found = read_prefix(Path(path), model, parts, settings)
+        found = read_prefix(path, model, parts, settings)
         return cls(found.input_ids, found.layers, found.report, found.identity, parts)
 
     def _follow(self, number: int, ids: list[int]) -> list[int]:
@@ -158,6 +169,11 @@ class ImagePrefix:
         if not ids:
             raise ValueError(f"questions: question {number} must hold at least one token after the prefix, got none")
         return ids
+
+    def _check_ids(self, name: str, ids: list[int]) -> None:
+        if outside := [token for token in ids if not 0 <= token < self._words]:
+            got = outside[0] if abs(outside[0]) < 2**63 else f"one of {outside[0].bit_length()} bits"
+            raise ValueError(f"{name}: must be ids from 0 to {self._words - 1}, got {got}")
 
     def _runs(self, ids: list[int]) -> Iterator[tuple[int, int]]:
         """Each token with the index after it; adjacent placeholders, however many, are one."""

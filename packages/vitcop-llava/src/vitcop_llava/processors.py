@@ -13,6 +13,9 @@ from vitcop_llava.families.base import Video
 from vitcop_llava.tiling import Tiling
 from vitcop_llava.video_support import need_support
 
+MAX_SIDE = 4096
+"""Of a picture, a patch or a tile that a model looks at, in pixels."""
+
 
 class ModelError(ValueError):
     """A model that cannot be used, or a place that holds none: the message says why."""
@@ -58,6 +61,7 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
     words = parts.config.vocab_size
     if len(processor.tokenizer) > words:
         raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
+    _check_numbers(processor)
     _check_image(processor, parts, vision.image_size)
     if parts.video is not None:
         _check_clip(processor, parts.video)
@@ -67,6 +71,22 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
         raise ModelError(
             f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
         )
+
+
+def _check_numbers(processor: Any) -> None:
+    """Raises where a processor makes pictures or prompts that no model looks at, before it makes one."""
+    images = processor.image_processor
+    points = getattr(images, "image_grid_pinpoints", None) or ()
+    found = {"image_grid_pinpoints": [side for point in points for side in point]}
+    for name in ("size", "crop_size"):
+        given = getattr(images, name, None) or {}
+        found[name] = [side for side in dict(given).values() if side is not None]
+    found |= {"patch_size": [getattr(processor, "patch_size", 1)]}
+    found |= {"num_additional_image_tokens": [getattr(processor, "num_additional_image_tokens", 0)]}
+    for name, numbers in found.items():
+        least = int(name != "num_additional_image_tokens")
+        if not all(isinstance(number, int) and least <= number <= MAX_SIDE for number in numbers):
+            raise ModelError(f"model: {name} of its processor must be {least} to {MAX_SIDE}, got {str(numbers)[:80]}")
 
 
 def _check_image(processor: Any, parts: Parts, side: int) -> None:
