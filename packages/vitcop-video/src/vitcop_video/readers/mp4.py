@@ -70,14 +70,14 @@ class _Track:
     """Claims of one track."""
 
     samples: int = 0
-    edits: int = 1
+    edits: int = 0
     chunks: int = 0
     runs: list[tuple[int, int]] = field(default_factory=list)
 
     def total(self) -> int:
         """How many entries FFmpeg may make of it."""
-        ends = [first for first, _ in self.runs[1:]] + [self.chunks + 1]
-        in_chunks = sum(max(0, end - first) * count for (first, count), end in zip(self.runs, ends, strict=True))
+        ends = [*(first for first, _ in self.runs[1:]), self.chunks + 1]
+        in_chunks = sum(max(0, end - first) * count for (first, count), end in zip(self.runs, ends, strict=False))
         return max(self.samples, in_chunks) * max(1, self.edits)
 
 
