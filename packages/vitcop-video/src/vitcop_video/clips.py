@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
@@ -89,10 +91,15 @@ def writing(
     form = MUXERS.get(path.suffix.lower())
     if form is None:
         raise ValueError(f"path: must end in one of {', '.join(MUXERS)}, got {path}")
-    with write_whole(path, overwrite=overwrite) as stream:
+    # Some options make FFmpeg open the file a second time, by its name.
+    with write_whole(path, overwrite=overwrite) as stream, TemporaryDirectory() as folder:
+        named = Path(folder) / f"clip{path.suffix}" if "movflags" in (options or {}) else None
         try:
-            with av.open(stream, "w", format=form, options=dict(options or {})) as container:
+            with av.open(str(named) if named else stream, "w", format=form, options=dict(options or {})) as container:
                 yield container
+            if named:
+                with named.open("rb") as written:
+                    shutil.copyfileobj(written, stream)
         except av.FFmpegError as error:  # as for a disk that is full
             raise OSError(error.errno, error.strerror, str(path)) from error
 

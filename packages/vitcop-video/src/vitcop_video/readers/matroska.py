@@ -17,7 +17,7 @@ MAX_HEADER = 2**18
 MAX_CUES = 4 * 2**20
 MAX_ELEMENTS = 2_000_000
 
-_SEGMENT, _CLUSTER, _CUES = 0x18538067, 0x1F43B675, 0x1C53BB6B
+SEGMENT, _CLUSTER, _CUES = 0x18538067, 0x1F43B675, 0x1C53BB6B
 _HEADERS = {0x1A45DFA3, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1254C367, 0x1043A770, 0xEC, 0xBF}
 """EBML, SeekHead, Info, Tracks, Tags, Chapters, Void, CRC-32."""
 
@@ -40,7 +40,7 @@ def is_plain(file: BinaryIO, size: int, path: Path, deadline: Deadline) -> bool:
         if found is None:
             return False
         kind, body, length = found
-        if kind == _SEGMENT:
+        if kind == SEGMENT:
             at = body
             continue
         if length == _UNKNOWN:

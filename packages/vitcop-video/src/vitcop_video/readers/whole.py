@@ -94,16 +94,26 @@ def _avi(file: BinaryIO, size: int) -> str | None:
 
 
 def _matroska(file: BinaryIO, size: int) -> str | None:
+    """Follows the elements at the top to the end, as far as they say how long they are."""
     at = 0
-    for _ in range(8):
-        found = matroska.element(file, at)
-        if found is None or found[2] < 0:
+    for _ in range(matroska.MAX_ELEMENTS):
+        if at >= size:
             return None
+        found = matroska.element(file, at)
+        if found is None:
+            return "it ends in the midst of an element" if at > size - 12 else None
         kind, body, length = found
-        if kind == 0x18538067:
-            end = body + length
-            return f"its segment should end at byte {end}, and the file has {size}" if end > size else None
-        at = body + length
+        if length >= 0 and body + length > size:
+            what = "segment" if kind == matroska.SEGMENT else "last element"
+            return f"its {what} should end at byte {body + length}, and the file has {size}"
+        if kind == matroska.SEGMENT:
+            if length >= 0:
+                return None
+            at = body
+        elif length < 0:
+            return None
+        else:
+            at = body + length
     return None
 
 
