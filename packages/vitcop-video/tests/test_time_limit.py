@@ -75,8 +75,9 @@ def test_rates_of_any_size_are_out_of_range(clip: Make, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["frames", "indices"])
 def test_counts_of_any_size_are_out_of_range(clip: Make, name: str) -> None:
+    given: dict[str, Any] = {name: 10**400 if name == "frames" else [10**400]}
     with pytest.raises(ValueError, match="must be"):
-        read_video(clip("b-frames.mp4"), **{name: 10**400 if name == "frames" else [10**400]})
+        read_video(clip("b-frames.mp4"), **given)
 
 
 def test_a_rate_of_almost_nothing_is_the_first_frame(clip: Make) -> None:

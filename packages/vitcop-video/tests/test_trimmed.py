@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitcop_video import open_video
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import WRITES_ROTATION, Clip, write_clip
 
 LONG = {"frames": 80, "rate": 25, "gop": 250}
 HEVC = {"x265-params": "log-level=none:open-gop=1:b-adapt=0:bframes=3:scenecut=0"}
@@ -41,6 +41,8 @@ def trim(source: Path, path: Path, seconds: float) -> None:
 @pytest.mark.parametrize("seconds", [1, 2.4])
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_trimmed_clip_has_the_frames_that_are_shown(tmp_path: Path, name: str, seconds: float) -> None:
+    if SOURCES[name].rotation and not WRITES_ROTATION:
+        pytest.skip("this PyAV writes no rotation")
     source = write_clip(tmp_path / name, SOURCES[name])
     path = tmp_path / f"cut-{name}"
     trim(source, path, seconds)

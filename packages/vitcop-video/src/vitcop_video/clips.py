@@ -39,6 +39,9 @@ MUXERS = {
 }
 """FFmpeg's names of containers, by the ending of a file's name."""
 
+WRITES_ROTATION = hasattr(av.VideoStream, "set_display_rotation")
+"""Whether this PyAV can say in a file which way is up; reading it needs nothing of the kind."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -108,7 +111,8 @@ def write_clip(path: Path, clip: Clip) -> Path:
     """Encode a clip into a file, whose container follows from its name; return the path.
 
     Raises:
-        ValueError: the name ends in no container's ending, or the codec is none of moving pictures.
+        ValueError: the name ends in no container's ending, the codec is none of moving pictures, or this PyAV writes no
+            rotation.
         OSError: the file cannot be written.
     """
     base = clip.time_base or Fraction(1, clip.rate)
@@ -123,6 +127,10 @@ def write_clip(path: Path, clip: Clip) -> Path:
         if clip.pixel_aspect != 1:
             stream.codec_context.sample_aspect_ratio = clip.pixel_aspect
         if clip.rotation:
+            if not WRITES_ROTATION:
+                raise ValueError(
+                    f"rotation: must be 0 with PyAV {av.__version__}, got {clip.rotation}; PyAV 17 writes it"
+                )
             stream.set_display_rotation(clip.rotation)
         patches = np.random.default_rng(0).integers(0, 40, (clip.height // 8 + 1, clip.width // 8 + 1, 3), np.uint8)
         texture = patches.repeat(8, 0).repeat(8, 1)[: clip.height, : clip.width]

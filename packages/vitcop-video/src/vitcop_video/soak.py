@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vitcop_core.files import write_bytes, write_text
-from vitcop_video.clips import Clip, damage, write_clip
+from vitcop_video.clips import WRITES_ROTATION, Clip, damage, write_clip
 from vitcop_video.machine import command_line, environment
 from vitcop_video.video import read_video
 
@@ -71,7 +71,7 @@ class Result:
 
 def make_folder(folder: Path) -> list[Path]:
     """Good files, damaged copies of them, and things that are no videos; returns what is to be read."""
-    paths = [write_clip(folder / name, clip) for name, clip in GOOD.items()]
+    paths = [write_clip(folder / name, clip) for name, clip in GOOD.items() if WRITES_ROTATION or not clip.rotation]
     for good in list(paths):
         for seed in range(DAMAGED_COPIES):
             path = folder / f"damaged-{seed}-{good.name}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitcop_video.readers.base import VideoError
 
-OLDEST = 14
+OLDEST = 15
 """The first version of PyAV that these readers were tried with."""
 
 
@@ -36,3 +36,8 @@ def promised_entries(stream: Any) -> int:
     """Return how many packets the index of a container lists; 0 where PyAV does not tell."""
     entries = getattr(stream, "index_entries", None)  # from PyAV 18 on
     return 0 if entries is None else len(entries)
+
+
+def field_order(stream: Any) -> int:
+    """Return how a stream says that its fields follow each other: 0 where none tells, 1 for none."""
+    return int(getattr(stream.codec_context, "field_order", 0))  # from PyAV 16 on

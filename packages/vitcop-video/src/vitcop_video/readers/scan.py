@@ -28,7 +28,7 @@ from vitcop_video.readers.base import (
     VideoError,
 )
 from vitcop_video.readers.index import Index, scaled_width
-from vitcop_video.readers.library import promised_entries
+from vitcop_video.readers.library import field_order, promised_entries
 from vitcop_video.readers.memory import KNOWN_DECODERS, PLAIN_PIXELS
 from vitcop_video.readers.orientation import Orientation
 
@@ -69,11 +69,15 @@ def open_container(opening: Opening, deadline: Deadline) -> InputContainer:
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     if not opening.is_confined:
         options["codec_whitelist"] = ",".join(KNOWN_DECODERS)
+    # PyAV 15 crashes over options for streams that the header does not name. Such files are read in confinement alone.
+    names_streams = opening.form in ("mov", "matroska", "avi", "gif")
+    limit = MAX_PIXELS if opening.is_confined else PLAIN_PIXELS
+    decoding = {"max_pixels": str(limit), "threads": "1"} if names_streams else {}
     return av.open(
         str(opening.path),
         format=opening.form,
         container_options=options,
-        options={"max_pixels": str(MAX_PIXELS if opening.is_confined else PLAIN_PIXELS), "threads": "1"},
+        options=decoding,
         metadata_errors="replace",
         timeout=left,
     )
@@ -158,7 +162,7 @@ def _read(container: InputContainer, opening: Opening, deadline: Deadline) -> In
         last_duration=found.last_duration,
         hides_packets=bool(found.hidden),
         is_fragmented=_name(container) == _MOV and stream.frames == 0,
-        is_interlaced=found.first.interlaced_frame or stream.codec_context.field_order > 1,
+        is_interlaced=found.first.interlaced_frame or field_order(stream) > 1,
         pixel_aspect=aspect,
         largest=found.largest,
         form=opening.form,
