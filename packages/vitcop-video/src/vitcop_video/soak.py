@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vitcop_video.clips import Clip, damage, write_clip
+from vitcop_core.files import write_bytes, write_text
+from vitcop_video.clips import WRITES_ROTATION, Clip, damage, write_clip
 from vitcop_video.machine import command_line, environment
 from vitcop_video.video import read_video
 
@@ -70,14 +71,14 @@ class Result:
 
 def make_folder(folder: Path) -> list[Path]:
     """Good files, damaged copies of them, and things that are no videos; returns what is to be read."""
-    paths = [write_clip(folder / name, clip) for name, clip in GOOD.items()]
+    paths = [write_clip(folder / name, clip) for name, clip in GOOD.items() if WRITES_ROTATION or not clip.rotation]
     for good in list(paths):
         for seed in range(DAMAGED_COPIES):
             path = folder / f"damaged-{seed}-{good.name}"
-            path.write_bytes(damage(good.read_bytes(), seed))
+            write_bytes(path, damage(good.read_bytes(), seed))
             paths.append(path)
     for name, content in {"empty.mp4": b"", "text.mp4": b"Not a video.\n" * 99}.items():
-        (folder / name).write_bytes(content)
+        write_bytes(folder / name, content)
         paths.append(folder / name)
     return [*paths, folder, folder / "missing.mp4"]
 
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = soak(make_folder(Path(folder)), args.cycles, args.backend)
     text = json.dumps({"command": command, "environment": environment()} | asdict(result), indent=1) + "\n"
     if args.out:
-        args.out.write_text(text)
+        write_text(args.out, text)
     print(text, end="")
 
 

@@ -20,7 +20,7 @@ demo_folder = Path(__file__).parent / "demo" / "weights"
 
 
 def read_clip(path: Path, sampling: Sampling) -> Clip:
-    """Reads frames of a file.
+    """Read frames of a file.
 
     Raises:
         ValueError: it cannot be read, or does not have such frames; the message names it.
@@ -35,6 +35,7 @@ def read_clip(path: Path, sampling: Sampling) -> Clip:
             start=sampling.start,
             end=sampling.end,
             backend=sampling.backend,
+            time_limit=sampling.time_limit,
         )
     except VideoError:  # it names the file
         raise
@@ -47,18 +48,24 @@ def read_clip(path: Path, sampling: Sampling) -> Clip:
 
 
 def processor(name: str) -> ClipProcessor:
-    """The processor of a checkpoint for videos."""
+    """Return the processor of a checkpoint for videos."""
     from vitcop_video.processing import ClipProcessor
 
     return ClipProcessor.from_pretrained(name)
 
 
-def write_demo(seed: int, path: Path) -> list[Question]:
-    """Draws a clip that the demo model knows into a file; returns the questions about it."""
+def write_demo(seed: int, path: Path, *, overwrite: bool = True) -> list[Question]:
+    """Draw a clip that the demo model knows into a file, whole or not at all; return the questions about it.
+
+    Raises:
+        FileExistsError: the file is there, and ``overwrite`` is false.
+        OSError: it cannot be written.
+        ValueError: its name ends in no container's ending.
+    """
     from vitcop_video.demo.events import sample_clip
     from vitcop_video.demo.files import write_demo_clip
     from vitcop_video.demo.questions import listing, questions_about
 
     clip = sample_clip(seed)
-    write_demo_clip(path, seed)
+    write_demo_clip(path, seed, overwrite=overwrite)
     return [*questions_about(clip), listing(clip)]

@@ -25,7 +25,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _PANEL = "Which frames of a video"
 Frames = Annotated[
     int | None,
-    typer.Option(metavar="N", help="So many, at equal distances; default: 8.", rich_help_panel=_PANEL, min=1),
+    typer.Option(
+        metavar="N", help="So many, at equal distances; default: 8, or all of fewer.", rich_help_panel=_PANEL, min=1
+    ),
 ]
 Fps = Annotated[float | None, typer.Option(metavar="RATE", help="So many a second.", rich_help_panel=_PANEL)]
 Indices = Annotated[str | None, typer.Option(metavar="N,N,...", help="These, counted from 0.", rich_help_panel=_PANEL)]
@@ -38,6 +40,12 @@ Start = Annotated[
 End = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="None that appear then or later.", rich_help_panel=_PANEL)
 ]
+TimeLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", help="Longest that reading one file may take; 0: no limit.", rich_help_panel=_PANEL
+    ),
+]
 Reader = Annotated[str, typer.Option(help="What decodes: auto, pyav, decord or torchcodec.", rich_help_panel=_PANEL)]
 
 
@@ -49,8 +57,9 @@ def parse_sampling(
     start: float | None,
     end: float | None,
     reader: str,
+    time_limit: float = 10.0,
 ) -> Sampling:
-    """What the options say.
+    """Return what the options say.
 
     Raises:
         UserError: for two that exclude each other, or a list that is none.
@@ -69,7 +78,9 @@ def parse_sampling(
         if not all(part.isascii() and part.isdecimal() and len(part) < 12 for part in parts):
             raise UserError(f"--indices: must be frame numbers with commas between them (0,30,60); got {indices!r}")
         numbers = tuple(map(int, parts))
-    return Sampling(frames, fps, numbers, key_frames, start, end, reader)
+    if not 0 <= time_limit <= 1_000_000:
+        raise UserError(f"--time-limit: must be from 0 to 1000000 seconds, 0 for no limit; got {time_limit:g}")
+    return Sampling(frames, fps, numbers, key_frames, start, end, reader, time_limit or None)
 
 
 def has_video(paths: Sequence[Path]) -> bool:
@@ -171,6 +182,7 @@ def describe_clip(clip: Clip) -> str:
 
 def changed_option(sampling: Sampling) -> str | None:
     """The option that the first setting other than the usual came from; None where all are as usual."""
-    names, usual = {"keyframes": "--key-frames", "backend": "--reader"}, vars(type(sampling)())
+    names = {"keyframes": "--key-frames", "backend": "--reader", "time_limit": "--time-limit"}
+    usual = vars(type(sampling)())
     changed = (name for name, value in vars(sampling).items() if value != usual[name])
     return next((names.get(name, f"--{name}") for name in changed), None)

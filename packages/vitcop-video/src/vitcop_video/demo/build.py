@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from vitcop_core.files import write_text
 from vitcop_llava.demo.build import CHAT_TEMPLATE, PATCH_SIZE, SPECIAL_TOKENS, word_tokenizer
 from vitcop_llava.demo.questions import vocabulary
 from vitcop_llava.loading import DEMO_FOLDER as IMAGE_DEMO
@@ -95,5 +96,5 @@ def save_demo(model: LlavaNextVideoForConditionalGeneration, processor: ClipProc
         "image_token": processor.image_token,
         "video_token": processor.video_token,
     }
-    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace(_IMAGES, _CLIPS + _IMAGES))
+    write_text(folder / "processor_config.json", json.dumps(settings, indent=2) + "\n")
+    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE.replace(_IMAGES, _CLIPS + _IMAGES))

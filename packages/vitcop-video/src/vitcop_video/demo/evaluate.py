@@ -8,7 +8,6 @@ make it again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from vitcop_core import ViTCoP, identity_plan
+from vitcop_core.files import write_json
 from vitcop_llava.pruner import prune
 from vitcop_video.demo import DEMO_FOLDER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         scores.append(found)
         if args.out is not None:  # after each, so that a stop leaves what there is
             result["scores"] = [asdict(row) for row in scores]
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(args.out, result)
     Console(width=140).print(table(scores, args.clips))
 
 

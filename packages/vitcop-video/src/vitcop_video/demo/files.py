@@ -10,30 +10,33 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
+from vitcop_core.files import write_whole
+from vitcop_video.clips import writing
 from vitcop_video.demo.events import render_clip, sample_clip
 from vitcop_video.demo.questions import held_out
 
 FRAMES_PER_SECOND = 2
 
 
-def write_demo_clip(path: Path, seed: int, size: int = 336) -> Path:
-    """Writes the clip of ``seed`` as H.264 at two frames a second; the container follows from the name.
+def write_demo_clip(path: Path, seed: int, size: int = 336, *, overwrite: bool = True) -> Path:
+    """Write the clip of ``seed`` as H.264 at two frames a second; the container follows from the name.
 
     Args:
-        path: Where to; a file that is there is replaced.
+        path: Where to.
         seed: As of :func:`vitcop_video.demo.events.sample_clip`.
         size: Pixels each way, even.
+        overwrite: Whether a file that is there is replaced.
 
     Returns:
         The path.
 
     Raises:
         ValueError: ``size`` is odd or not positive, or the name ends in no container's ending.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or is there and must not be replaced.
     """
     if size < 2 or size % 2:
         raise ValueError(f"size: must be positive and even, got {size}")
-    with av.open(str(path), "w") as container:
+    with writing(path, overwrite=overwrite) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "12"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
@@ -58,11 +61,11 @@ def write_questions(folder: Path, clips: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "questions.jsonl"
-    with path.open("w") as lines:
+    with write_whole(path) as lines:
         for asked in tqdm(held_out(clips), desc="clips", file=sys.stderr, disable=None):
             video = write_demo_clip(folder / f"{asked.seed}.mp4", asked.seed)
             line = {"image": str(video), "question": asked.text, "answer": asked.answer, "kind": asked.kind}
-            lines.write(json.dumps(line) + "\n")
+            lines.write(json.dumps(line).encode() + b"\n")
     return path
 
 

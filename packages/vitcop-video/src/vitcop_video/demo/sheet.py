@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vitcop_core.files import write_whole
 from vitcop_llava.drawing import FAINT
 from vitcop_llava.panels import INK, PAPER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--seed", type=int, default=0, help="which clip; training has those from 1000000 on")
     options.add_argument("--out", type=Path, required=True, help="PNG file")
     args = options.parse_args(arguments)
-    draw_sheet(args.seed).save(args.out)
+    with write_whole(args.out) as stream:
+        draw_sheet(args.seed).save(stream, format="PNG")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
+from vitcop_core.files import write_whole
 from vitcop_llava.demo.training_log import NOTE, training_log
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
 from vitcop_video.demo.language import STAGES, LanguageTrainer, clip_features
@@ -55,7 +56,8 @@ def stored_features(
         return torch.from_numpy(np.load(args.features))
     features = clip_features(model, processor, args.clips, args.device)
     if args.features is not None:
-        np.save(args.features, features.numpy())
+        with write_whole(args.features) as stream:
+            np.save(stream, features.numpy())
     return features
 
 

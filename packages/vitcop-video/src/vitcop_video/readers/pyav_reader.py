@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import cast
 
 import av
 import numpy as np
@@ -20,8 +20,11 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vitcop_video.readers.base import Backend, VideoError
-from vitcop_video.readers.index import Index, open_container, video_stream
+from vitcop_video.readers.base import Deadline, VideoError
+from vitcop_video.readers.confined import decode_confined
+from vitcop_video.readers.index import Index
+from vitcop_video.readers.memory import pixel_limit, plain_threads
+from vitcop_video.readers.scan import Opening, open_container, video_stream
 
 READ_ON = 64
 """Packets that are read and dropped rather than sought over: a seek costs about as much."""
@@ -41,33 +44,72 @@ class _Run:
     wanted: dict[int, int] = field(default_factory=dict)
 
 
-def decode(index: Index, frames: Sequence[int]) -> NDArray[np.uint8]:
-    """Upright frames, [F, H, W, 3] uint8, of ascending frame numbers without repeats.
+def decode(index: Index, frames: Sequence[int], deadline: Deadline) -> NDArray[np.uint8]:
+    """Return upright frames, [F, H, W, 3] uint8, of ascending frame numbers without repeats.
 
     Raises:
-        VideoError: a wanted frame is damaged.
+        VideoError: a wanted frame is damaged, the time is over, or it takes more memory than it may.
     """
-    width, height = index.orientation.size(index.width, index.height)
+    width, height = index.size
+    threads = plain_threads(index, len(frames) * width * height * 3)
+    if not threads:
+        return decode_confined(index, frames, deadline)
     pixels = np.empty((len(frames), height, width, 3), dtype=np.uint8)
+
+    def keep(place: int, rows: NDArray[np.uint8]) -> None:
+        index.orientation.undo(pixels[place])[...] = rows
+
+    decode_frames(index, frames, keep, deadline, threads)
+    return pixels
+
+
+def decode_frames(
+    index: Index,
+    frames: Sequence[int],
+    keep: Callable[[int, NDArray[np.uint8]], None],
+    deadline: Deadline,
+    threads: int,
+) -> None:
+    """Decode frames of ascending numbers in this process.
+
+    Args:
+        index: of the file.
+        frames: their numbers.
+        keep: is given the place of each in ``frames`` and its pixels as they are coded, [h, w, 3], made square.
+        deadline: by which it has to be done.
+        threads: how many decode.
+
+    Raises:
+        VideoError: a wanted frame is damaged, or the time is over.
+    """
     done = set()
 
-    def keep(run: _Run, frame: VideoFrame) -> None:
+    def take(run: _Run, frame: VideoFrame) -> None:
         place = run.wanted.get(frame.pts) if frame.pts is not None else None
         if place is not None:
-            pixels[place] = _upright(index, frame, frames[place])
+            keep(place, _pixels(index, frame, frames[place]))
             done.add(place)
 
-    with open_container(index.path) as container:
-        packets = _Packets(index, container, video_stream(container, index.path))
+    opening = Opening(index.path, index.form, index.is_confined)
+    with _opened(opening, deadline) as container:
+        packets = _Packets(index, container, video_stream(container, index.path), deadline, threads)
         for run in _runs(index, frames):
             try:
-                _decode_run(index, packets, run, keep)
+                _decode_run(index, packets, run, take)
             except av.FFmpegError as error:
+                deadline.check(index.path)
                 where = _label(index, frames[max(run.wanted.values())])
                 raise VideoError(f"path: {index.path} is damaged at {where} or before ({error.strerror})") from error
     if missing := sorted(set(range(len(frames))) - done):
         raise VideoError(f"path: {index.path} is damaged: {_label(index, frames[missing[0]])} cannot be decoded")
-    return pixels
+
+
+def _opened(opening: Opening, deadline: Deadline) -> InputContainer:
+    try:
+        return open_container(opening, deadline)
+    except av.FFmpegError as error:
+        deadline.check(opening.path)
+        raise VideoError(f"path: {opening.path} cannot be opened again ({error.strerror})") from error
 
 
 def _runs(index: Index, frames: Sequence[int]) -> list[_Run]:
@@ -98,9 +140,13 @@ def _decode_run(index: Index, packets: _Packets, run: _Run, keep: Callable[[_Run
 class _Packets:
     """The packets of a stream by their position, read in whatever order is asked for."""
 
-    def __init__(self, index: Index, container: InputContainer, stream: VideoStream) -> None:
-        stream.thread_type = "AUTO"
-        self._index, self._container, self.stream = index, container, stream
+    def __init__(
+        self, index: Index, container: InputContainer, stream: VideoStream, deadline: Deadline, threads: int
+    ) -> None:
+        stream.thread_type, context = "AUTO", stream.codec_context
+        context.thread_count = threads
+        context.options = {**context.options, "max_pixels": str(pixel_limit(index))}
+        self._index, self._container, self.stream, self._deadline = index, container, stream, deadline
         self._by_ticks = np.argsort(index.packets, kind="stable")
         self._next, self._iterator = 0, iter(container.demux(stream))
 
@@ -110,6 +156,7 @@ class _Packets:
             self._seek(start)
         while self._next <= last:
             packet = next(self._iterator, None)
+            self._deadline.check(self._index.path)
             if packet is None or packet.pts is None:
                 raise VideoError(f"path: {self._index.path} ended early when it was read again")
             self._next += 1
@@ -145,7 +192,8 @@ class _Packets:
         return None
 
 
-def _upright(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
+def _pixels(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
+    """The frame as it is coded, with square pixels: [H, W, 3], a view of memory of FFmpeg's."""
     if frame.is_corrupt:
         raise VideoError(f"path: {index.path} is damaged: {_label(index, number)} is incomplete")
     if (frame.width, frame.height) != (index.width, index.height):
@@ -153,12 +201,15 @@ def _upright(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
             f"path: frames of {index.path} must have one size, {index.width} x {index.height}; "
             f"{_label(index, number)} is {frame.width} x {frame.height}"
         )
-    pixels: NDArray[Any] = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC)
-    return index.orientation.apply(pixels)
+    width = index.scaled_width
+    shown = frame.reformat(width=width, format="rgb24", interpolation=Interpolation.BICUBIC)
+    plane = shown.planes[0]
+    # A plane gives its memory, which its annotations do not say.
+    lines: NDArray[np.uint8] = np.frombuffer(memoryview(cast("bytes", plane)), dtype=np.uint8).reshape(
+        -1, plane.line_size
+    )
+    return lines[: frame.height, : 3 * width].reshape(frame.height, width, 3)
 
 
 def _label(index: Index, number: int) -> str:
     return f"frame {number}, at {index.seconds(np.array([number]))[0]:.3f} s,"
-
-
-BACKEND = Backend("pyav", missing=lambda: None, refusal=lambda index: None, decode=decode)
