@@ -19,6 +19,9 @@ PLAIN_BYTES = 256 * 2**20
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MAX_AVI_HEADER = 2**18
 
+_PLAIN_AVI_BYTES = 64 * 2**20
+"""Of an AVI, whose index becomes up to four times as large in memory."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -54,7 +57,7 @@ def recognise(path: Path, deadline: Deadline) -> Form:
         if name == "matroska":
             return Form(name, matroska.is_plain(file, size, path, deadline))
         if name == "avi":
-            return Form(name, _is_plain_avi(file, size))
+            return Form(name, size <= _PLAIN_AVI_BYTES and _is_plain_avi(file, size))
         return Form(name, name == "gif")
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vitcop_video.readers.base import Deadline, VideoError
 from vitcop_video.readers.confined import decode_confined
 from vitcop_video.readers.index import Index
-from vitcop_video.readers.memory import pixel_limit, plain_threads
+from vitcop_video.readers.memory import WORST_BYTES, pixel_limit, plain_threads
 from vitcop_video.readers.scan import Opening, open_container, video_stream
 
 READ_ON = 64
@@ -98,10 +98,19 @@ def decode_frames(
                 _decode_run(index, packets, run, take)
             except av.FFmpegError as error:
                 deadline.check(index.path)
+                _check_memory(index)
                 where = _label(index, frames[max(run.wanted.values())])
                 raise VideoError(f"path: {index.path} is damaged at {where} or before ({error.strerror})") from error
-    if missing := sorted(set(range(len(frames))) - done):
+        if missing := sorted(set(range(len(frames))) - done):
+            _check_memory(index)
+    if missing:
         raise VideoError(f"path: {index.path} is damaged: {_label(index, frames[missing[0]])} cannot be decoded")
+
+
+def _check_memory(index: Index) -> None:
+    """Raises `MemoryError` where a confined decoder cannot have failed for anything else: FFmpeg calls that damage."""
+    if index.is_confined:
+        np.empty(index.width * index.height * WORST_BYTES, dtype=np.uint8)  # gone at once
 
 
 def _opened(opening: Opening, deadline: Deadline) -> InputContainer:
