@@ -180,3 +180,13 @@ def test_help_has_no_ragged_lines() -> None:
     paragraph = lines[start : start + lines[start:].index("")]
     assert all(len(line) > 80 for line in paragraph[:-1]), paragraph
     assert result.output.count("<bool>") == 1  # --help, which is typer's
+
+
+def test_an_animated_picture_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    frames = [Image.linear_gradient("L").rotate(angle).resize((96, 96)) for angle in (0, 90)]
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    asked = ["ask", str(path), "What color is the circle?", "--model", str(checkpoint), "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert any("first frame" in note for note in json.loads(result.stdout)["notes"])

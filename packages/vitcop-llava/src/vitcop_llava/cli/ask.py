@@ -129,7 +129,7 @@ def ask(
         check_question(question, paths)
         if out is not None or resume:
             raise UserError(f"--{'out' if out else 'resume'}: goes with --batch; the answer to one question is printed")
-        media = open_media(paths, sampling)
+        media = open_media(paths, sampling, notes.add)
     else:
         check_batch(batch, out, force, resume, paths, question)
     for_video = has_video(paths) if batch is None else names_video(batch)
@@ -186,7 +186,7 @@ class Asker:
         """The result of a line of a batch."""
         check_question(request.question, request.images)
         notes = Notes()
-        media = open_media(request.images, self.sampling if has_video(request.images) else None)
+        media = open_media(request.images, self.sampling if has_video(request.images) else None, notes.add)
         outcome = self.run(media, request.question, notes)
         return {"answer": outcome.pruned.text} | self.fields(outcome, media, notes)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitcop_llava.cli.errors import UserError, mistakes
-from vitcop_llava.cli.output import progress
+from vitcop_llava.cli.output import print_note, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,12 +91,15 @@ def has_video(paths: Sequence[Path]) -> bool:
     return any(map(is_video, paths))
 
 
-def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[Medium]:
+def open_media(
+    paths: Sequence[Path], sampling: Sampling | None = None, note: Callable[[str], None] = print_note
+) -> list[Medium]:
     """Reads pictures, and frames of videos.
 
     Args:
         paths: files; one with a video's name is read as a video.
         sampling: which frames; None for the usual.
+        note: hears what is worth a remark, such as that an animated picture stands for its first frame.
 
     Raises:
         UserError: for a file that cannot be used, or options for videos where there is none.
@@ -107,16 +111,25 @@ def open_media(paths: Sequence[Path], sampling: Sampling | None = None) -> list[
     found: list[Medium] = []
     for path in paths:
         check_file(path)
-    from vitcop_llava.images import read_image
-
     for path in paths:
         with mistakes():
             if is_video(path):
                 with progress(f"reading {path.name}"):
                     found.append(need_support().read_clip(path, sampling or Sampling()))
             else:
-                found.append(read_image(path))
+                found.append(_read_image(path, note))
     return found
+
+
+def _read_image(path: Path, note: Callable[[str], None]) -> Image.Image:
+    from vitcop_llava.images import FirstFrameWarning, read_image
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FirstFrameWarning)
+        image = read_image(path)
+    for warning in caught:
+        note(str(warning.message))
+    return image
 
 
 def check_file(path: Path) -> None:
@@ -148,10 +161,8 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     """
     for path in paths:
         check_file(path)
-    from vitcop_llava.images import read_image
-
     with mistakes():
-        return [read_image(path) for path in paths]
+        return [_read_image(path, print_note) for path in paths]
 
 
 def clips_of(media: Sequence[Medium]) -> list[Clip]:

@@ -89,7 +89,8 @@ def show(
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
-    media, notes = open_media([image], sampling), Notes()
+    notes = Notes()
+    media = open_media([image], sampling, notes.add)
     chosen = find_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):
