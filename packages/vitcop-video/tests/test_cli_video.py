@@ -11,11 +11,17 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vitcop_llava.cli import app
+from vitcop_llava.cli.errors import UserError
+from vitcop_llava.cli.media import changed_option, parse_sampling
 from vitcop_llava.contact_sheet import FRAME
 from vitcop_llava.loading import load
 from vitcop_llava.processors import ModelError
+from vitcop_llava.video_support import Sampling
 from vitcop_video import backend_status, read_video
+from vitcop_video.clips import Clip as Settings
+from vitcop_video.clips import write_clip
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
+from vitcop_video.support import read_clip
 
 Clips = Callable[[str], Path]
 
@@ -79,6 +85,33 @@ def test_ask_says_which_frames_it_looked_at(checkpoint: Path, clip: Clips) -> No
     result = ask(checkpoint, clip("one.mp4"), "What happens?", "--frames", 1, "--retain", "30%")
     assert result.exit_code == 0, result.output
     assert "1 of 1 frames, at 0.00 s (pyav)" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_ask_takes_a_clip_of_six_frames(checkpoint: Path, ending: str) -> None:
+    path = write_clip(Path(f"six.{ending}"), Settings(frames=6))
+    assert content(ask(checkpoint, path, "What happens?", "--json"))["clips"][0]["indices"] == [0, 1, 2, 3, 4, 5]
+    result = ask(checkpoint, path, "What happens?", "--frames", 8)
+    assert result.exit_code == 2
+    assert "frames must be at most 6" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(10.0, 10.0), (0, None), (0.5, 0.5)])
+def test_a_limit_of_time_is_passed_on(given: float, wanted: float | None) -> None:
+    sampling = parse_sampling(None, None, None, False, None, None, "auto", given)
+    assert sampling.time_limit == wanted
+    assert changed_option(sampling) == (None if given == 10 else "--time-limit")
+
+
+@pytest.mark.parametrize("given", [-1, float("nan"), float("inf"), 1e7])
+def test_a_limit_of_time_that_is_none_is_refused(given: float) -> None:
+    with pytest.raises(UserError, match="--time-limit: must be from 0 to 1000000 seconds"):
+        parse_sampling(None, None, None, False, None, None, "auto", given)
+
+
+def test_time_that_is_over_names_the_file(clip: Clips) -> None:
+    with pytest.raises(ValueError, match=r"b-frames\.mp4 took longer than time_limit"):
+        read_clip(clip("b-frames.mp4"), Sampling(time_limit=1e-4))
 
 
 def test_ask_takes_clips_and_pictures_together(checkpoint: Path, clip: Clips) -> None:
