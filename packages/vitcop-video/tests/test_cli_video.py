@@ -298,3 +298,10 @@ def test_compare_takes_options_for_videos_with_videos_alone(checkpoint: Path, tm
     result = compare(checkpoint, "--questions", asked, "--fps", 2, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "Error: --fps: is for videos; got questions about images alone\n"
+
+
+@pytest.mark.parametrize(("limit", "said"), [("-1", "--time-limit: must be from 0"), ("nan", "--time-limit: must be")])
+def test_a_time_limit_out_of_range_is_a_mistake(limit: str, said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["ask", "clip.mp4", "What?", "--time-limit", limit])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())

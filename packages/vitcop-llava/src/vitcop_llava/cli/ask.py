@@ -18,6 +18,7 @@ from vitcop_llava.cli.media import (
     KeyFrames,
     Reader,
     Start,
+    TimeLimit,
     clip_fields,
     clips_of,
     describe_clip,
@@ -107,6 +108,7 @@ def ask(
     start: Start = None,
     end: End = None,
     reader: Reader = "auto",
+    time_limit: TimeLimit = 10.0,
     batch: Batch = None,
     out: Out = None,
     force: Force = False,
@@ -124,7 +126,7 @@ def ask(
     results gets its name when it is whole; until then it is FILE.partial.
     """
     budget, notes, paths = parse_budget(retain), Notes(), images or []
-    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader, time_limit)
     if batch is None:
         check_question(question, paths)
         if out is not None or resume:

@@ -20,6 +20,7 @@ from vitcop_llava.cli.media import (
     KeyFrames,
     Reader,
     Start,
+    TimeLimit,
     changed_option,
     parse_sampling,
 )
@@ -113,6 +114,7 @@ def compare(
     start: Start = None,
     end: End = None,
     reader: Reader = "auto",
+    time_limit: TimeLimit = 10.0,
     out: Out = Path("vitcop-comparison"),
     force: Overwrite = False,
     resume: Resume = False,
@@ -129,7 +131,7 @@ def compare(
     """
     name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()
-    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader, time_limit)
     _check_folder(out, force, resume)
     asked = None if questions is None else read_questions(questions, limit)
     for fault in asked.faults if asked else ():

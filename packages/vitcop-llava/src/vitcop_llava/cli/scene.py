@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcop_llava.cli.errors import mistakes
+from vitcop_llava.cli.errors import cannot_write, mistakes
 from vitcop_llava.cli.options import AsJson, Debug, Force, check_output, write_picture
 from vitcop_llava.cli.output import add_row, make_table, print_json, print_result
 
@@ -34,7 +34,7 @@ def scene(
     suffix = ".mp4" if clip else ".png"
     path = out or Path(f"scene-{seed}{suffix}")
     check_output(path, force, kind="MP4" if clip else "PNG")
-    questions = _draw_clip(seed, path) if clip else _draw_scene(seed, path, force)
+    questions = _draw_clip(seed, path, force) if clip else _draw_scene(seed, path, force)
     if as_json:
         asked = [{"kind": each.kind, "question": each.text, "answer": each.answer} for each in questions]
         print_json({"video" if clip else "picture": str(path), "seed": seed, "questions": asked})
@@ -54,8 +54,11 @@ def _draw_scene(seed: int, path: Path, force: bool) -> Sequence[Question]:
     return [*questions_about(drawn), listing(drawn)]
 
 
-def _draw_clip(seed: int, path: Path) -> Sequence[Question]:
+def _draw_clip(seed: int, path: Path, force: bool) -> Sequence[Question]:
     from vitcop_llava.video_support import need_support
 
-    with mistakes("--clip"):
-        return need_support().write_demo(seed, path)
+    try:
+        with mistakes("--clip"):
+            return need_support().write_demo(seed, path, overwrite=force)
+    except OSError as error:
+        raise cannot_write("--out", path, error) from error

@@ -16,6 +16,7 @@ from vitcop_llava.cli.media import (
     KeyFrames,
     Reader,
     Start,
+    TimeLimit,
     clip_fields,
     clips_of,
     describe_clip,
@@ -79,6 +80,7 @@ def show(
     start: Start = None,
     end: End = None,
     reader: Reader = "auto",
+    time_limit: TimeLimit = 10.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -88,7 +90,7 @@ def show(
     budget = parse_budget(retain)
     path = out or Path(f"{image.stem}-vitcop.png")
     check_output(path, force, apart_from=(image,))
-    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader)
+    sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader, time_limit)
     notes = Notes()
     media = open_media([image], sampling, notes.add)
     chosen = find_method(method, budget)  # imports torch, so after what is known without it
