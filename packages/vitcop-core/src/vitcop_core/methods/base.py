@@ -85,7 +85,7 @@ def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[int, .
         TypeError: A count is no integer.
         ValueError: There are no units, a count is not positive, or there are more images than units.
     """
-    if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str):
+    if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str | bytes):
         units = tuple(check_int("visual_tokens", unit, 1) for unit in visual_tokens)
     else:
         units = (check_int("visual_tokens", visual_tokens, 1),)
