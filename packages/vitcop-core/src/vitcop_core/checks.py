@@ -23,8 +23,8 @@ MAX_LAYERS = 10_000
 
 _TINY, _HUGE = 1e-300, 1e300
 
-# Of the fractions that floats are read as, as long as they come near enough.
-_DENOMINATOR = 1_000_000
+# Of the fractions that floats are read as, and how near to them they come: a float32 is still what it was written as.
+_DENOMINATOR, _PRECISION = 1_000_000, 10_000_000
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -134,10 +134,10 @@ def _simplest(value: float) -> Fraction:
     """The simplest fraction that a positive float may have been written for."""
     exact = Fraction(value)
     simple = exact.limit_denominator(_DENOMINATOR)
-    if abs(simple - exact) * _DENOMINATOR <= exact:
+    if abs(simple - exact) * _PRECISION <= exact:
         return simple
-    # Small numbers need larger denominators: these are off by less than a thousandth of a millionth of themselves.
-    return exact.limit_denominator(math.ceil(1000 * _DENOMINATOR / exact))
+    # Of a number so small that this is far off, or 0, the decimals that it is written with.
+    return Fraction(repr(value))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

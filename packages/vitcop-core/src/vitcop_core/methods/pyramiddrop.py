@@ -90,7 +90,7 @@ class PyramidDrop(BudgetedMethod):
                 has the least that can); or the model has no such layer.
         """
         num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
-        units = unit_counts(visual_tokens, images)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)

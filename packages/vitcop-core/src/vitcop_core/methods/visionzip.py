@@ -67,7 +67,7 @@ class VisionZip(BudgetedMethod):
                 has the least budget that does not).
         """
         num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
-        units = unit_counts(visual_tokens, images)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)

@@ -143,7 +143,7 @@ class ViTCoP(BudgetedMethod):
                 the range), or would leave a stage without tokens; or a cut layer is beyond the model.
         """
         num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
-        units = unit_counts(visual_tokens, images)
+        units, images = unit_counts(visual_tokens, images)
         if self.layers is not None:
             require(self.layers[1] < num_layers, "layers", f"below the model's {num_layers} layers", self.layers)
         budget = self.budget(sum(units), images)
