@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -50,7 +51,7 @@ class Pruner:
             raise ValueError(f"keep_newline: a {type(model).__name__} has no newline tokens to keep; leave it False")
         if parts.base in _pruned:
             raise ValueError("model: is pruned already; remove() that pruner, or leave its `with` block, first")
-        self._method, self._parts = method, parts
+        self._method, self._parts, self._kind = method, parts, type(model).__name__
         self._owner = next(_owners)
         self._last: Call | None = None
         self._handles: list[Removable] = []
@@ -81,6 +82,10 @@ class Pruner:
         if not identity and is_compiled(parts.base):
             self._handles.extend(forget_compiled(modules[2:]))
         self._handles.append(CleanCopies(modules, self._handles))
+
+    def __repr__(self) -> str:
+        state = "on" if self._handles else "removed"
+        return f"<Pruner of a {self._kind}, {state}: {_settings_of(self._method)}>"
 
     @property
     def method(self) -> Method:
@@ -136,6 +141,15 @@ def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
     if error is not None:
         raise error
     return identity
+
+
+def _settings_of(method: Method) -> str:
+    """A method with those of its settings that are not its defaults."""
+    if not is_dataclass(method):
+        return repr(method)
+    values = ((each, getattr(method, each.name)) for each in fields(method))
+    given = (f"{each.name}={value!r}" for each, value in values if each.repr and value != each.default)
+    return f"{type(method).__name__}({', '.join(given)})"
 
 
 def active_settings(base: nn.Module) -> Settings | None:
