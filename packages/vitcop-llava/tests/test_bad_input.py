@@ -56,8 +56,16 @@ BUDGETS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "tokens-bool": ({"retained_tokens": True}, TypeError, "retained_tokens must be"),
     "tokens-infinite": ({"retained_tokens": math.inf}, ValueError, "retained_tokens must be"),
     "tokens-too-many": ({"retained_tokens": 145}, ValueError, "retained_tokens must be at most the 144"),
-    "too-small": ({"retained_tokens": 1}, ValueError, "retention ratio must lie in"),
-    "too-small-for-a-stage": ({"retention_ratio": 0.07}, ValueError, "budget is too small"),
+    "too-small": (
+        {"retained_tokens": 1},
+        ValueError,
+        r"retained_tokens must be from 13 to 115 of the 144 visual tokens of an image, or all of them, for ViTCoP",
+    ),
+    "too-small-for-a-stage": (
+        {"retention_ratio": 0.07},
+        ValueError,
+        r"retention_ratio must be from 0\.0892 \(8\.92%\) to 0\.8 \(80%\), or 1, for ViTCoP",
+    ),
     "layers-out-of-order": ({"retention_ratio": 0.2, "layers": (6, 2)}, ValueError, "layers must be"),
     "layers-not-two": ({"retention_ratio": 0.2, "layers": (6,)}, TypeError, "layers must be"),
     "layers-zero": ({"retention_ratio": 0.2, "layers": (0, 6)}, ValueError, "layers must be"),

@@ -126,7 +126,7 @@ def test_batch_reports_a_bad_line_and_goes_on(
         (["--batch", "{batch}", "--out", "{batch}"], "is there already; --force overwrites it"),
         (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out: must not be the file of --batch"),
         (["--batch", "{batch}", "--out", "none/out.jsonl"], "--out: cannot open none/out.jsonl: No such file"),
-        (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
+        (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: it must be from "),
         (["{image}", QUESTION, "--out", "x.jsonl"], "--out: goes with --batch"),
     ],
 )

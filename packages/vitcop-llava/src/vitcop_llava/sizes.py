@@ -38,14 +38,11 @@ def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
         height, width = (plain(side) for side in pair)
         if not (type(height) is int and type(width) is int):
             raise TypeError(f"image_sizes: must be integers, got {shown(pair)}")
+        came = f"got {shown(height)} x {shown(width)}"
         if min(height, width) < MIN_SIDE:
-            raise ValueError(
-                f"image_sizes: sides must be at least {MIN_SIDE} pixels, got {shown(height)} x {shown(width)}"
-            )
+            raise ValueError(f"image_sizes: sides must be at least {MIN_SIDE} pixels, {came}")
         if max(height, width) > MAX_SIDE:
-            raise ValueError(
-                f"image_sizes: sides must be at most {MAX_SIDE} pixels, got {shown(height)} x {shown(width)}"
-            )
+            raise ValueError(f"image_sizes: sides must be at most {MAX_SIDE} pixels, {came}")
         sizes.append((height, width))
     return sizes
 

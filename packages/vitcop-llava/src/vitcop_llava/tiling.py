@@ -48,12 +48,8 @@ class Tiling:
     def __post_init__(self) -> None:
         """Check the numbers."""
         plain_fields(self)
-        limits = (
-            ("grid", self.grid, 2, 1, None),
-            ("tiles", self.tiles, 2, 0, _MOST),
-            ("window", self.window, 4, 0, None),
-        )
-        for name, numbers, length, least, most in limits:
+        for name, length, least, most in (("grid", 2, 1, None), ("tiles", 2, 0, _MOST), ("window", 4, 0, None)):
+            numbers = getattr(self, name)
             check_tuple(name, numbers, "integers")
             require(len(numbers) == length, name, f"{length} integers", numbers)
             for number in numbers:
@@ -159,11 +155,9 @@ def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
         ValueError: It is not positive, there are no pinpoints, or one is not a multiple.
     """
     tile_size = check_int("tile_size", tile_size, 1)
-    if (
-        not isinstance(pinpoints, Sequence)
-        or not pinpoints
-        or not all(_is_multiple(each, tile_size) for each in pinpoints)
-    ):
+    listed: object = pinpoints
+    fits = isinstance(listed, Sequence) and len(listed) > 0 and all(_is_multiple(each, tile_size) for each in listed)
+    if not fits:
         raise ValueError(
             f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
         )
