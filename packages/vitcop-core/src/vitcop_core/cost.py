@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 
 from vitcop_core.checks import MAX_LAYERS, check_instance, check_int, plain_fields
 
+# Sums of counts of which each is within the usual limit.
+_MOST_TOKENS = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class LanguageModelShape:
@@ -58,7 +61,7 @@ def layer_macs(shape: LanguageModelShape, tokens: int) -> int:
         ValueError: ``tokens`` is negative.
     """
     check_shape(shape)
-    tokens = check_int("tokens", tokens, 0)
+    tokens = check_int("tokens", tokens, 0, _MOST_TOKENS)
     query_width = shape.num_heads * shape.head_dim
     kv_width = shape.num_kv_heads * shape.head_dim
     projections = 2 * tokens * shape.hidden_size * (query_width + kv_width)
@@ -75,6 +78,6 @@ def layer_kv_bytes(shape: LanguageModelShape, tokens: int, bytes_per_element: in
         ValueError: ``tokens`` is negative, or ``bytes_per_element`` below 1.
     """
     check_shape(shape)
-    tokens = check_int("tokens", tokens, 0)
+    tokens = check_int("tokens", tokens, 0, _MOST_TOKENS)
     bytes_per_element = check_int("bytes_per_element", bytes_per_element, 1)
     return 2 * shape.num_kv_heads * shape.head_dim * bytes_per_element * tokens
