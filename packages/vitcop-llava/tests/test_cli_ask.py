@@ -164,7 +164,10 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "1e3"], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "."], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "0.000000001%"], "it must be from 0.0892 (8.92%) to 0.8 (80%), or 1,"),
-        (["{image}", QUESTION, "--retain", "999999999"], "--retain 1e+09: it must be at most the 144 visual tokens"),
+        (
+            ["{image}", QUESTION, "--retain", "999999999"],
+            "--retain 999999999: it must be at most the 144 visual tokens",
+        ),
         (["{image}", QUESTION, "--method", "vitcop(layers={{[]:1}})"], "--method: layers must be a plain value"),
         (["{image}", QUESTION, "--method", "fastv(layer=0x" + "f" * 6000 + ")"], "--method: must be at most 1000"),
         (["{image}", QUESTION, "--method", "fastv(layer=0x" + "f" * 900 + ")"], "--method: layer must be an integer"),

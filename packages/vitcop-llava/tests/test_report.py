@@ -142,3 +142,11 @@ def test_report_of_the_largest_counts_can_be_read() -> None:
         assert "prefill: " in str(Report(vitcop_llava.ViTCoP(retained_tokens=64), rows, shape, most, None, None))
     with pytest.raises(ValueError, match="bytes_per_element must be an integer"):
         Report(vitcop_llava.ViTCoP(retained_tokens=64), (), shape, 10**400, None, None)
+
+
+@pytest.mark.parametrize("row", [10**400, 10**5000, -1, 1, 0.0, True, None, "0"], ids=range(8))
+def test_row_that_is_none_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any, row: Any) -> None:
+    with vitcop_llava.prune(model, budget()) as pruner:
+        model(input_ids=prompt(3, "image", 8), pixel_values=pictures())
+    with pytest.raises((TypeError, ValueError), match="row: must be"):
+        pruner.survivors(row)

@@ -82,7 +82,7 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> in
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
     require(low <= value and (high is None or value <= high), name, expected, value)
-    require(value <= MAX_INT, name, f"an integer from {low} to {MAX_INT}", value)
+    require(high is not None or value <= MAX_INT, name, f"an integer from {low} to {MAX_INT}", value)
     return value
 
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vitcop_core import Method
+from vitcop_core.shown import shown
 from vitcop_llava.call_hooks import CallHooks
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
@@ -101,6 +102,7 @@ class Pruner:
         """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
 
         Raises:
+            TypeError: ``row`` is no integer.
             ValueError: No image has been pruned yet, or there is no such row.
         """
         return survivors_of(self._last, row)
@@ -204,6 +206,6 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pr
     if not isinstance(method, Method):
         raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if not isinstance(keep_newline, bool):
-        raise TypeError(f"keep_newline: must be True or False, got {keep_newline!r}")
+        raise TypeError(f"keep_newline: must be True or False, got {shown(keep_newline)}")
     load_kernels()
     return Pruner(model, method, keep_newline=keep_newline)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
-from vitcop_core.checks import check_int, check_tuple
+from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
+from vitcop_core.shown import shown
 from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
 from vitcop_llava.layout import batch_codes
@@ -162,12 +163,16 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     """Reads the survivors of one row back from the device.
 
     Raises:
+        TypeError: ``row`` is no integer.
         ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.rows is None or call.run is None or call.placeholders is None:
         raise ValueError("row: no image has been pruned yet, so there are no survivors")
+    row = plain(row)
+    if isinstance(row, bool) or not isinstance(row, int):
+        raise TypeError(f"row: must be an integer, got {shown(row)}")
     if not 0 <= row < len(call.plans) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {row}")
+        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
     plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
     own = members_of([*call.sources.values()], call.rows.counts)[row]

@@ -59,7 +59,7 @@ class Budget:
     def __str__(self) -> str:
         if self.share is not None:
             return "all" if self.share == 1 else f"{float(self.share):.1%}"
-        return f"{float(self.tokens or 0):g}"
+        return f"{float(self.tokens or 0):.10g}"
 
 
 _FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
