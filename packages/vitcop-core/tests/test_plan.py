@@ -105,7 +105,7 @@ def test_cuts_reject_counts_that_cannot_be() -> None:
         VisionCut((3, 4), (1,))
     with pytest.raises(ValueError, match="keep must be an integer >= 1"):
         VisionCut((0,), (1,))
-    with pytest.raises(ValueError, match="layer must be an integer >= 1"):
+    with pytest.raises(ValueError, match="layer must be an integer from 1 to 10000; got 0"):
         DecoderCut(0, 3, "top_tokens")
     with pytest.raises(TypeError, match="keep must be an integer"):
         DecoderCut(1, True, "top_tokens")

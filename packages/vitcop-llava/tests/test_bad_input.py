@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextModel,
     Phi3Config,
     SiglipVisionConfig,
     StaticCache,
@@ -27,7 +29,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 import vitcop_llava
-from vitcop_llava import ViTCoP
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 
@@ -56,8 +58,16 @@ BUDGETS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "tokens-bool": ({"retained_tokens": True}, TypeError, "retained_tokens must be"),
     "tokens-infinite": ({"retained_tokens": math.inf}, ValueError, "retained_tokens must be"),
     "tokens-too-many": ({"retained_tokens": 145}, ValueError, "retained_tokens must be at most the 144"),
-    "too-small": ({"retained_tokens": 1}, ValueError, "retention ratio must lie in"),
-    "too-small-for-a-stage": ({"retention_ratio": 0.07}, ValueError, "budget is too small"),
+    "too-small": (
+        {"retained_tokens": 1},
+        ValueError,
+        r"retained_tokens must be from 13 to 115 of the 144 visual tokens of an image, or all of them, for ViTCoP",
+    ),
+    "too-small-for-a-stage": (
+        {"retention_ratio": 0.07},
+        ValueError,
+        r"retention_ratio must be from 0\.0892 \(8\.92%\) to 0\.8 \(80%\), or 1, for ViTCoP",
+    ),
     "layers-out-of-order": ({"retention_ratio": 0.2, "layers": (6, 2)}, ValueError, "layers must be"),
     "layers-not-two": ({"retention_ratio": 0.2, "layers": (6,)}, TypeError, "layers must be"),
     "layers-zero": ({"retention_ratio": 0.2, "layers": (0, 6)}, ValueError, "layers must be"),
@@ -70,6 +80,34 @@ def test_budget_is_refused_by_name(model: Any, case: str) -> None:
     settings, error, message = BUDGETS[case]
     with pytest.raises(error, match=message):
         vitcop_llava.prune(model, ViTCoP(**settings))
+
+
+@pytest.mark.parametrize("name", ["retained_tokens", "retention_ratio"])
+@pytest.mark.parametrize("method", [FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP])
+def test_bounds_that_are_named_are_taken(model: Any, method: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be ") as caught:
+        vitcop_llava.prune(model, method(**{name: 0.001}))
+    pattern = r"(?:at least|from|to) ([\d.]+)"
+    bounds = [float(bound) for bound in re.findall(pattern, str(caught.value))]
+    step = 1 if name == "retained_tokens" else 0.0001
+    assert len(bounds) == (2 if method is ViTCoP else 1)
+    for bound, outside in zip(bounds, (-step, step), strict=False):
+        vitcop_llava.prune(model, method(**{name: bound})).remove()
+        with pytest.raises(ValueError, match="must be"):
+            vitcop_llava.prune(model, method(**{name: bound + outside}))
+
+
+def test_unsupported_model_is_told_what_installed_packages_support() -> None:
+    pytest.importorskip("vitcop_video")
+    with pytest.raises(TypeError, match="LlavaNextForConditionalGeneration, LlavaNextVideoForConditionalGeneration"):
+        vitcop_llava.prune(torch.nn.Linear(2, 2), ViTCoP(retained_tokens=64))
+
+
+def test_pruner_says_what_it_is(model: Any) -> None:
+    with vitcop_llava.prune(model, ViTCoP(retained_tokens=64, layers=(1, 6))) as pruner:
+        said = "ViTCoP(retained_tokens=64, layers=(1, 6))"
+        assert repr(pruner) == f"<Pruner of a LlavaForConditionalGeneration, on: {said}>"
+    assert repr(pruner) == f"<Pruner of a LlavaForConditionalGeneration, removed: {said}>"
 
 
 @pytest.mark.parametrize("method", [None, "vitcop", ViTCoP, 64], ids=str)
@@ -122,6 +160,18 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ),
         ValueError,
         "image_grid_pinpoints: must be pairs of multiples of the tile size 16.*1008, 337",
+    ),
+    "inside": (
+        lambda: llava().model,
+        TypeError,
+        "LlavaModel is not supported; .*; prune the LlavaForConditionalGeneration",
+    ),
+    "inside-next": (
+        lambda: LlavaNextModel(
+            LlavaNextConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT))
+        ),
+        TypeError,
+        "LlavaNextModel is not supported; .*; prune the LlavaNextForConditionalGeneration that it is a part of",
     ),
     "no-model": (lambda: torch.nn.Linear(2, 2), TypeError, "Linear is not supported"),
     "siglip": (

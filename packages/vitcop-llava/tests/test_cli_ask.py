@@ -1,6 +1,7 @@
 """``vitcop ask`` on a model with random weights: what it prints, its JSON, and every mistake it should name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,25 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "0.1"], "at least 1 (a share is written 11.1%); got '0.1'"),
         (["{image}", QUESTION, "--retain", "-5"], "--retain: must be"),
         (["{image}", QUESTION, "--retain", "nan"], "--retain: must be"),
-        (["{image}", QUESTION, "--retain", "1%"], "--retain 1.0%: the retention ratio must lie in"),
-        (["{image}", QUESTION, "--retain", "145"], "--retain 145: retained_tokens must be at most the 144"),
+        (["{image}", QUESTION, "--retain", "1%"], "--retain 1.0%: it must be from "),
+        (["{image}", QUESTION, "--retain", "130"], "--retain 130: it must be from 13 to 115 of the 144 visual tokens"),
+        (["{image}", QUESTION, "--retain", "9" * 400], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "9" * 5000], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "9" * 5000 + "%"], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "9" * 5000 + "/9"], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "0." + "0" * 400 + "1%"], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "1e3"], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "."], "--retain: must be a number of tokens (64)"),
+        (["{image}", QUESTION, "--retain", "0.000000001%"], "it must be from 0.0892 (8.92%) to 0.8 (80%), or 1,"),
+        (
+            ["{image}", QUESTION, "--retain", "999999999"],
+            "--retain 999999999: it must be at most the 144 visual tokens",
+        ),
+        (["{image}", QUESTION, "--method", "vitcop(layers={{[]:1}})"], "--method: layers must be a plain value"),
+        (["{image}", QUESTION, "--method", "fastv(layer=0x" + "f" * 6000 + ")"], "--method: must be at most 1000"),
+        (["{image}", QUESTION, "--method", "fastv(layer=0x" + "f" * 900 + ")"], "--method: layer must be an integer"),
+        (["{image}", QUESTION, "--method", "vitcop(cutoff_distance=1e999)"], "--method: cutoff_distance must be"),
+        (["{image}", QUESTION, "--retain", "145"], "--retain 145: it must be at most the 144"),
         (
             ["{image}", QUESTION, "--method", "magic"],
             "--method: must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip; got 'magic'",
@@ -162,7 +180,7 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--method", "vitcop, fastv"], "--method: must be one method; got 'vitcop, fastv'"),
         (
             ["{image}", QUESTION, "--method", "fastv(depth=2)"],
-            "--method: FastV has the settings keep, layer; got 'depth'",
+            "--method: a setting of FastV must be one of keep, layer; got 'depth'",
         ),
         (["{image}", QUESTION, "--method", "fastv(layer=0)"], "--method: layer must be"),
         (["{image}", QUESTION, "--method", "fastv(retained_tokens=9)"], "the budget of FastV comes from --retain"),
@@ -194,6 +212,21 @@ def test_ask_takes_settings_of_a_method(checkpoint: Path, image: Path) -> None:
     content = json.loads(result.stdout)
     assert content["method"] == "vitcop(layers=(1, 6))"
     assert 7 < content["pruned"]["average_tokens"] <= 8
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"), [("vitcop", "130"), ("vitcop", "1%"), ("fastv", "10"), ("sparsevlm", "1%")]
+)
+def test_ask_names_bounds_that_it_takes(checkpoint: Path, image: Path, method: str, asked: str) -> None:
+    options = ["--model", str(checkpoint), "--method", method, "--json", "--retain"]
+    refused = ask(image, QUESTION, *options, asked)
+    assert refused.exit_code == 2
+    pattern = r"\(([\d.]+)%\)" if "%" in asked else r"(?:at least|from|to) ([\d.]+)"
+    bounds = re.findall(pattern, json.loads(refused.stdout)["error"])
+    assert len(bounds) == (2 if method == "vitcop" else 1)
+    for bound in bounds:
+        result = ask(image, QUESTION, *options, bound + "%" * ("%" in asked))
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("model", ["./none", "{empty}"])

@@ -50,7 +50,7 @@ def test_bench_goes_on_past_a_budget_that_a_method_cannot_reach() -> None:
     result = bench(*QUICK, "--shape", "small", "--method", "fastv,vitcop", "--retain", "64", "--new-tokens", "1")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
-    assert "FastV at 64: retained_tokens must be at least 72.88 of 576 for FastV; got 64" in said
+    assert "FastV at 64: retained_tokens must be at least 73 of the 576 visual tokens of an image for FastV" in said
     assert "ViTCoP" in said
 
 

@@ -194,7 +194,7 @@ def test_compare_runs_llava_next(next_model: Any, next_processor: Any, tmp_path:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "method": (["--method", "vitcop2"], "--method: must be one of vitcop, fastv"),
-    "setting": (["--method", "fastv(depth=2)"], "--method: FastV has the settings keep, layer; got 'depth'"),
+    "setting": (["--method", "fastv(depth=2)"], "--method: a setting of FastV must be one of keep, layer; got 'depth'"),
     "value": (["--method", "vitcop(layers=2)"], "--method: layers must be a tuple"),
     "code": (["--method", "vitcop(layers=exit())"], "--method: layers must be a plain value"),
     "syntax": (["--method", "vitcop(layers="], "--method: must be a name, or a name with settings"),

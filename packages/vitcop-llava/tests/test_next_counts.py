@@ -1,6 +1,7 @@
 """LLaVA-NeXT: how many tokens an image has and keeps, known from its size, as transformers packs it and as it runs."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,8 @@ def test_tile_of_padding_alone_is_no_unit() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "pinpoints", "message"),
     [
-        (0, 5, RELEASED, "height, width: must be positive, got 0 x 5"),
-        (5, -1, RELEASED, "got 5 x -1"),
+        (0, 5, RELEASED, "height must be an integer >= 1; got 0"),
+        (5, -1, RELEASED, "width must be an integer >= 1; got -1"),
         (5, 5, [], "image_grid_pinpoints: must be pairs of multiples"),
         (5, 5, [[336, 300]], "image_grid_pinpoints: must be pairs of multiples of the tile size 336"),
         (5, 5, [[0, 336]], "image_grid_pinpoints: must be pairs of multiples"),
@@ -140,6 +141,32 @@ def test_tile_of_padding_alone_is_no_unit() -> None:
 def test_tile_image_names_bad_input(height: int, width: int, pinpoints: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tile_image(height, width, pinpoints=pinpoints, tile_size=336, patch_size=14)
+
+
+ODD = [10**400, 10**5000, -1, 0, 0.5, float("nan"), float("inf"), 1e-320, True, None, "1", [1], Fraction(3, 2)]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+@pytest.mark.parametrize("name", ["height", "width", "pinpoints", "tile_size", "patch_size"])
+def test_tile_image_takes_no_odd_number(name: str, odd: Any) -> None:
+    given: dict[str, Any] = {"height": 5, "width": 5, "pinpoints": RELEASED, "tile_size": 336, "patch_size": 14}
+    for value in (odd, [odd], [[336, odd]]) if name == "pinpoints" else (odd,):
+        with pytest.raises((TypeError, ValueError), match="must be") as caught:
+            tile_image(**{**given, name: value})
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+@pytest.mark.parametrize("name", ["grid", "tiles", "window", "frames"])
+def test_tiling_takes_no_odd_number(name: str, odd: Any) -> None:
+    given: dict[str, Any] = {"grid": (6, 6), "tiles": (2, 1), "window": (0, 12, 0, 6), "frames": 0}
+    inside = {"grid": (6, odd), "tiles": (2, odd), "window": (0, 12, 0, odd), "frames": odd}[name]
+    if odd != 0 or name == "grid":
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            Tiling(**{**given, name: inside})
+    if name != "frames":
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            Tiling(**{**given, name: odd})
 
 
 def test_processor_is_transformers_own(next_processor: Any) -> None:

@@ -40,6 +40,11 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exceptio
     "triple": (with_sizes([(96, 96, 3)]), ValueError, "a height and a width for each image, got"),
     "fractions": (with_sizes(torch.tensor([[96.0, 96.0]])), TypeError, "image_sizes: must be integers"),
     "side-of-one": (with_sizes([(1, 96)]), ValueError, "sides must be at least 2 pixels, got 1 x 96"),
+    "huge": (with_sizes([(10**400, 96)]), ValueError, "sides must be at most 2147483647 pixels, got about 10"),
+    "long": (with_sizes([(96, 10**5000)]), ValueError, "sides must be at most 2147483647 pixels, got 96 x about 10"),
+    "bool": (with_sizes([(True, 96)]), TypeError, "image_sizes: must be integers"),
+    "number": (with_sizes(96), TypeError, r"image_sizes: must be \[images, 2\], got 96"),
+    "text": (with_sizes("9696"), TypeError, r"image_sizes: must be \[images, 2\], got '9696'"),
     "zero": (with_sizes([(0, 96)]), ValueError, "sides must be at least 2 pixels, got 0 x 96"),
     "too-few-tiles": (
         with_pixels(lambda pixels: pixels[:, :4]),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import FeatureScaleWarning
+from vitcop_llava import FeatureScaleWarning, Report
+from vitcop_llava.report import RowReport
 
 Make = Callable[..., Tensor]
 
@@ -121,3 +122,31 @@ def test_cutoff_distance_on_scale_or_unused_does_not_warn(
         with vitcop_llava.prune(model, budget(cutoff_distance=0.01, **unused)) as pruner:
             model(**given)
             assert pruner.report.distance_ratio is None
+
+
+@pytest.mark.parametrize("name", ["images", "text_tokens", "newlines", "newlines_kept"])
+@pytest.mark.parametrize(
+    "count", [10**400, 10**5000, -1, 1.5, True, "1"], ids=["huge", "long", "-1", "1.5", "True", "text"]
+)
+def test_count_that_is_none_is_refused(name: str, count: Any) -> None:
+    counts: dict[str, Any] = {"images": 1, "text_tokens": 3, "newlines": 0, "newlines_kept": 0}
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be an integer"):
+        RowReport(plan=None, **{**counts, name: count})
+
+
+def test_report_of_the_largest_counts_can_be_read() -> None:
+    most = 2**31 - 1
+    shape = vitcop_llava.LanguageModelShape(10_000, most, most, most, most, most)
+    plan = vitcop_llava.Plan(num_layers=10_000, units=(most,) * 3, vision=None, decoder=())
+    for rows in ((RowReport(1, plan, most, most, most),), (RowReport(0, None, 0),)):
+        assert "prefill: " in str(Report(vitcop_llava.ViTCoP(retained_tokens=64), rows, shape, most, None, None))
+    with pytest.raises(ValueError, match="bytes_per_element must be an integer"):
+        Report(vitcop_llava.ViTCoP(retained_tokens=64), (), shape, 10**400, None, None)
+
+
+@pytest.mark.parametrize("row", [10**400, 10**5000, -1, 1, 0.0, True, None, "0"], ids=range(8))
+def test_row_that_is_none_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any, row: Any) -> None:
+    with vitcop_llava.prune(model, budget()) as pruner:
+        model(input_ids=prompt(3, "image", 8), pixel_values=pictures())
+    with pytest.raises((TypeError, ValueError), match="row: must be"):
+        pruner.survivors(row)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vitcop_core import ops
     from vitcop_core.cost import LanguageModelShape
     from vitcop_core.methods import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+    from vitcop_core.parsing import find_method
     from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan, pooled_plan
     from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
     from vitcop_core.tokens import Clusters, DecoderView, PromptView, Selection, VisionSelection, VisionView
@@ -37,6 +38,7 @@ __all__ = [
     "default_center_ratio",
     "default_layers",
     "feasible_range",
+    "find_method",
     "identity_plan",
     "ops",
     "pooled_plan",
@@ -48,6 +50,7 @@ _HOMES = {
     "cost": ("LanguageModelShape",),
     "methods": ("FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"),
     "ops": (),
+    "parsing": ("find_method",),
     "plan": ("DecoderCut", "Plan", "VisionCut", "identity_plan", "pooled_plan"),
     "schedule": ("Ratios", "default_center_ratio", "default_layers", "feasible_range", "solve_ratios"),
     "tokens": ("Clusters", "DecoderView", "PromptView", "Selection", "VisionSelection", "VisionView"),

@@ -5,10 +5,26 @@ Nothing here looks at the values of a tensor: that would make the host wait for 
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vitcop_core.shown import shown, shown_with_type
+
+#: The largest count or size: products of a few of them are still sizes that a tensor can have.
+MAX_INT = 2**31 - 1
+
+#: Layers of a language model: what is counted layer by layer has to come to an end.
+MAX_LAYERS = 10_000
+
+_TINY, _HUGE = 1e-300, 1e300
+
+# Of the fractions that floats are read as, and how near to them they come: a float32 is still what it was written as.
+_DENOMINATOR, _PRECISION = 1_000_000, 10_000_000
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -24,20 +40,49 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         ValueError: ``condition`` is false.
     """
     if not condition:
-        raise ValueError(f"{name} must be {expected}; got {got!r}")
+        raise ValueError(f"{name} must be {expected}; got {shown(got)}")
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy and its like as Python's own, also inside of tuples; anything else as it is.
+
+    Theirs have a fixed width, in which the arithmetic of costs overflows without a word.
+    """
+    if type(value) is tuple:
+        return tuple(plain(item) for item in value)
+    if isinstance(value, bool | int | Fraction) or type(value) is float:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def plain_fields(instance: Any) -> None:
+    """Replace the numbers in the fields of a frozen dataclass that is being made by :func:`plain` ones."""
+    for each in fields(instance):
+        object.__setattr__(instance, each.name, plain(getattr(instance, each.name)))
 
 
 def check_int(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return ``value`` if it is an integer in ``[low, high]``; a bool is not an integer.
+    """Return ``value`` as an int if it is an integer in ``[low, high]``; a bool is not an integer.
+
+    Args:
+        name: The argument's name.
+        value: An int, or an integer of numpy.
+        low: The least.
+        high: The most; None for :data:`MAX_INT`.
 
     Raises:
         TypeError: ``value`` is no integer.
         ValueError: It lies outside the range.
     """
     expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    if not isinstance(value, int):
+        value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {expected}; got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
     require(low <= value and (high is None or value <= high), name, expected, value)
+    require(high is not None or value <= MAX_INT, name, f"an integer from {low} to {MAX_INT}", value)
     return value
 
 
@@ -50,30 +95,78 @@ def check_positive(name: str, value: object, at_most: int | None = None) -> Frac
 
     Args:
         name: The argument's name.
-        value: An int, float or Fraction; a bool is not a number.
+        value: An int, float or Fraction, or a number of numpy; a bool is not a number.
         at_most: Upper bound, inclusive.
 
     Raises:
         TypeError: ``value`` is no number.
-        ValueError: It is not finite, not positive, or above ``at_most``.
+        ValueError: It is not finite, not positive, above ``at_most``, or beyond what a float can hold.
     """
     expected = "a positive number" if at_most is None else f"a number in (0, {at_most}]"
+    number = _number(name, value, expected)
+    finite = not isinstance(number, float) or math.isfinite(number)
+    require(finite and number > 0 and (at_most is None or number <= at_most), name, expected, number)
+    # Beyond these it could not be turned into a float, or only into 0.
+    require(_TINY <= number <= _HUGE, name, "a number from 1e-300 to 1e300", number)
+    return _simplest(number) if isinstance(number, float) else Fraction(number)
+
+
+def check_finite(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is a finite number.
+
+    Raises:
+        TypeError: ``value`` is no number.
+        ValueError: It is not finite, or beyond what a float can hold.
+    """
+    number = _number(name, value, "a finite number")
+    require(-_HUGE <= number <= _HUGE, name, "a finite number, from -1e300 to 1e300", number)
+    return float(number)
+
+
+def _number(name: str, value: object, expected: str) -> int | float | Fraction:
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"{name} must be {expected}; got {value!r} ({type(value).__name__})")
-    finite = not isinstance(value, float) or math.isfinite(value)
-    require(finite and value > 0 and (at_most is None or value <= at_most), name, expected, value)
-    return Fraction(value).limit_denominator(1_000_000) if isinstance(value, float) else Fraction(value)
+        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+    return value
+
+
+def _simplest(value: float) -> Fraction:
+    """The simplest fraction that a positive float may have been written for."""
+    exact = Fraction(value)
+    simple = exact.limit_denominator(_DENOMINATOR)
+    if abs(simple - exact) * _PRECISION <= exact:
+        return simple
+    # Of a number so small that this is far off, or 0, the decimals that it is written with.
+    return Fraction(repr(value))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
-    require(value in choices, name, f"one of {', '.join(map(repr, choices))}", value)
+    require(isinstance(value, str) and value in choices, name, f"one of {', '.join(map(repr, choices))}", value)
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be True or False; got {shown_with_type(value)}")
+
+
+def check_tuple(name: str, value: object, expected: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tuple.
+
+    Args:
+        name: The argument's name.
+        value: What came.
+        expected: What of, completing "must be a tuple of ...".
+    """
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name} must be a tuple of {expected}; got {shown_with_type(value)}")
+
+
+def check_instance(name: str, value: object, kind: type, expected: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is one of a class, which ``expected`` puts in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
 
 
 def check_sequence(name: str, value: object) -> None:

@@ -27,11 +27,11 @@ def cutoff_scale(features: Tensor, cutoff_distance: float = 8.0) -> Tensor:
         ValueError: The shape or the distance does not fit.
     """
     check_floating("features", features, ("B", "n", "d"))
-    check_positive("cutoff_distance", cutoff_distance)
+    scale = float(check_positive("cutoff_distance", cutoff_distance))
     tokens = features.shape[1]
     valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
     rows, columns = torch.triu_indices(tokens, tokens, offset=1, device=features.device)
     distances = pairwise_distances(features.detach(), valid)[:, rows, columns]
     # Not median(): with deterministic algorithms asked for, CUDA refuses it.
     middle = distances.sort(dim=1).values[:, (distances.shape[1] - 1) // 2]
-    return (middle / cutoff_distance).float()
+    return (middle / scale).float()

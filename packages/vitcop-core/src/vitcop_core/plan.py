@@ -6,10 +6,20 @@ Integers and fractions only: no tensors, no model.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
-from vitcop_core.checks import check_int, require
-from vitcop_core.cost import LanguageModelShape, layer_kv_bytes, layer_macs
+from vitcop_core.checks import (
+    MAX_LAYERS,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_int,
+    check_sequence,
+    check_tuple,
+    plain_fields,
+    require,
+)
+from vitcop_core.cost import LanguageModelShape, check_shape, layer_kv_bytes, layer_macs
 
 DecoderStage = Literal["co_prune", "top_tokens", "last_token", "recycle"]
 
@@ -24,6 +34,10 @@ class VisionCut:
         keep: Tokens kept in each unit.
         clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``, or how many of the tokens that it keeps
             are made of several; 0 where nothing is clustered.
+
+    Raises:
+        TypeError: They are no tuples of integers.
+        ValueError: One is negative, nothing is kept, or they are not as many.
     """
 
     keep: tuple[int, ...]
@@ -31,6 +45,9 @@ class VisionCut:
 
     def __post_init__(self) -> None:
         """Check the counts."""
+        plain_fields(self)
+        check_tuple("keep", self.keep, "integers")
+        check_tuple("clusters", self.clusters, "integers")
         require(len(self.keep) == len(self.clusters), "clusters", f"{len(self.keep)} counts, as keep", self.clusters)
         for keep, clusters in zip(self.keep, self.clusters, strict=True):
             check_int("keep", keep, 1)
@@ -55,6 +72,10 @@ class DecoderCut:
             batch carries the largest of its rows.
         pack_positions: Whether all tokens from this layer on, the generated ones too, are numbered as if what the cut
             dropped had never been there.
+
+    Raises:
+        TypeError: A field is of the wrong type.
+        ValueError: A field is out of range, or two contradict each other.
     """
 
     layer: int
@@ -66,10 +87,14 @@ class DecoderCut:
 
     def __post_init__(self) -> None:
         """Check the layer and the counts."""
+        plain_fields(self)
         # The keys that a cut reads come from the layer before it.
-        check_int("layer", self.layer, 1)
+        check_int("layer", self.layer, 1, MAX_LAYERS)
         check_int("keep", self.keep, 1)
         check_int("recycled", self.recycled, 0)
+        check_choice("stage", self.stage, get_args(DecoderStage))
+        check_flag("reindex_positions", self.reindex_positions)
+        check_flag("pack_positions", self.pack_positions)
         both = self.reindex_positions and self.pack_positions
         require(not both, "pack_positions", "False with reindex_positions", self.pack_positions)
         # A token that never was has no position to keep.
@@ -86,14 +111,15 @@ class Plan:
     """The cuts of one sample.
 
     Attributes:
-        num_layers: Layers of the language model.
+        num_layers: Layers of the language model, at most 10,000.
         units: Visual tokens of each unit before any cut.
         vision: The cut before the language model; None where it would neither drop nor cluster anything.
         decoder: The cuts inside the language model, in ascending order of layer. A cut that would keep everything is
             left out.
 
     Raises:
-        ValueError: The cuts do not fit the units, the model or one another.
+        TypeError: A field is of the wrong type.
+        ValueError: A number is out of range, or the cuts do not fit the units, the model or one another.
     """
 
     num_layers: int
@@ -103,16 +129,21 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Check that the cuts fit."""
-        check_int("num_layers", self.num_layers, 1)
+        plain_fields(self)
+        check_int("num_layers", self.num_layers, 1, MAX_LAYERS)
+        check_tuple("units", self.units, "integers")
+        check_tuple("decoder", self.decoder, "DecoderCut")
         require(len(self.units) > 0, "units", "at least one count", self.units)
         for unit in self.units:
             check_int("units", unit, 1)
         if self.vision is not None:
+            check_instance("vision", self.vision, VisionCut, "a VisionCut or None")
             fits = len(self.vision.keep) == len(self.units)
             fits = fits and all(keep <= unit for keep, unit in zip(self.vision.keep, self.units, strict=True))
             require(fits, "vision.keep", f"at most the units {self.units}", self.vision.keep)
         layer, tokens = 0, self.entry_tokens
         for cut in self.decoder:
+            check_instance("decoder", cut, DecoderCut, "a tuple of DecoderCut")
             require(layer < cut.layer < self.num_layers, "layer", f"in ({layer}, {self.num_layers})", cut.layer)
             require(cut.tokens < tokens, "keep", f"less than the {tokens} tokens before the cut", cut.tokens)
             layer, tokens = cut.layer, cut.tokens
@@ -155,7 +186,8 @@ class Plan:
             text_tokens: Tokens of the prompt that are not visual.
 
         Raises:
-            ValueError: ``shape`` has another number of layers.
+            TypeError: ``shape`` is none, or ``text_tokens`` no integer.
+            ValueError: ``shape`` has another number of layers, or ``text_tokens`` is negative.
         """
         return sum(layer_macs(shape, tokens) for tokens in self._lengths(shape, text_tokens))
 
@@ -170,9 +202,9 @@ class Plan:
             bytes_per_element: 2 for half precision, 4 for single.
 
         Raises:
-            ValueError: ``shape`` has another number of layers.
+            TypeError: ``shape`` is none, or a number no integer.
+            ValueError: ``shape`` has another number of layers, or a number is out of range.
         """
-        check_int("bytes_per_element", bytes_per_element, 1)
         return tuple(layer_kv_bytes(shape, n, bytes_per_element) for n in self._lengths(shape, text_tokens))
 
     def kv_bytes(self, shape: LanguageModelShape, text_tokens: int, bytes_per_element: int = 2) -> int:
@@ -187,8 +219,9 @@ class Plan:
             yield tokens
 
     def _lengths(self, shape: LanguageModelShape, text_tokens: int) -> list[int]:
+        check_shape(shape)
         require(shape.num_layers == self.num_layers, "shape", f"a model of {self.num_layers} layers", shape.num_layers)
-        check_int("text_tokens", text_tokens, 0)
+        text_tokens = check_int("text_tokens", text_tokens, 0)
         return [tokens + text_tokens for tokens in self._tokens()]
 
 
@@ -205,8 +238,13 @@ def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
         images: The plan of each image by itself, in order; together they have the units of ``whole``.
 
     Raises:
+        TypeError: An argument is no plan, or no sequence of plans.
         ValueError: The units or the layers disagree.
     """
+    check_instance("whole", whole, Plan, "a Plan")
+    check_sequence("images", images)
+    for image in images:
+        check_instance("images", image, Plan, "a sequence of Plan")
     units = tuple(unit for image in images for unit in image.units)
     require(units == whole.units, "images", f"plans for the units {whole.units}", units)
     require(all(p.num_layers == whole.num_layers for p in images), "images", "plans for the same layers", images)
@@ -225,5 +263,10 @@ def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
 
 
 def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
-    """The plan that keeps everything."""
+    """The plan that keeps everything.
+
+    Raises:
+        TypeError: ``num_layers`` is no integer, or ``units`` no tuple of integers.
+        ValueError: A number is out of range.
+    """
     return Plan(num_layers=num_layers, units=units, vision=None, decoder=())

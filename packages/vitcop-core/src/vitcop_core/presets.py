@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+from vitcop_core.checks import MAX_LAYERS, check_int
 from vitcop_core.methods.base import Method
 from vitcop_core.methods.fastv import FastV
 from vitcop_core.methods.pyramiddrop import PyramidDrop
@@ -36,7 +37,12 @@ def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[
         retained_tokens: The budget.
         num_layers: Layers of the language model. Of another number than 32 the deep cut moves in proportion and the
             first stays, as ViTCoP's own layers do.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: One is out of range, or there are too few layers for these cuts.
     """
+    num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
     layers = ((2, 22), (1, 22), (3, 22), (2, 17), (2, 27))
     scaled = [(first, (deep * num_layers + 16) // 32) for first, deep in layers]
     return {pair: ViTCoP(retained_tokens=retained_tokens, layers=pair) for pair in scaled}

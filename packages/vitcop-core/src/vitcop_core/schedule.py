@@ -13,7 +13,7 @@ digits. Equation 10 as printed counts one layer less before the first cut, and d
 from fractions import Fraction
 from typing import NamedTuple
 
-from vitcop_core.checks import require
+from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, require
 
 #: pi2 / pi3 in every row of Table 8.
 DECAY = Fraction(5)
@@ -40,16 +40,26 @@ def default_layers(num_layers: int) -> tuple[int, int]:
         num_layers: Layers of the language model, at least 3.
 
     Raises:
-        ValueError: There are too few layers for two cuts.
+        TypeError: ``num_layers`` is no integer.
+        ValueError: There are too few layers for two cuts, or more than 10,000.
     """
+    num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
     require(num_layers >= 3, "num_layers", "at least 3, to cut before two of them", num_layers)
     deep = (22 * num_layers + 16) // 32
     return min(2, deep - 1), deep
 
 
 def default_center_ratio(vision_ratio: Fraction) -> Fraction:
-    """Cluster centers per kept token: the line through the released scripts' .18, .15 and .12."""
-    return Fraction(3, 10) * vision_ratio + Fraction(3, 100)
+    """Cluster centers per kept token: the line through the released scripts' .18, .15 and .12.
+
+    Args:
+        vision_ratio: pi1.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not in (0, 1].
+    """
+    return Fraction(3, 10) * check_positive("vision_ratio", vision_ratio, at_most=1) + Fraction(3, 100)
 
 
 def feasible_range(
@@ -68,9 +78,15 @@ def feasible_range(
         deep_layer: l_d.
         vision_ratio: pi1, or None.
         decay: kappa.
+
+    Raises:
+        TypeError: A layer is no integer, or a ratio no number.
+        ValueError: The layers are not in ascending order below ``num_layers``, or a ratio is out of range.
     """
-    weight = _weight(num_layers, deep_layer, decay)
+    num_layers, first_layer, deep_layer = _checked_layers(num_layers, first_layer, deep_layer)
+    weight = _weight(num_layers, deep_layer, _checked_decay(decay))
     if vision_ratio is not None:
+        vision_ratio = check_positive("vision_ratio", vision_ratio, at_most=1)
         return vision_ratio * first_layer / num_layers, vision_ratio * weight / num_layers
     low = Fraction(first_layer, num_layers)
     line = Fraction(2, 10) * first_layer / (num_layers - Fraction(9, 10) * first_layer)
@@ -98,15 +114,18 @@ def solve_ratios(
         decay: kappa; 1 for no Stage III.
 
     Raises:
-        ValueError: No ratios with 0 < pi3 <= pi2 <= pi1 <= 1 meet the budget.
+        TypeError: A layer is no integer, or a ratio no number.
+        ValueError: An argument is out of range, or no ratios with 0 < pi3 <= pi2 <= pi1 <= 1 meet the budget.
     """
     low, high = feasible_range(num_layers, first_layer, deep_layer, vision_ratio=vision_ratio, decay=decay)
+    retention, decay = check_positive("retention", retention), _checked_decay(decay)
+    if vision_ratio is not None:
+        vision_ratio = check_positive("vision_ratio", vision_ratio, at_most=1)
+    given = "" if vision_ratio is None else f" when Stage I keeps {float(vision_ratio):.4g}"
+    cuts = f"for {num_layers} layers cut before layers {first_layer} and {deep_layer}{given}"
     if not low < retention <= high:
-        given = "" if vision_ratio is None else f" when Stage I keeps {float(vision_ratio):.4g}"
         raise ValueError(
-            f"the retention ratio must lie in ({float(low):.4f}, {float(high):.4f}], or be 1, for {num_layers} layers "
-            f"cut before layers {first_layer} and {deep_layer}{given}; got {float(retention):.4g}. "
-            "Other layers, or another pi1, move this range."
+            f"retention must be above {float(low):.4f} and at most {float(high):.4f} {cuts}; got {float(retention):.4g}"
         )
     weight = _weight(num_layers, deep_layer, decay)
     total = num_layers * retention
@@ -115,6 +134,19 @@ def solve_ratios(
         vision_ratio = min(Fraction(1), max(line, total / weight))
     shallow = (total - first_layer * vision_ratio) / (weight - first_layer)
     return Ratios(vision_ratio, shallow, shallow / decay)
+
+
+def _checked_layers(num_layers: int, first_layer: int, deep_layer: int) -> tuple[int, int, int]:
+    num_layers = check_int("num_layers", num_layers, 3, MAX_LAYERS)
+    first_layer = check_int("first_layer", first_layer, 1, num_layers - 2)
+    return num_layers, first_layer, check_int("deep_layer", deep_layer, first_layer + 1, num_layers - 1)
+
+
+def _checked_decay(decay: Fraction) -> Fraction:
+    checked = check_positive("decay", decay)
+    # Stage III cannot keep more than Stage II.
+    require(checked >= 1, "decay", "a number >= 1", decay)
+    return checked
 
 
 def _weight(num_layers: int, deep_layer: int, decay: Fraction) -> Fraction:

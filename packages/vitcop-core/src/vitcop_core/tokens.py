@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-from vitcop_core.checks import require
+from vitcop_core.checks import check_finite, check_int, check_tensor, check_tuple, require
 
 
 class Clusters(NamedTuple):
@@ -82,7 +82,9 @@ class VisionView:
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
 
     Raises:
-        ValueError: Patches are pooled and there is no grid, or the frames are not the C units.
+        TypeError: A number is none, or ``hidden`` no tensor.
+        ValueError: A number is out of range, patches are pooled and there is no grid, or the frames are not the C
+            units.
     """
 
     query_cls: Tensor
@@ -99,6 +101,15 @@ class VisionView:
 
     def __post_init__(self) -> None:
         """Check that grid and frames fit."""
+        check_finite("scale", self.scale)
+        check_tensor("hidden", self.hidden, ("C", "m", "d_v"))
+        check_int("pool", self.pool, 1)
+        for name, counts in (("grid", self.grid), ("frames", self.frames)):
+            if counts is not None:
+                check_tuple(name, counts, "integers")
+                for count in counts:
+                    check_int(name, count, 1)
+        require(self.grid is None or len(self.grid) == 2, "grid", "rows and columns", self.grid)
         require(self.pool == 1 or self.grid is not None, "grid", "given where patches are pooled", self.grid)
         units = self.hidden.shape[0]
         fits = self.frames is None or sum(self.frames) == units

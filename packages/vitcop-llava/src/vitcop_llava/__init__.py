@@ -6,7 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitcop_core import FastV, LanguageModelShape, Method, Plan, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+    from vitcop_core import (
+        FastV,
+        LanguageModelShape,
+        Method,
+        Plan,
+        PyramidDrop,
+        SparseVLM,
+        VisionZip,
+        ViTCoP,
+        find_method,
+    )
     from vitcop_llava.prefix import ImagePrefix, encode_image
     from vitcop_llava.pruner import Pruner, prune
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
@@ -28,6 +38,7 @@ __all__ = [
     "ViTCoP",
     "VisionZip",
     "encode_image",
+    "find_method",
     "prune",
     "tile_image",
 ]
@@ -51,6 +62,7 @@ _HOMES = {
     "ViTCoP": "vitcop_core",
     "VisionZip": "vitcop_core",
     "encode_image": "vitcop_llava.prefix",
+    "find_method": "vitcop_core",
     "prune": "vitcop_llava.pruner",
     "tile_image": "vitcop_llava.tiling",
 }

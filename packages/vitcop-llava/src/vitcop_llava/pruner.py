@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vitcop_core import Method
+from vitcop_core.shown import shown
 from vitcop_llava.call_hooks import CallHooks
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
@@ -50,7 +52,7 @@ class Pruner:
             raise ValueError(f"keep_newline: a {type(model).__name__} has no newline tokens to keep; leave it False")
         if parts.base in _pruned:
             raise ValueError("model: is pruned already; remove() that pruner, or leave its `with` block, first")
-        self._method, self._parts = method, parts
+        self._method, self._parts, self._kind = method, parts, type(model).__name__
         self._owner = next(_owners)
         self._last: Call | None = None
         self._handles: list[Removable] = []
@@ -82,6 +84,10 @@ class Pruner:
             self._handles.extend(forget_compiled(modules[2:]))
         self._handles.append(CleanCopies(modules, self._handles))
 
+    def __repr__(self) -> str:
+        state = "on" if self._handles else "removed"
+        return f"<Pruner of a {self._kind}, {state}: {_settings_of(self._method)}>"
+
     @property
     def method(self) -> Method:
         """The settings that the model is pruned with."""
@@ -96,6 +102,7 @@ class Pruner:
         """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
 
         Raises:
+            TypeError: ``row`` is no integer.
             ValueError: No image has been pruned yet, or there is no such row.
         """
         return survivors_of(self._last, row)
@@ -136,6 +143,15 @@ def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
     if error is not None:
         raise error
     return identity
+
+
+def _settings_of(method: Method) -> str:
+    """A method with those of its settings that are not its defaults."""
+    if not is_dataclass(method):
+        return repr(method)
+    values = ((each, getattr(method, each.name)) for each in fields(method))
+    given = (f"{each.name}={value!r}" for each, value in values if each.repr and value != each.default)
+    return f"{type(method).__name__}({', '.join(given)})"
 
 
 def active_settings(base: nn.Module) -> Settings | None:
@@ -190,6 +206,6 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pr
     if not isinstance(method, Method):
         raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if not isinstance(keep_newline, bool):
-        raise TypeError(f"keep_newline: must be True or False, got {keep_newline!r}")
+        raise TypeError(f"keep_newline: must be True or False, got {shown(keep_newline)}")
     load_kernels()
     return Pruner(model, method, keep_newline=keep_newline)

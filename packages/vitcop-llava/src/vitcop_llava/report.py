@@ -10,64 +10,21 @@ import torch
 from torch import Tensor
 
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
+from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
+from vitcop_core.shown import shown
 from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
 from vitcop_llava.layout import batch_codes
+from vitcop_llava.report_rows import RowReport, Stage
 from vitcop_llava.state import Call, EncodedImages, PlannedImage
+
+__all__ = ["FeatureScaleWarning", "Report", "RowReport", "Stage", "StageSurvivors", "Survivors", "survivors_of"]
 
 
 class FeatureScaleWarning(UserWarning):
     """The cutoff distance does not fit the scale of the vision tower's keys."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One cut of a row: ``layer`` is None before the language model; ``tokens`` is what it left."""
-
-    name: str
-    layer: int | None
-    tokens: int
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """One row of the batch.
-
-    Attributes:
-        images: Its images and clips.
-        plan: What was done with them; None for a row without images, which runs unpruned.
-        text_tokens: Its columns that are not placeholders, padding included.
-        newlines: Newline tokens of its images in the unpruned model.
-        newlines_kept: How many of them stay, in every layer.
-    """
-
-    images: int
-    plan: Plan | None
-    text_tokens: int
-    newlines: int = 0
-    newlines_kept: int = 0
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The cuts, in order."""
-        if self.plan is None:
-            return ()
-        found = []
-        is_staged = all(cut.stage in ("co_prune", "top_tokens") for cut in self.plan.decoder)
-        if self.plan.entry_tokens < self.plan.visual_tokens:
-            is_staged = is_staged and (self.plan.num_clusters == 0 or len(self.plan.decoder) > 0)
-            found.append(Stage("Stage I" if is_staged else "Vision cut", None, self.plan.entry_tokens))
-        if not is_staged:  # another method than ViTCoP, whose cuts have no names
-            for order, cut in enumerate(self.plan.decoder, start=1):
-                found.append(Stage(f"Cut {order}", cut.layer, cut.tokens))
-            return tuple(found)
-        names = {"co_prune": "Stage II", "top_tokens": "Stage III"}
-        for order, cut in enumerate(self.plan.decoder):
-            name = "Stage II" if order == 0 and len(self.plan.decoder) > 1 else names[cut.stage]
-            found.append(Stage(name, cut.layer, cut.keep))
-        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -82,6 +39,10 @@ class Report:
         distance_ratio: Median distance between clustered features over the cutoff distance, for the first image; None
             where nothing was clustered.
         note: Why nothing was pruned, where nothing was.
+
+    Raises:
+        TypeError: ``bytes_per_element`` is no integer, or ``rows`` no tuple.
+        ValueError: ``bytes_per_element`` is out of range.
     """
 
     method: Method
@@ -90,6 +51,11 @@ class Report:
     bytes_per_element: int
     distance_ratio: float | None
     note: str | None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_int("bytes_per_element", self.bytes_per_element, 1)
+        check_tuple("rows", self.rows, "RowReport")
 
     @classmethod
     def of(cls, call: Call | None, method: Method, parts: Parts) -> Report:
@@ -148,8 +114,8 @@ class Report:
             average = float(row.plan.average_tokens)
             lines.append(f"row {index}: {row.plan.visual_tokens} visual tokens, {stages}; {average:.2f} on average")
         (macs, full_macs), (kv, full_kv) = self.macs(), self.kv_bytes()
-        lines.append(f"prefill: {macs / 1e9:.3g} of {full_macs / 1e9:.3g} GMACs ({macs / full_macs:.1%})")
-        lines.append(f"cache: {kv / 2**20:.3g} of {full_kv / 2**20:.3g} MiB ({kv / full_kv:.1%})")
+        lines.append(f"prefill: {macs / 1e9:.3g} of {full_macs / 1e9:.3g} GMACs ({_share(macs, full_macs)})")
+        lines.append(f"cache: {kv / 2**20:.3g} of {full_kv / 2**20:.3g} MiB ({_share(kv, full_kv)})")
         return "\n".join(lines)
 
 
@@ -197,12 +163,16 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     """Reads the survivors of one row back from the device.
 
     Raises:
+        TypeError: ``row`` is no integer.
         ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.rows is None or call.run is None or call.placeholders is None:
         raise ValueError("row: no image has been pruned yet, so there are no survivors")
+    row = plain(row)
+    if isinstance(row, bool) or not isinstance(row, int):
+        raise TypeError(f"row: must be an integer, got {shown(row)}")
     if not 0 <= row < len(call.plans) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {row}")
+        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
     plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
     own = members_of([*call.sources.values()], call.rows.counts)[row]
@@ -257,6 +227,10 @@ def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
         places[list(image.tiling.newline_places)] = False
         found.append(places)
     return torch.cat(found)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "nothing to run"
 
 
 def _row_report(length: int, images: Sequence[PlannedImage], plan: Plan | None) -> RowReport:

@@ -7,10 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from vitcop_core.checks import MAX_INT, plain
+from vitcop_core.shown import shown
 from vitcop_llava.tiling import Tiling
 
 MIN_SIDE = 2
 """Pixels. A line has no second dimension to tile, and is hardly meant as a picture."""
+
+MAX_SIDE = MAX_INT
+"""Pixels, of the size alone: what is in them is tiles of the model's size."""
 
 
 def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
@@ -18,21 +23,26 @@ def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
 
     Raises:
         TypeError: They are no pairs of integers.
-        ValueError: They are missing, of another shape, or below `MIN_SIDE`.
+        ValueError: They are missing, of another shape, or out of range.
     """
     if image_sizes is None:
         raise ValueError("image_sizes: must be given with pixel_values: the processor returns both, [images, 2]")
-    listed = image_sizes.tolist() if hasattr(image_sizes, "tolist") else [*image_sizes]
+    listed = image_sizes.tolist() if hasattr(image_sizes, "tolist") else image_sizes
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TypeError(f"image_sizes: must be [images, 2], got {shown(listed)}")
     sizes = []
     for size in listed:
         pair = size.tolist() if hasattr(size, "tolist") else size
         if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"image_sizes: must be a height and a width for each image, got {pair!r}")
-        height, width = pair
-        if not (isinstance(height, int) and isinstance(width, int)):
-            raise TypeError(f"image_sizes: must be integers, got {pair!r}")
+            raise ValueError(f"image_sizes: must be a height and a width for each image, got {shown(pair)}")
+        height, width = (plain(side) for side in pair)
+        if not (type(height) is int and type(width) is int):
+            raise TypeError(f"image_sizes: must be integers, got {shown(pair)}")
+        came = f"got {shown(height)} x {shown(width)}"
         if min(height, width) < MIN_SIDE:
-            raise ValueError(f"image_sizes: sides must be at least {MIN_SIDE} pixels, got {height} x {width}")
+            raise ValueError(f"image_sizes: sides must be at least {MIN_SIDE} pixels, {came}")
+        if max(height, width) > MAX_SIDE:
+            raise ValueError(f"image_sizes: sides must be at most {MAX_SIDE} pixels, {came}")
         sizes.append((height, width))
     return sizes
 

@@ -12,6 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vitcop_core.checks import check_int, check_tuple, plain_fields, require
+from vitcop_core.shown import shown
+
+_MOST = 1000
+"""Tiles in a row or a column; every one is counted."""
+
+_FRAMES = 1_000_000
+"""Likewise frames."""
+
 Box = tuple[int, int, int, int]
 """Half-open: top, bottom, left, right."""
 
@@ -25,12 +34,27 @@ class Tiling:
         tiles: Rows and columns of tiles; (0, 0) for an image that is one unit and no more.
         window: What is left of the tiles' merged grid without the padding, in patches.
         frames: Frames of a clip, each a unit; 0 for an image.
+
+    Raises:
+        TypeError: A number is no integer, or a pair no tuple.
+        ValueError: A number is out of range.
     """
 
     grid: tuple[int, int]
     tiles: tuple[int, int] = (0, 0)
     window: Box = (0, 0, 0, 0)
     frames: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        plain_fields(self)
+        for name, length, least, most in (("grid", 2, 1, None), ("tiles", 2, 0, _MOST), ("window", 4, 0, None)):
+            numbers = getattr(self, name)
+            check_tuple(name, numbers, "integers")
+            require(len(numbers) == length, name, f"{length} integers", numbers)
+            for number in numbers:
+                check_int(name, number, least, most)
+        check_int("frames", self.frames, 0, _FRAMES)
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
@@ -102,11 +126,13 @@ def tile_image(
         patch_size: Side of a patch in pixels.
 
     Raises:
+        TypeError: A side is no integer.
         ValueError: A side is not positive, there are no pinpoints, or one is not a multiple of the tile size.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: must be positive, got {height} x {width}")
+    height, width = check_int("height", height, 1), check_int("width", width, 1)
     check_pinpoints(pinpoints, tile_size)
+    tile_size = check_int("tile_size", tile_size, 1)
+    patch_size = check_int("patch_size", patch_size, 1, tile_size)
     best = best_pinpoint(height, width, pinpoints)
     side = tile_size // patch_size
     down, across = best[0] // tile_size, best[1] // tile_size
@@ -125,13 +151,23 @@ def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
     """Raises unless there are pinpoints, all of them multiples of the tile size.
 
     Raises:
-        ValueError: There are none, or one is not.
+        TypeError: The tile size is no integer.
+        ValueError: It is not positive, there are no pinpoints, or one is not a multiple.
     """
-    fits = all(len(point) == 2 and all(side > 0 and side % tile_size == 0 for side in point) for point in pinpoints)
-    if not pinpoints or not fits:
+    tile_size = check_int("tile_size", tile_size, 1)
+    listed: object = pinpoints
+    fits = isinstance(listed, Sequence) and len(listed) > 0 and all(_is_multiple(each, tile_size) for each in listed)
+    if not fits:
         raise ValueError(
-            f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {pinpoints}"
+            f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
         )
+
+
+def _is_multiple(point: object, tile_size: int) -> bool:
+    """Whether it is two sides, each of one to `_MOST` tiles."""
+    if not isinstance(point, Sequence) or len(point) != 2 or not all(type(side) is int for side in point):
+        return False
+    return all(0 < side <= _MOST * tile_size and side % tile_size == 0 for side in point)
 
 
 def best_pinpoint(height: int, width: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:

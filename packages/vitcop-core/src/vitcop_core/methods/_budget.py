@@ -1,14 +1,15 @@
 """What the methods that ViTCoP is compared with share: equal budgets, and layers in proportion to the depth."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from vitcop_core.checks import check_int, check_positive, require
+from vitcop_core.checks import check_int, check_positive, check_tuple, plain_fields, require
+from vitcop_core.methods._reach import Sample
 from vitcop_core.methods.base import Method
 from vitcop_core.plan import DecoderCut
+from vitcop_core.shown import shown, shown_with_type
 
 Number = int | float | Fraction
 
@@ -37,12 +38,13 @@ class BudgetedMethod(Method):
     retention_ratio: Number | None = None
 
     def check_budget(self, *others: str) -> None:
-        """Check the two, and that exactly one of them and of ``others`` is given.
+        """Check the two, and that exactly one of them and of ``others`` is given; first of all make numbers plain.
 
         Raises:
             TypeError: A budget is no number.
             ValueError: None is given, or several, or one is out of range.
         """
+        plain_fields(self)
         names = ("retained_tokens", "retention_ratio", *others)
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
@@ -68,27 +70,9 @@ class BudgetedMethod(Method):
         if self.retained_tokens is None:
             return None
         budget = check_positive("retained_tokens", self.retained_tokens) * images
-        most = f"at most the {tokens / images:g} visual tokens of an image"
+        most = f"at most the {Sample(tokens, images).text} visual tokens of an image"
         require(budget <= tokens, "retained_tokens", most, self.retained_tokens)
         return budget
-
-    def unreachable(self, budget: Fraction, nearest: Fraction, tokens: int, images: int) -> ValueError:
-        """The error of a budget that is too small.
-
-        Args:
-            budget: Of the sample, in tokens.
-            nearest: The smallest that can be met.
-            tokens: Visual tokens of the sample.
-            images: Its images.
-        """
-        name = type(self).__name__
-        # Rounded up: what the message names can be met.
-        if self.retention_ratio is not None:
-            least = math.ceil(10_000 * nearest / tokens) / 10_000
-            return ValueError(f"retention_ratio must be at least {least} for {name}; got {float(budget / tokens):.4g}")
-        least, most = math.ceil(100 * nearest / images) / 100, f"{tokens / images:g}"
-        asked = f"{float(budget / images):g}"
-        return ValueError(f"retained_tokens must be at least {least} of {most} for {name}; got {asked}")
 
 
 def check_layers(layers: object) -> None:
@@ -98,8 +82,8 @@ def check_layers(layers: object) -> None:
         TypeError: They are no tuple of integers.
         ValueError: One is not positive, they do not ascend, or there are none.
     """
-    if not isinstance(layers, tuple):
-        raise TypeError(f"layers must be a tuple of integers; got {layers!r}")
+    check_tuple("layers", layers, "integers")
+    assert isinstance(layers, tuple)  # checked
     for layer in layers:
         check_int("layers", layer, 1)
     ascends = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
@@ -126,7 +110,7 @@ def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers
     else:
         found = list(given)
     if found[-1] >= num_layers:
-        raise ValueError(f"layers must be below the model's {num_layers} layers; got {tuple(found)}")
+        raise ValueError(f"layers must be below the model's {num_layers} layers; got {shown(tuple(found))}")
     return tuple(found)
 
 
@@ -181,6 +165,6 @@ def check_counts(counts: object, *names: str) -> None:
         ValueError: One is not positive.
     """
     if not isinstance(counts, tuple) or len(counts) != len(names):
-        raise TypeError(f"counts must be a tuple ({', '.join(names)}); got {counts!r}")
+        raise TypeError(f"counts must be a tuple ({', '.join(names)}); got {shown_with_type(counts)}")
     for count in counts:
         check_int("counts", count, 1)

@@ -1,8 +1,10 @@
 """Checks of ViTCoP's settings."""
 
+from fractions import Fraction
 from typing import Any
 
-from vitcop_core.checks import check_int, check_positive, require
+from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, require
+from vitcop_core.shown import shown_with_type
 
 
 def check_layers(layers: object) -> None:
@@ -13,9 +15,9 @@ def check_layers(layers: object) -> None:
         ValueError: They are not in ascending order, or the first is 0.
     """
     if not isinstance(layers, tuple) or len(layers) != 2:
-        raise TypeError(f"layers must be a tuple of two integers; got {layers!r}")
+        raise TypeError(f"layers must be a tuple of two integers; got {shown_with_type(layers)}")
     # Stage II reads the keys of the layer before its cut.
-    first, deep = (check_int("layers", layer, 1) for layer in layers)
+    first, deep = (check_int("layers", layer, 1, MAX_LAYERS) for layer in layers)
     require(first < deep, "layers", "two layers in ascending order", layers)
 
 
@@ -31,7 +33,7 @@ def check_ratios(ratios: object, *, whole: bool) -> None:
         ValueError: One is out of range or above the one before, or a stage is off.
     """
     if not isinstance(ratios, tuple) or len(ratios) != 3:
-        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {ratios!r}")
+        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {shown_with_type(ratios)}")
     first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
     require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
     require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
@@ -45,7 +47,8 @@ def check_temporal(change_share: Any, cluster_frames: Any, compat: str) -> None:
         ValueError: One is out of range, or frames are to be clustered together as the released code would, which has
             no video.
     """
-    if isinstance(change_share, bool) or change_share != 0:
+    # Of a type that is no number it cannot be told whether it is 0.
+    if isinstance(change_share, bool) or not isinstance(change_share, int | float | Fraction) or change_share != 0:
         check_positive("change_share", change_share, at_most=1)
     check_int("cluster_frames", cluster_frames, 1)
     require(cluster_frames == 1 or compat == "paper", "cluster_frames", "1 with compat='official'", cluster_frames)

@@ -21,18 +21,20 @@ class StageCounts(NamedTuple):
     shallow: int
     deep: int
 
+    @property
+    def leave_something(self) -> bool:
+        """Whether every stage and every unit is left with a token."""
+        return min(*self.units, self.shallow, self.deep) >= 1
+
 
 def count_tokens(ratios: Ratios, units: Sequence[int], *, chained: bool) -> StageCounts:
-    """Tokens of each stage.
+    """Tokens of each stage, of which there may be none.
 
     Args:
         ratios: Share of the original tokens that each stage leaves.
         units: Tokens of each unit before any cut.
         chained: Whether Stages II and III round a share of what the stage before left, as the released code does,
             instead of taking the floor of a share of all tokens.
-
-    Raises:
-        ValueError: A stage would be left with nothing.
     """
     kept = tuple(math.floor(ratios.vision * unit) for unit in units)
     entry = sum(kept)
@@ -42,11 +44,6 @@ def count_tokens(ratios: Ratios, units: Sequence[int], *, chained: bool) -> Stag
     else:
         shallow = math.floor(ratios.shallow * sum(units))
         deep = math.floor(ratios.deep * sum(units))
-    if min(*kept, shallow, deep) < 1:
-        raise ValueError(
-            f"the budget is too small for {sum(units)} visual tokens: the three stages would keep {entry}, {shallow} "
-            f"and {deep} of them, and at least 1 must be left in every stage and every unit"
-        )
     # With pi2 close to pi1 the floors of many units may add up to less than the floor of the sum.
     shallow = min(shallow, entry)
     return StageCounts(kept, shallow, min(deep, shallow))

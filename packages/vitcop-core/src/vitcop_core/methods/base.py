@@ -78,17 +78,16 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} plans no cut inside the language model")
 
 
-def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[int, ...]:
-    """The checked tokens of each unit, for :meth:`Method.plan`.
+def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[tuple[int, ...], int]:
+    """The checked tokens of each unit and the number of images, for :meth:`Method.plan`.
 
     Raises:
         TypeError: A count is no integer.
         ValueError: There are no units, a count is not positive, or there are more images than units.
     """
-    if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str):
+    if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str | bytes):
         units = tuple(check_int("visual_tokens", unit, 1) for unit in visual_tokens)
     else:
         units = (check_int("visual_tokens", visual_tokens, 1),)
     require(len(units) > 0, "visual_tokens", "a count, or one for each unit", visual_tokens)
-    check_int("images", images, 1, len(units))
-    return units
+    return units, check_int("images", images, 1, len(units))

@@ -8,8 +8,9 @@ from fractions import Fraction
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import check_int
+from vitcop_core.checks import MAX_LAYERS, check_int
 from vitcop_core.methods._budget import BudgetedMethod, average, cut_layers, last_token_cuts
+from vitcop_core.methods._reach import Sample, layers_reach, unreachable
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.plan import DecoderCut, Plan, identity_plan
 from vitcop_core.tokens import DecoderView, Selection
@@ -54,8 +55,8 @@ class FastV(BudgetedMethod):
             ValueError: The budget is for more tokens than there are, or cannot be met with all of them in the layers
                 before the cut (the message has the least that can); or the model has no such layer.
         """
-        check_int("num_layers", num_layers, 1)
-        units = unit_counts(visual_tokens, images)
+        num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)
@@ -72,5 +73,6 @@ class FastV(BudgetedMethod):
             return check_int("keep", self.keep, 1) * images
         keep = math.floor((budget * num_layers - layer * tokens) / (num_layers - layer))
         if keep < 1:
-            raise self.unreachable(budget, average(num_layers, tokens, [(layer, 1)]), tokens, images)
+            least = average(num_layers, tokens, [(layer, 1)]) / tokens
+            raise unreachable(self, Sample(tokens, images), layers_reach(least, (layer,), num_layers))
         return keep

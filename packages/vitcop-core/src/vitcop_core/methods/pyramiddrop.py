@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import check_int, check_positive, require
+from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, check_tuple, require
 from vitcop_core.methods._budget import (
     BudgetedMethod,
     Number,
@@ -20,6 +20,7 @@ from vitcop_core.methods._budget import (
     largest,
     last_token_cuts,
 )
+from vitcop_core.methods._reach import Sample, layers_reach, unreachable
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.plan import DecoderCut, Plan, identity_plan
 from vitcop_core.tokens import DecoderView, Selection
@@ -70,8 +71,8 @@ class PyramidDrop(BudgetedMethod):
             self._check_ratios(self.ratios)
 
     def _check_ratios(self, ratios: object) -> None:
-        if not isinstance(ratios, tuple):
-            raise TypeError(f"ratios must be a tuple of numbers; got {ratios!r}")
+        check_tuple("ratios", ratios, "numbers")
+        assert isinstance(ratios, tuple)  # checked
         shares = [check_positive("ratios", ratio, at_most=1) for ratio in ratios]
         descends = all(a >= b for a, b in pairwise(shares))
         require(len(shares) > 0 and descends, "ratios", "ratios of which none is above the one before", ratios)
@@ -88,8 +89,8 @@ class PyramidDrop(BudgetedMethod):
             ValueError: The budget is for more tokens than there are, or cannot be met with these layers (the message
                 has the least that can); or the model has no such layer.
         """
-        check_int("num_layers", num_layers, 1)
-        units = unit_counts(visual_tokens, images)
+        num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)
@@ -111,8 +112,8 @@ class PyramidDrop(BudgetedMethod):
             return _powers(check_positive("ratio", self.ratio), len(layers))
         ratio = _solve(budget, num_layers, layers, tokens)
         if ratio is None:
-            nearest = average(num_layers, tokens, [(layer, 1) for layer in layers])
-            raise self.unreachable(budget, nearest, tokens, images)
+            least = average(num_layers, tokens, [(layer, 1) for layer in layers])
+            raise unreachable(self, Sample(tokens, images), layers_reach(least / tokens, layers, num_layers))
         return _powers(ratio, len(layers))
 
 

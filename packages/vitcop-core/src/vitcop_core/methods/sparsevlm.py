@@ -9,8 +9,9 @@ from functools import lru_cache
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import check_int, require
+from vitcop_core.checks import MAX_LAYERS, check_int, require
 from vitcop_core.methods._budget import TOKENS, BudgetedMethod, average, check_counts, check_layers, cut_layers, largest
+from vitcop_core.methods._reach import Sample, layers_reach, unreachable
 from vitcop_core.methods._recycling import find_raters, recycle, recycled_from
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.plan import DecoderCut, Plan, identity_plan
@@ -69,8 +70,8 @@ class SparseVLM(BudgetedMethod):
             ValueError: The budget is for more tokens than there are, or cannot be met with these layers (the message
                 has the least that can); or the model has no such layer.
         """
-        check_int("num_layers", num_layers, 1)
-        units = unit_counts(visual_tokens, images)
+        num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)
@@ -81,8 +82,8 @@ class SparseVLM(BudgetedMethod):
         else:
             step = _solve(budget, num_layers, layers, tokens)
             if step is None:
-                nearest = _average(num_layers, layers, tokens, step=0)
-                raise self.unreachable(budget, nearest, tokens, images)
+                least = _average(num_layers, layers, tokens, step=0)
+                raise unreachable(self, Sample(tokens, images), layers_reach(least / tokens, layers, num_layers))
             stages = _stages(_counts(step, tokens), tokens)
         cuts = [
             DecoderCut(layer, keep, "recycle", recycled=recycled, pack_positions=True)

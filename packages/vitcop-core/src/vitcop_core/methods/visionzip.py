@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import check_int
+from vitcop_core.checks import MAX_LAYERS, check_int
 from vitcop_core.methods._budget import BudgetedMethod, check_counts
+from vitcop_core.methods._reach import Reach, Sample, unreachable
 from vitcop_core.methods._vision import take_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.ops._library import accumulator, valid_tokens
@@ -65,8 +66,8 @@ class VisionZip(BudgetedMethod):
             ValueError: The budget is for more tokens than there are, or leaves some image or tile nothing (the message
                 has the least budget that does not).
         """
-        check_int("num_layers", num_layers, 1)
-        units = unit_counts(visual_tokens, images)
+        num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
+        units, images = unit_counts(visual_tokens, images)
         tokens, budget = sum(units), self.budget(sum(units), images)
         if budget == tokens:
             return identity_plan(num_layers, units)
@@ -77,7 +78,8 @@ class VisionZip(BudgetedMethod):
         else:
             share, kept = _CONTEXTUAL, tuple(math.floor(budget * unit / tokens) for unit in units)
             if min(kept) < 1:
-                raise self.unreachable(budget, Fraction(tokens, min(units)), tokens, images)
+                least = Fraction(1, min(units))
+                raise unreachable(self, Sample(tokens, images), Reach(lambda share: share >= least))
         contextual = tuple(min(max(1, math.floor(share * keep + Fraction(1, 2))), keep - 1) for keep in kept)
         return Plan(num_layers, units, VisionCut(kept, contextual), ())
 

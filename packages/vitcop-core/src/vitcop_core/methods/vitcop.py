@@ -8,19 +8,20 @@ from typing import Literal
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import check_choice, check_flag, check_int, check_positive, require
+from vitcop_core.checks import MAX_LAYERS, check_choice, check_flag, check_int, check_positive, require
+from vitcop_core.methods._budget import BudgetedMethod, Number
+from vitcop_core.methods._reach import Sample, unreachable
+from vitcop_core.methods._schedule import Schedule
 from vitcop_core.methods._settings import check_layers, check_ratios, check_temporal
-from vitcop_core.methods._stages import StageCounts, clusters_per_unit, count_tokens
+from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
 from vitcop_core.methods._vision import take_patches, top_patches
-from vitcop_core.methods.base import Method, unit_counts
+from vitcop_core.methods.base import unit_counts
 from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labelled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
 from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
-from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers, solve_ratios
+from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers
 from vitcop_core.tokens import Clusters, DecoderView, Selection, VisionSelection, VisionView
-
-Number = int | float | Fraction
 
 # The choices of each switch. compat="paper" takes the first, compat="official" the second, except that the released
 # code clusters the vision tower's keys as well.
@@ -39,7 +40,7 @@ _OFFICIAL_DEPTH = 32
 
 
 @dataclass(frozen=True)
-class ViTCoP(Method):
+class ViTCoP(BudgetedMethod):
     """Settings of ViTCoP. Give exactly one of ``retained_tokens``, ``retention_ratio`` and ``ratios``.
 
     The first two are budgets: the visual tokens at a layer's input, averaged over the layers of the language model. The
@@ -84,8 +85,6 @@ class ViTCoP(Method):
         ValueError: A setting is out of range, or two contradict each other.
     """
 
-    retained_tokens: int | float | None = None
-    retention_ratio: Number | None = None
     ratios: tuple[Number, Number, Number] | None = None
     pi1: Number | None = None
     layers: tuple[int, int] | None = None
@@ -109,9 +108,14 @@ class ViTCoP(Method):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        self.check_budget("ratios")
         for name in ("stage_one", "stage_three", "clustering"):
             check_flag(name, getattr(self, name))
-        self._check_budget()
+        if self.pi1 is not None:
+            check_positive("pi1", self.pi1, at_most=1)
+            require(self.ratios is None and self.stage_one, "pi1", "None with ratios or without Stage I", self.pi1)
+        if self.ratios is not None:
+            check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
         if self.layers is not None:
             check_layers(self.layers)
         check_positive("cutoff_distance", self.cutoff_distance)
@@ -124,22 +128,6 @@ class ViTCoP(Method):
         for name, choices in _SWITCHES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
-
-    def _check_budget(self) -> None:
-        names = ("retained_tokens", "retention_ratio", "ratios")
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) != 1:
-            came = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of retained_tokens, retention_ratio and ratios; got {came}")
-        if self.retained_tokens is not None:
-            check_positive("retained_tokens", self.retained_tokens)
-        if self.retention_ratio is not None:
-            check_positive("retention_ratio", self.retention_ratio, at_most=1)
-        if self.pi1 is not None:
-            check_positive("pi1", self.pi1, at_most=1)
-            require(self.ratios is None and self.stage_one, "pi1", "None with ratios or without Stage I", self.pi1)
-        if self.ratios is not None:
-            check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
 
     @property
     def cuts_depend_on_question(self) -> bool:
@@ -154,17 +142,17 @@ class ViTCoP(Method):
             ValueError: The budget is for more tokens than there are, cannot be met with these layers (the message has
                 the range), or would leave a stage without tokens; or a cut layer is beyond the model.
         """
-        check_int("num_layers", num_layers, 1)
-        units = unit_counts(visual_tokens, images)
+        num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
+        units, images = unit_counts(visual_tokens, images)
         if self.layers is not None:
             require(self.layers[1] < num_layers, "layers", f"below the model's {num_layers} layers", self.layers)
-        retention = self._retention(sum(units), images)
-        if retention == 1:
+        budget = self.budget(sum(units), images)
+        if budget == sum(units) or (self.ratios is not None and self.ratios[2] == 1):
             return identity_plan(num_layers, units)
-        depth = self._scheduled_depth(num_layers)
-        first, deep = default_layers(depth) if self.layers is None else self.layers
-        ratios = self._solve(retention, depth, first, deep)
-        counts = count_tokens(ratios, units, chained=self.switch("counts") == "chained")
+        schedule = self._schedule(num_layers)
+        first, deep = schedule.first, schedule.deep
+        ratios = self._solve(schedule, budget, units, images)
+        counts = schedule.counts(ratios, units)
         entry, cuts = sum(counts.units), list[DecoderCut]()
         if counts.shallow < entry:
             cuts.append(DecoderCut(first, counts.shallow, "co_prune" if self.clustering else "top_tokens"))
@@ -231,40 +219,33 @@ class ViTCoP(Method):
         value: str | None = getattr(self, name)
         return value if value is not None else _SWITCHES[name][self.compat == "official" and name != "vic_features"]
 
-    def _retention(self, tokens: int, images: int) -> Fraction:
-        """The budget as a share of all tokens; of explicit ratios the last, which is 1 only where all are."""
-        if self.ratios is not None:
-            return check_positive("ratios", self.ratios[2])
-        if self.retained_tokens is None:
-            return check_positive("retention_ratio", self.retention_ratio)
-        retention = check_positive("retained_tokens", self.retained_tokens) * images / tokens
-        most = f"at most the {float(Fraction(tokens, images)):g} visual tokens of an image"
-        require(retention <= 1, "retained_tokens", most, self.retained_tokens)
-        return retention
-
-    def _scheduled_depth(self, num_layers: int) -> int:
-        """The depth that the schedule is made for.
+    def _schedule(self, num_layers: int) -> Schedule:
+        """How budgets are solved on a model.
 
         The released code's is made for 32 layers, with cuts before 2 and 22, on any model. Where its layers do not
         exist it cannot run at all, and the model's own depth is the only sensible one.
         """
         deep = default_layers(_OFFICIAL_DEPTH)[1] if self.layers is None else self.layers[1]
         is_official = self.compat == "official" and deep < min(num_layers, _OFFICIAL_DEPTH)
-        return _OFFICIAL_DEPTH if is_official else num_layers
-
-    def _solve(self, retention: Fraction, depth: int, first: int, deep: int) -> Ratios:
-        if self.ratios is not None:
-            vision, shallow, last = (check_positive("ratios", ratio) for ratio in self.ratios)
-            return Ratios(vision, shallow, last)
+        depth = _OFFICIAL_DEPTH if is_official else num_layers
+        first, deep = default_layers(depth) if self.layers is None else self.layers
         vision_ratio = None if self.pi1 is None else check_positive("pi1", self.pi1)
-        return solve_ratios(
-            retention,
-            depth,
-            first,
-            deep,
-            vision_ratio=vision_ratio if self.stage_one else Fraction(1),
-            decay=DECAY if self.stage_three else Fraction(1),
-        )
+        decay = DECAY if self.stage_three else Fraction(1)
+        chained = self.switch("counts") == "chained"
+        return Schedule(depth, first, deep, vision_ratio if self.stage_one else Fraction(1), decay, chained)
+
+    def _solve(self, schedule: Schedule, budget: Fraction | None, units: tuple[int, ...], images: int) -> Ratios:
+        if self.ratios is not None:
+            first, second, third = (check_positive("ratios", ratio) for ratio in self.ratios)
+            counts = schedule.counts(Ratios(first, second, third), units)
+            expected = f"such that a token is left in every stage and every unit of {sum(units)} tokens"
+            require(counts.leave_something, "ratios", expected, self.ratios)
+            return Ratios(first, second, third)
+        assert budget is not None  # or there would be ratios
+        retention, reach = budget / sum(units), schedule.reach(units)
+        if not reach.fits(retention):
+            raise unreachable(self, Sample(sum(units), images), reach)
+        return schedule.ratios(retention)
 
     def _clusters(self, ratios: Ratios, counts: StageCounts) -> tuple[int, ...]:
         alpha = self.center_ratio

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating
+from vitcop_core.checks import check_finite, check_floating
 from vitcop_core.ops._library import register
 
 
@@ -22,13 +22,14 @@ def cls_saliency(query_cls: Tensor, keys: Tensor, scale: float) -> Tensor:
         ``[B, n]`` float32, computed in float32 whatever the inputs are. No gradient flows through it.
 
     Raises:
-        TypeError: An argument is no floating tensor.
-        ValueError: The shapes or devices disagree.
+        TypeError: An argument is no floating tensor, or ``scale`` no number.
+        ValueError: The shapes or devices disagree, or ``scale`` is not finite.
     """
     check_floating("keys", keys, ("B", "H", "n", "e"))
     batch, heads, _, width = keys.shape
     check_floating("query_cls", query_cls, (batch, heads, width), like=keys)
-    result: Tensor = torch.ops.vitcop.cls_saliency(query_cls.detach(), keys.detach(), float(scale))
+    factor = check_finite("scale", scale)
+    result: Tensor = torch.ops.vitcop.cls_saliency(query_cls.detach(), keys.detach(), factor)
     return result
 
 

@@ -52,8 +52,8 @@ def co_prune(
     batch, tokens, _ = hidden.shape
     check_integral("labels", labels, (batch, tokens), like=hidden)
     check_floating("key_norm", key_norm, (batch, tokens), like=hidden)
-    check_int("budget", budget, 1)
-    check_int("num_clusters", num_clusters, 1)
+    budget = check_int("budget", budget, 1)
+    num_clusters = check_int("num_clusters", num_clusters, 1)
     check_rows(hidden, lengths=lengths, counts=counts)
     merged, index, is_merged, slot = torch.ops.vitcop.co_prune(
         hidden, labels, key_norm.detach(), budget, num_clusters, lengths, counts

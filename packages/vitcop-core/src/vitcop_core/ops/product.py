@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vitcop_core.checks import check_instance, require
 from vitcop_core.ops._library import accumulator
 
 
@@ -18,7 +19,19 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
     Returns:
         ``[..., n, m]`` in the accumulating dtype.
+
+    Raises:
+        TypeError: An argument is no floating tensor.
+        ValueError: The shapes do not fit.
     """
+    for name, tensor in (("left", left), ("right", right)):
+        check_instance(name, tensor, Tensor, "a tensor")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype; got {tensor.dtype}")
+    fits = left.dim() > 1 and right.dim() > 1 and left.shape[-1] == right.shape[-2]
+    if not fits:
+        expected = f"of shape [..., d, m] for the left's {[*left.shape]}"
+        require(False, "right", expected, [*right.shape])
     wide = accumulator(left)
     if wide is torch.float64:
         return left.to(wide) @ right.to(wide)

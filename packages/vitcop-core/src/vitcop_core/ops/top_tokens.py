@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating, check_int, check_rows
+from vitcop_core.checks import check_flag, check_floating, check_int, check_rows
 from vitcop_core.ops._library import register, row_counts, valid_tokens
 
 
@@ -35,7 +35,8 @@ def top_tokens(
         ValueError: A shape, a device or k does not fit.
     """
     check_floating("saliency", saliency, ("B", "n"))
-    check_int("k", k, 1, saliency.shape[1])
+    k = check_int("k", k, 1, saliency.shape[1])
+    check_flag("smallest", smallest)
     check_rows(saliency, lengths=lengths, counts=counts)
     result: Tensor = torch.ops.vitcop.top_tokens(saliency.detach(), k, smallest, lengths, counts)
     return result

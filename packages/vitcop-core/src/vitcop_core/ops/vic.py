@@ -58,8 +58,9 @@ def vic(
         TypeError: An argument is of the wrong type or dtype.
         ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
     """
-    thresholds = _check(features, positions, 2, num_centers, (cutoff_distance, spatial_threshold), lengths, counts)
-    found = torch.ops.vitcop.vic(features.detach(), positions.detach(), num_centers, *thresholds, lengths, counts)
+    given = num_centers, (cutoff_distance, spatial_threshold)
+    how = _check(features, positions, 2, *given, lengths, counts)
+    found = torch.ops.vitcop.vic(features.detach(), positions.detach(), *how, lengths, counts)
     return Clusters(*found)
 
 
@@ -91,8 +92,9 @@ def vic_in_time(
         TypeError: An argument is of the wrong type or dtype.
         ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
     """
-    thresholds = _check(features, positions, 3, num_centers, (cutoff_distance, spatial_threshold), lengths, counts)
-    return Clusters(*_reference(features.detach(), positions.detach(), num_centers, *thresholds, lengths, counts))
+    given = num_centers, (cutoff_distance, spatial_threshold)
+    how = _check(features, positions, 3, *given, lengths, counts)
+    return Clusters(*_reference(features.detach(), positions.detach(), *how, lengths, counts))
 
 
 def _check(
@@ -103,16 +105,16 @@ def _check(
     thresholds: tuple[float, float],
     lengths: Tensor | None,
     counts: Tensor | None,
-) -> tuple[float, float]:
-    """Raises for arguments that do not fit; returns the thresholds as floats."""
+) -> tuple[int, float, float]:
+    """Raises for arguments that do not fit; returns the centers, and the thresholds as floats."""
     check_floating("features", features, ("B", "n", "d"))
     batch, tokens, _ = features.shape
     check_floating("positions", positions, (batch, tokens, coordinates), like=features)
-    check_int("num_centers", num_centers, 1, tokens)
+    num_centers = check_int("num_centers", num_centers, 1, tokens)
     check_positive("cutoff_distance", thresholds[0])
     check_positive("spatial_threshold", thresholds[1])
     check_rows(features, lengths=lengths, counts=counts)
-    return float(thresholds[0]), float(thresholds[1])
+    return num_centers, float(thresholds[0]), float(thresholds[1])
 
 
 def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
@@ -141,7 +143,8 @@ def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
 def nearby(positions: Tensor, spatial_threshold: float) -> Tensor:
     """``[B, n, n]`` bool: which pairs of ``[B, n, p]`` positions are at most the threshold apart."""
     offsets = positions.float().unsqueeze(2) - positions.float().unsqueeze(1)
-    return offsets.square().sum(-1) <= spatial_threshold**2 + _SPATIAL_SLACK
+    # A product: a power raises where a float overflows.
+    return offsets.square().sum(-1) <= spatial_threshold * spatial_threshold + _SPATIAL_SLACK
 
 
 def nearest_center(distances: Tensor, centers: Tensor) -> Tensor:

@@ -47,7 +47,11 @@ Shares = Annotated[
 Scenes = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", show_default=False, help=f"Demo model: that many held-out scenes; default {DEMO_SCENES}."
+        min=1,
+        max=10**6,
+        metavar="N",
+        show_default=False,
+        help=f"Demo model: that many held-out scenes; default {DEMO_SCENES}.",
     ),
 ]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
@@ -63,7 +67,7 @@ def analyze(
     questions: Questions = None,
     scenes: Scenes = None,
     top_k: Shares = SHARES,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in Figure 2b, in tokens.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer in Figure 2b, in tokens.")] = 16,
     model: Model = None,
     out: Folder = Path("vitcop-analysis"),
     force: ForceFolder = False,

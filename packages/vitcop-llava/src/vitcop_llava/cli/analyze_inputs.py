@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vitcop_llava.cli.errors import UserError
 from vitcop_llava.cli.media import open_images
+from vitcop_llava.cli.options import parse_decimal
 from vitcop_llava.cli.questions import parsed_lines
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def parse_shares(text: str) -> list[Fraction]:
     """
     found = set()
     for part in text.split(","):
-        digits = part.strip().removesuffix("%").strip()
-        if not digits.replace(".", "", 1).isdecimal() or not digits.isascii() or not 0 < Fraction(digits) <= 100:
-            raise UserError(f"--top-k: must be percentages above 0 and up to 100, such as 5,10,20; got {text!r}")
-        found.add(Fraction(digits) / 100)
+        share = parse_decimal(part.strip().removesuffix("%").strip())
+        if share is None or not 0 < share <= 100:
+            raise UserError(f"--top-k: must be percentages above 0 and up to 100, such as 5,10,20; got {text!r:.80}")
+        found.add(share / 100)
     return sorted(found)
 
 

@@ -84,16 +84,18 @@ def bench(
     model: Model = None,
     method: Methods = None,
     retain: Budgets = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds, after one that warms up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens to generate for each prompt.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at a time.")] = 1,
     image_size: ImageSize = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of a clip, for video models; default: 8.")] = None,
-    text_tokens: Annotated[int, typer.Option(min=2, help="Tokens of text in a prompt.")] = 60,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Of a clip, for video models; default: 8.")
+    ] = None,
+    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="Tokens of text in a prompt.")] = 60,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the prompt and of the order of runs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the prompt and of the order of runs.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -146,7 +148,9 @@ def parse_size(given: str | None) -> tuple[int, int] | None:
     if given is None:
         return None
     sides = given.lower().split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and 0 < int(side) < 10**5 for side in sides):
+    if len(sides) != 2 or not all(
+        side.isascii() and side.isdecimal() and len(side) < 6 and int(side) > 0 for side in sides
+    ):
         raise UserError(f"--image-size: must be width and height in pixels, such as 672x336; got {given!r}")
     return int(sides[0]), int(sides[1])
 

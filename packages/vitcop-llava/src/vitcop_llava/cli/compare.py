@@ -69,14 +69,16 @@ Retains = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Questions to ask; default: 2000 of the demo's, all of a file's.")
+    int | None, typer.Option(min=1, max=10**6, help="Questions to ask; default: 2000 of the demo's, all of a file's.")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Questions a batch; default: 50 for a demo model, else 8.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, max=10**6, help="Questions a batch; default: 50 for a demo model, else 8.")
+]
 Longest = Annotated[
-    int | None, typer.Option(min=1, help="Longest answer, in tokens; default: 4 for a demo model, else 16.")
+    int | None, typer.Option(min=1, max=10**6, help="Longest answer, in tokens; default: 4 for a demo model, else 16.")
 ]
-Timing = Annotated[int, typer.Option(min=0, help="Questions to take the time of; 0 for none.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the resampling behind the intervals.")]
+Timing = Annotated[int, typer.Option(min=0, max=10**6, help="Questions to take the time of; 0 for none.")]
+Seed = Annotated[int, typer.Option(min=0, max=10**9, help="Of the resampling behind the intervals.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where report, plot, JSON and answers go.")]
 Overwrite = Annotated[
     bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")

@@ -27,7 +27,11 @@ _PANEL = "Which frames of a video"
 Frames = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="So many, at equal distances; default: 8, or all of fewer.", rich_help_panel=_PANEL, min=1
+        metavar="N",
+        help="So many, at equal distances; default: 8, or all of fewer.",
+        rich_help_panel=_PANEL,
+        min=1,
+        max=10**6,
     ),
 ]
 Fps = Annotated[float | None, typer.Option(metavar="RATE", help="So many a second.", rich_help_panel=_PANEL)]

@@ -60,10 +60,11 @@ class Budget:
     def __str__(self) -> str:
         if self.share is not None:
             return "all" if self.share == 1 else f"{float(self.share):.1%}"
-        return f"{float(self.tokens or 0):g}"
+        return f"{float(self.tokens or 0):.10g}"
 
 
 _FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
+_DECIMAL = re.compile(r"[0-9]{0,9}(\.[0-9]{0,9})?")
 
 DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
 
@@ -82,19 +83,25 @@ def parse_budget(text: str | None) -> Budget:
     if _FRACTION.fullmatch(word):
         above, below = map(int, word.split("/"))
         if not 0 < above <= below:
-            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r}")
+            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r:.80}")
         return Budget(share=Fraction(above, below))
     digits = word.removesuffix("%").strip()
-    if not digits.replace(".", "", 1).isdecimal() or not digits.isascii():
-        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r}")
-    value = Fraction(digits)
+    value = parse_decimal(digits)
+    if value is None:
+        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r:.80}")
     if word.endswith("%"):
         if not 0 < value <= 100:
-            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r}")
+            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r:.80}")
         return Budget(share=value / 100)
     if value < 1:
-        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r}")
+        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r:.80}")
     return Budget(tokens=value)
+
+
+def parse_decimal(text: str) -> Fraction | None:
+    """The number that a text is, of at most nine digits on either side of its point; None where it is none."""
+    is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
+    return Fraction(text) if is_one else None
 
 
 def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:

@@ -143,8 +143,10 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
     from vitcop_llava import prune
 
     # The model's parts were checked when it was loaded, so what is wrong now is the budget.
-    with mistakes(f"--retain {budget}"):
+    try:
         return prune(loaded.model, method)
+    except (ValueError, TypeError) as error:
+        raise _of_budget(budget, error) from error
 
 
 @contextmanager
@@ -155,7 +157,15 @@ def budget_mistakes(budget: Budget) -> Iterator[None]:
     try:
         yield
     except BudgetError as error:
-        raise UserError(f"--retain {budget}: {error}") from error
+        raise _of_budget(budget, error) from error
+
+
+def _of_budget(budget: Budget, error: Exception) -> UserError:
+    """The error of a budget by the option's name, which a message has by those of a method's settings."""
+    message = str(error)
+    for name in ("retained_tokens", "retention_ratio"):
+        message = message.replace(f"{name} must be", "it must be")
+    return UserError(f"--retain {budget}: {message}")
 
 
 def check_question(question: str, images: Sequence[Path]) -> None:

@@ -76,7 +76,11 @@ def locate(model: nn.Module) -> Parts:
     for name in names:
         if name in _ELSEWHERE:
             raise TypeError(f"model: a {name} needs {_ELSEWHERE[name]}: pip install {_ELSEWHERE[name]}")
-    raise TypeError(f"model: {type(model).__name__} is not supported; supported: {', '.join(sorted(_FAMILIES))}")
+    known = sorted({*_FAMILIES, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+    # The model without its head, as `model.model` is.
+    whole = [f"{name.removesuffix('Model')}ForConditionalGeneration" for name in names if name.endswith("Model")]
+    hint = next((f"; prune the {name} that it is a part of" for name in whole if name in {*known, *_ELSEWHERE}), "")
+    raise TypeError(f"model: {type(model).__name__} is not supported; supported: {', '.join(known)}{hint}")
 
 
 def _adapter(name: str) -> Callable[[Any], Parts] | None:

@@ -1,0 +1,50 @@
+"""Values as messages show them: never longer than a line or two, and never an error of their own."""
+
+from fractions import Fraction
+from reprlib import Repr
+from typing import Any
+
+# Python refuses to write integers of more than 4,300 digits, and nobody reads this many.
+_DIGITS = 40
+
+# log10(2) as a ratio of integers: a float of the size of the number might not exist.
+_LOG_2 = (30103, 100000)
+
+
+class _Shown(Repr):
+    """``repr`` of bounded length; a tensor is its shape, which the host knows without asking the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxtuple = self.maxlist = self.maxset = self.maxfrozenset = self.maxdict = self.maxarray = 20
+        self.maxstring = self.maxother = 200
+        self.maxlevel = 4
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, int) and not isinstance(x, bool):
+            return _integer(x)
+        if isinstance(x, Fraction):
+            return f"Fraction({_integer(x.numerator)}, {_integer(x.denominator)})"
+        if type(x).__name__ == "Tensor" and hasattr(x, "shape"):
+            return f"a tensor of shape {[*x.shape]}"
+        return super().repr1(x, level)
+
+
+def _integer(value: int) -> str:
+    digits = value.bit_length() * _LOG_2[0] // _LOG_2[1]
+    return repr(value) if digits < _DIGITS else f"{'-' if value < 0 else ''}about 10**{digits}"
+
+
+def shown(value: object) -> str:
+    """What a message says of a value that it refuses.
+
+    Args:
+        value: Anything. Of a long sequence the first items are shown, of a long text or number its size.
+    """
+    text = _Shown().repr(value)
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def shown_with_type(value: object) -> str:
+    """The same, and of what type the value is."""
+    return f"{shown(value)} ({type(value).__name__})"
