@@ -24,7 +24,7 @@ class ShallowViTCoP(ViTCoP):
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Cuts before the language model and before its second layer; see :meth:`Method.plan`."""
-        units = unit_counts(visual_tokens, images)
+        units, images = unit_counts(visual_tokens, images)
         keep = tuple(max(1, unit // 2) for unit in units)
         clusters = tuple(max(1, kept // 2) for kept in keep)
         entry = sum(keep)
