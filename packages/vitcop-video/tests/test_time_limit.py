@@ -67,10 +67,13 @@ def test_moments_of_any_size_are_out_of_range(clip: Make, name: str, value: Any)
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("value", [10**400, Fraction(10**400)])
+@pytest.mark.parametrize(
+    "value", [10**299, Fraction(10**299), 10**400, Fraction(10**400), Fraction(1, 10**400)], ids=lambda value: "huge"
+)
 def test_rates_of_any_size_are_out_of_range(clip: Make, value: Any) -> None:
-    with pytest.raises(ValueError, match="fps must be at most 30"):
+    with pytest.raises(ValueError, match="fps must be (at most 30|a number from 1e-300 to 1e300)") as caught:
         read_video(clip("b-frames.mp4"), fps=value)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("name", ["frames", "indices"])
@@ -81,4 +84,4 @@ def test_counts_of_any_size_are_out_of_range(clip: Make, name: str) -> None:
 
 
 def test_a_rate_of_almost_nothing_is_the_first_frame(clip: Make) -> None:
-    assert read_video(clip("b-frames.mp4"), fps=Fraction(1, 10**400)).indices.tolist() == [0]
+    assert read_video(clip("b-frames.mp4"), fps=Fraction(1, 10**299)).indices.tolist() == [0]
