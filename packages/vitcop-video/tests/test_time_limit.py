@@ -71,7 +71,7 @@ def test_moments_of_any_size_are_out_of_range(clip: Make, name: str, value: Any)
     "value", [10**299, Fraction(10**299), 10**400, Fraction(10**400), Fraction(1, 10**400)], ids=lambda value: "huge"
 )
 def test_rates_of_any_size_are_out_of_range(clip: Make, value: Any) -> None:
-    with pytest.raises(ValueError, match="fps must be (at most 30|a number from 1e-300 to 1e300)") as caught:
+    with pytest.raises(ValueError, match=r"fps must be (at most 30|a number from 1e-300)") as caught:
         read_video(clip("b-frames.mp4"), fps=value)
     assert len(str(caught.value)) < 300
 
