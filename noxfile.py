@@ -12,7 +12,7 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["lint", "typecheck", "tests", "cross_check", "docs", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "cross_check", "docs", "snippets", "build"]
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -129,17 +129,14 @@ SANITIZERS = {"thread": [], "address,undefined": ["-fno-sanitize-recover=undefin
 
 @nox.session
 def cross_check(session: nox.Session) -> None:
-    """Kernels against references, under sanitizers too, and nvcc's verdict; --require-nvcc, or arguments for pytest."""
+    """The kernels' tests under sanitizers, and nvcc's verdict; --require-nvcc after -- fails where there is none."""
     install_group(session, "test")
     install_packages(session, CORE, CUDA)
     install(session, "tqdm")
-    for_nvcc = [argument for argument in session.posargs if argument == "--require-nvcc"]
-    session.run("pytest", CUDA, *(argument for argument in session.posargs if argument not in for_nvcc))
-
     libraries = [runtime_library(session, name) for name in ("libasan.so", "libubsan.so")]
     # Leaks are none of its business here: Python keeps much until it ends. test_memory.py watches the kernels.
     watched = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    session.run("pytest", "-q", "--sanitize=address", *SANITIZED, env=watched)
+    session.run("pytest", "-q", *PARALLEL, "--sanitize=address", *SANITIZED, env=watched)
 
     # Without torch, whose own threads ThreadSanitizer does not understand.
     flags = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", f"-I{CUDA}/csrc", f"-I{CUDA}/csrc/include", "-pthread"]
@@ -148,7 +145,7 @@ def cross_check(session: nox.Session) -> None:
         command = ("g++", *flags, f"-fsanitize={name}", *more, RACE_CHECK, "-o", program)
         session.run(*command, external=True)
         session.run(program, external=True)
-    session.run("python", "scripts/cuda_compile.py", *for_nvcc)
+    session.run("python", "scripts/cuda_compile.py", *session.posargs)
 
 
 def runtime_library(session: nox.Session, name: str) -> str:
@@ -226,6 +223,18 @@ def docs(session: nox.Session) -> None:
     install_packages(session, CORE, LLAVA, VIDEO)
     for builder in ("doctest", "html"):
         session.run("sphinx-build", "-W", "-n", "--keep-going", "-b", builder, "docs", f"docs/_build/{builder}")
+
+
+@nox.session
+def snippets(session: nox.Session) -> None:
+    """README.md and docs/start.md followed literally, in an empty environment; --suite after -- runs the tests too."""
+    install_group(session, "snippets")
+    install(session, "setuptools", "wheel")
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    for package in (CORE, LLAVA, VIDEO):
+        session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), package, silent=True)
+    session.run("python", "scripts/follow_docs.py", str(wheels), *session.posargs)
 
 
 @nox.session
