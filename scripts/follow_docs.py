@@ -35,6 +35,16 @@ CHECKPOINTS = {
     "llava-hf/LLaVA-NeXT-Video-7B-hf": "packages/vitcop-video/src/vitcop_video/demo/weights",
 }
 
+# What a reader of the pages has, made once the package that can make it is installed.
+FILES = {
+    "vitcop-llava": """
+        vitcop scene --seed 33 --out scene.png
+        vitcop scene --seed 34 --out photo.png
+        python3 -c 'from PIL import Image; Image.open("photo.png").convert("RGB").save("photo.jpg")'
+    """,
+    "vitcop-video": "vitcop scene --clip --seed 3 --out clip.mp4",
+}
+
 # Runs the Python of one page from top to bottom, as a reader would who pastes one snippet after the other.
 PASTE = """
 import json, sys
@@ -106,6 +116,7 @@ class Reader:
             "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
             "HF_HUB_OFFLINE": "1",
         }
+        self.missing = set(FILES)
         self.failed: list[str] = []
 
     def run(self, place: str, shown: str, command: list[str], text: str = "") -> None:
@@ -118,29 +129,26 @@ class Reader:
         if done.returncode != 0:
             self.failed.append(f"{place}: {shown}")
 
-    def get_files(self) -> None:
-        """Write the pictures, the clip and the checkpoints that the pages speak of, with vitcop's own command."""
+    def get_files(self, installed: str) -> None:
+        """Make what the pages speak of, with vitcop's own command once the package that has it is installed."""
         for name, weights in CHECKPOINTS.items():
-            shutil.copytree(ROOT / weights, self.folder / name)
-        files = "vitcop scene --seed 33 --out scene.png && vitcop scene --seed 34 --out photo.png && " + (
-            'python3 -c "from PIL import Image; '
-            "Image.open('photo.png').convert('RGB').save('photo.jpg')\" && vitcop scene --clip --seed 3 --out clip.mp4"
-        )
-        self.run("before the pages", "a photo, a scene and a clip", ["bash", "-ec", files])
+            if weights.startswith(f"packages/{installed}/"):
+                shutil.copytree(ROOT / weights, self.folder / name)
+        self.run(f"after {installed}", "files that the pages speak of", ["bash", "-euc", FILES[installed]])
 
     def follow(self, page: str, suite: bool) -> None:
         """Run the console blocks of ``page`` line by line, then its Python from top to bottom."""
         blocks = snippets(page)
-        have_files = (self.folder / "clip.mp4").exists()
         for block in blocks:
             for command in block.commands() if block.language == "console" else ():
                 if command == SUITE and not suite:
                     print(f"\n=== {block.place}: {command}: not run, give --suite", flush=True)
                     continue
-                self.run(block.place, command, ["bash", "-ec", command])
-                if not have_files and shlex.split(command, comments=True)[:2] == ["pip", "install"]:
-                    self.get_files()
-                    have_files = True
+                self.run(block.place, command, ["bash", "-euc", command])
+                words = shlex.split(command, comments=True)
+                if words[:2] == ["pip", "install"] and words[2] in self.missing:
+                    self.missing.remove(words[2])
+                    self.get_files(words[2])
         python = [(block.place, block.source) for block in blocks if block.language == "python"]
         self.run(page, f"{len(python)} Python snippets", ["python3", "-c", PASTE], json.dumps(python))
 

@@ -33,10 +33,10 @@ def edit(path: Path, *keys: str, value: Any) -> None:
 
 def refusal(folder: Path) -> str:
     """What loading says, which takes no time."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError) as caught:
         load(str(folder), device="cpu")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     return str(caught.value)
 
 
@@ -104,11 +104,11 @@ UNUSABLE: list[tuple[tuple[str, ...], Any]] = [
 @pytest.mark.parametrize(("keys", "value"), UNUSABLE, ids=str)
 def test_setting_that_makes_no_sense_is_an_error_of_the_model(copy: Path, keys: tuple[str, ...], value: Any) -> None:
     edit(copy / "config.json", *keys, value=value)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((ValueError, TypeError)) as caught:
         load(str(copy), device="cpu")
     assert str(caught.value).startswith("model: ") or caught.traceback[-1].name == "locate"
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,10 @@ for line in sys.stdin:
         try:
             limit = status("VmSize") + 2**30 + 2**27
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            before, start = status("VmHWM"), time.perf_counter()
+            before, start = status("VmHWM"), time.process_time()
             image = read_image(line.rstrip())
             process(image, return_tensors="pt")
-            found = {"bytes": status("VmHWM") - before, "seconds": time.perf_counter() - start, "size": image.size}
+            found = {"bytes": status("VmHWM") - before, "seconds": time.process_time() - start, "size": image.size}
         except BaseException as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         os.write(writer, json.dumps(found).encode())

@@ -139,9 +139,9 @@ def test_header_is_bounded_before_it_is_parsed(
         "metadata": b'{"__metadata__":[]}',
     }
     for header in texts.values():
-        start = time.perf_counter()
+        start = time.process_time()
         assert "must be a whole safetensors file" in refuse(file(header, b"\0\0\0\0"))
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     content = json.loads(json.loads(whole[8 : header_size(whole)])["__metadata__"]["vitcop-image-prefix"])
     write_sealed(tmp_path / "many", {f"keys.{k}": torch.zeros(0) for k in range(9999)}, "vitcop-image-prefix", content)
     with pytest.raises(ValueError, match="its size must be that of a prompt of at most 8,192 tokens in 8 layers"):
