@@ -75,7 +75,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """mypy --strict: sources, tests, noxfile and docs/conf.py."""
     install_group(session, "typecheck")
-    install_packages(session, *PACKAGES)
+    install_packages(session, CORE, LLAVA, VIDEO)  # the kernels' own Python is read from its folder
     install_torchcodec(session)
     session.run(
         "mypy",
@@ -130,8 +130,9 @@ SANITIZERS = {"thread": [], "address,undefined": ["-fno-sanitize-recover=undefin
 @nox.session
 def cross_check(session: nox.Session) -> None:
     """The kernels' tests under sanitizers, and nvcc's verdict; --require-nvcc after -- fails where there is none."""
-    install_group(session, "test")
-    install_packages(session, CORE, CUDA)
+    for group in ("test", "kernels"):
+        install_group(session, group)
+    install_packages(session, CORE)  # the tests build the kernels, with sanitizers
     install(session, "tqdm")
     libraries = [runtime_library(session, name) for name in ("libasan.so", "libubsan.so")]
     # Leaks are none of its business here: Python keeps much until it ends. test_memory.py watches the kernels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Sequence
@@ -95,18 +96,20 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 def _compile(name: str, sources: Sequence[Path], *, sanitize: bool) -> None:
     folder = PACKAGE / "build" / ("sanitized" if sanitize else "plain") / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lock").unlink(missing_ok=True)  # left by a build that was stopped: torch would wait for it for ever
     # ninja is installed next to the interpreter, which need not be on the path.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    cpp_extension.load(
-        name,
-        [str(source) for source in sources],
-        extra_include_paths=[str(SOURCES), str(SOURCES / "include")],
-        extra_cflags=["-std=c++20", "-ffp-contract=off", *(SANITIZE if sanitize else ["-O2"])],
-        extra_ldflags=["-fsanitize=address,undefined"] if sanitize else [],
-        build_directory=str(folder),
-        is_python_module=False,
-    )
+    with (folder / "one-at-a-time").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)  # left by a build that was stopped: torch would wait for it for ever
+        cpp_extension.load(
+            name,
+            [str(source) for source in sources],
+            extra_include_paths=[str(SOURCES), str(SOURCES / "include")],
+            extra_cflags=["-std=c++20", "-ffp-contract=off", *(SANITIZE if sanitize else ["-O2"])],
+            extra_ldflags=["-fsanitize=address,undefined"] if sanitize else [],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
 
 
 def load_host_operators(*, sanitize: bool = False) -> None:
