@@ -47,7 +47,7 @@ def test_import_builds_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_missing_module_leaves_the_references_and_says_why() -> None:
-    block = "import sys; sys.modules['vitcop_cuda._kernels'] = None; import vitcop_cuda, torch; "
+    block = "import sys; sys.modules['vitcop_cuda._cpu'] = None; import vitcop_cuda, torch; "
     call = "torch.ops.vitcop.key_norm(torch.ones(1, 1, 1, 4)).item()"
     said = run(f"{block} print({call}); print(vitcop_cuda.reason); print(vitcop_cuda.build_information().torch)")
     value, reason, built = said.splitlines()
