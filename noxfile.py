@@ -157,6 +157,46 @@ def runtime_library(session: nox.Session, name: str) -> str:
     return found
 
 
+# The oldest torch, which has CUDA, with of NVIDIA's libraries only two small ones; the rest are empty files.
+OLDEST_TORCH = ("torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85")
+OLDEST_TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions", "setuptools>=77,<82")
+
+
+def install_oldest_torch(session: nox.Session) -> str:
+    """An interpreter with the oldest torch that is supported, as built for CUDA: 540 MB, kept from run to run."""
+    folder = Path(session.create_tmp()) / "oldest-torch"
+    python = str(folder / "bin" / "python")
+    pip = (python, "-m", "pip", "install", "-q")
+    if not (folder / "complete").exists():
+        session.run("python", "-m", "venv", "--clear", str(folder))
+        session.run(*pip, *OLDEST_TORCH_NEEDS, external=True)
+        session.run(*pip, "-c", str(CONSTRAINTS), "numpy", "wheel", "ninja", "pybind11", external=True)
+        session.run(*pip, "--no-deps", *OLDEST_TORCH, external=True)
+        session.run(python, "scripts/torch_without_nvidia.py", external=True)
+        (folder / "complete").touch()
+    return python
+
+
+@nox.session
+def abi(session: nox.Session) -> None:
+    """One wheel of vitcop-cuda, both halves, built with the oldest torch, and run with that and with the pinned one."""
+    oldest = install_oldest_torch(session)
+    sources = Path(session.create_tmp()) / "sources"
+    shutil.rmtree(sources, ignore_errors=True)
+    shutil.copytree(ROOT / CUDA, sources / "vitcop-cuda", ignore=shutil.ignore_patterns("build", "*.so", "*.egg-info"))
+    make_wheel = ("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(sources))
+    built_for = {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    session.run(oldest, *make_wheel, str(sources / "vitcop-cuda"), env=built_for, external=True)
+    (wheel,) = map(str, sources.glob("*.whl"))
+    session.run(oldest, "scripts/abi_check.py", "symbols", wheel, external=True)
+
+    install(session, "torch", "numpy", "pybind11")
+    for python in (oldest, "python"):
+        forced = ("-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", f"./{CORE}", wheel)
+        session.run(python, *forced, external=True)
+        session.run(python, "scripts/abi_check.py", "run", external=True)
+
+
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Everything that needs a GPU, on the Python and torch that are there; an argument names the output folder."""

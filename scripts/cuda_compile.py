@@ -2,7 +2,8 @@
 
 Every .cu file is compiled by nvcc for sm_80, sm_90 and the newest architecture that it knows. ptxas says what each
 kernel takes; a spill to local memory is an error. The glue to torch is compiled too, against the headers of whatever
-torch is installed. ``--write`` stores the report in docs/benchmarks/ptxas.json.
+torch is installed, and linked with the kernels: what is left undefined must be in torch's stable interface, in CUDA's
+runtime or in a system library. ``--write`` stores the report in docs/benchmarks/ptxas.json.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from abi_check import foreign
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +34,6 @@ STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 
-# What PyTorch's headers for CUDA lack in its build for the CPU.
-STUB = "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n"
-
 Figures = dict[str, Any]
 
 
@@ -47,12 +45,12 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def build_flags(name: str) -> list[str]:
-    """A list of flags as setup.py has it: what is checked is what is built."""
+def build_setting(name: str) -> list[Any]:
+    """A list as setup.py has it: what is checked is what is built."""
     for node in ast.parse((PACKAGE / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            flags: list[str] = ast.literal_eval(node.value)
-            return flags
+            value: list[Any] = ast.literal_eval(node.value)
+            return value
     raise SystemExit(f"packages/vitcop-cuda/setup.py has no {name}")
 
 
@@ -92,9 +90,10 @@ def compile_kernels(nvcc: str, target: Path) -> list[Figures]:
     """Compiles every .cu file and returns what ptxas said."""
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures(nvcc)]
     flags: list[str | Path] = [
-        *build_flags("NVCC_FLAGS"),
+        *build_setting("NVCC_FLAGS"),
         "-std=c++17",
         *codes,
+        "-Xcompiler=-fPIC",
         "-Xptxas",
         "-v",
         "-I",
@@ -121,19 +120,22 @@ def cuda_headers(nvcc: str) -> Path:
     raise SystemExit("nvcc has no cuda_runtime_api.h")
 
 
-def compile_glue(nvcc: str, target: Path) -> None:
-    """Compiles the registration of the CUDA kernels, to an object file: its libraries are only where a GPU may be."""
+def link_glue(nvcc: str, target: Path) -> None:
+    """Compiles the registration of the CUDA kernels, links it with them, and looks at what is left undefined."""
     from torch.utils import cpp_extension
 
-    stub = target / "stub" / "c10" / "cuda" / "impl"
-    stub.mkdir(parents=True)
-    (stub / "cuda_cmake_macros.h").write_text(STUB)
-    folders = [SOURCES, SOURCES / "include", *cpp_extension.include_paths(), cuda_headers(nvcc), target / "stub"]
-    includes = [f"-I{folder}" for folder in folders]
-    python = ["-isystem", sysconfig.get_paths()["include"]]
-    flags = [flag for flag in build_flags("CXX_FLAGS") if not flag.startswith("-O")]
-    source = SOURCES / "cuda" / "register.cpp"
-    run("g++", "-std=c++20", "-O0", "-fPIC", *flags, *includes, *python, "-c", source, "-o", target / "register.o")
+    macros = [f"-D{name}" + (f"={value}" if value else "") for name, value in build_setting("MACROS")]
+    folders = [SOURCES, SOURCES / "include", *cpp_extension.include_paths(), cuda_headers(nvcc)]
+    flags = [*(flag for flag in build_setting("CXX_FLAGS") if not flag.startswith("-O")), *macros]
+    flags += [f"-I{folder}" for folder in folders]
+    source, library = SOURCES / "cuda" / "register.cpp", target / "kernels.so"
+    run("g++", "-std=c++17", "-O0", "-fPIC", *flags, "-c", source, "-o", target / "register.o")
+    run("g++", "-shared", *sorted(target.glob("*.o")), "-o", library)
+    stable, others = foreign(library)
+    # Of CUDA's runtime, which only the real build links, what a launch needs.
+    if unknown := [name for name in others if not re.match(r"_*cuda\w+$", name)]:
+        raise SystemExit("the CUDA kernels need what is not in torch's stable interface: " + ", ".join(unknown))
+    print(f"linked; {len(stable)} functions of torch, all of its stable interface")
 
 
 def version(nvcc: str) -> str:
@@ -156,7 +158,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = compile_kernels(nvcc, Path(folder))
-        compile_glue(nvcc, Path(folder))
+        link_glue(nvcc, Path(folder))
     spilled = [entry for entry in figures if entry["spill_stores"] or entry["spill_loads"]]
     if spilled:
         raise SystemExit("ptxas spilled:\n" + "\n".join(map(str, spilled)))
@@ -167,7 +169,7 @@ def main() -> None:
         f"at most {most['registers']} registers ({most['kernel']})"
     )
     command = "python scripts/cuda_compile.py --write"
-    report = {"command": command, "nvcc": version(nvcc), "flags": build_flags("NVCC_FLAGS"), "kernels": figures}
+    report = {"command": command, "nvcc": version(nvcc), "flags": build_setting("NVCC_FLAGS"), "kernels": figures}
     if given.write:
         REPORT.write_text(json.dumps(report, indent=1) + "\n")
     elif not REPORT.exists() or json.loads(REPORT.read_text()) != report:

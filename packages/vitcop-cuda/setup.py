@@ -1,25 +1,55 @@
-"""Builds the extension: the CPU kernels always, the CUDA kernels where torch has CUDA and nvcc is found."""
+"""Builds the extensions: the CPU kernels always, the CUDA kernels where torch has CUDA and nvcc is found.
+
+Both use torch's stable interface and Python's limited one alone, so that one file fits every torch from 2.11 on and
+every Python from 3.11 on.
+"""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
 SOURCES = Path("csrc")
+PYTHON_TAG = "cp311"
+USUAL_CUDA_HOME = "/usr/local/cuda"
 
 # Products and sums must round as the reference's do, one by one: no contraction into fused multiply-adds.
-CXX_FLAGS = ["-O3", "-Wall", "-ffp-contract=off", "-g0"]
+CXX_FLAGS = ["-O3", "-Wall", "-fvisibility=hidden", "-ffp-contract=off", "-g0"]
 NVCC_FLAGS = ["-O3", "-fmad=false"]
 
+# The oldest torch that the kernels run with; whatever is not in its stable interface does not compile.
+MACROS = [("TORCH_TARGET_VERSION", "0x020b000000000000"), ("TORCH_STABLE_ONLY", None)]
 
-def missing_for_cuda() -> str:
+
+def nvcc_top() -> str:
+    """The folder that an nvcc on the path calls its own, also where it is a script that starts another."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return ""
+    said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    found = re.search(r"^#\$ TOP=(.+)$", said.stderr, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def cuda_home() -> Path | None:
+    """The first of $CUDA_HOME, the usual folder and nvcc's own that has CUDA's headers and nvcc."""
+    for folder in (os.environ.get("CUDA_HOME"), USUAL_CUDA_HOME, nvcc_top()):
+        if folder and all((Path(folder) / part).is_file() for part in ("include/cuda_runtime_api.h", "bin/nvcc")):
+            return Path(folder).resolve()
+    return None
+
+
+def missing_for_cuda(home: Path | None) -> str:
     """Why the CUDA kernels cannot be built here; empty if they can."""
     if torch.version.cuda is None:
         return "the torch that it was built with has no CUDA"
-    if cpp_extension.CUDA_HOME is None or not (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").is_file():
+    if home is None:
         return "no nvcc was found when it was built; CUDA_HOME says where to look"
     return ""
 
@@ -31,26 +61,37 @@ def architectures() -> str:
     return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)
 
 
-def extension() -> cpp_extension.CppExtension:
-    """The one module, ``vitcop_cuda._kernels``."""
-    reason = missing_for_cuda()
-    sources = [*SOURCES.glob("cpu/*.cpp"), SOURCES / "module.cpp"]
-    macros = [("VITCOP_NO_CUDA_BECAUSE", f'"{reason}"')]
-    flags: list[str] | dict[str, list[str]] = CXX_FLAGS
-    kind = cpp_extension.CppExtension
-    if not reason:
-        sources += [*SOURCES.glob("cuda/*.cu"), SOURCES / "cuda" / "register.cpp"]
-        macros.append(("VITCOP_CUDA_VERSION", f'"{torch.version.cuda}"'))
-        macros.append(("VITCOP_ARCHITECTURES", f'"{architectures()}"'))
-        flags = {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS}
-        kind = cpp_extension.CUDAExtension
+def extension(half: str, **macros: str) -> cpp_extension.CppExtension:
+    """``vitcop_cuda._cpu`` or ``vitcop_cuda._cuda``: two files, so that a torch without CUDA can load the first."""
+    kind = cpp_extension.CUDAExtension if half == "cuda" else cpp_extension.CppExtension
+    sources = [*SOURCES.glob(f"{half}/*.cpp"), *SOURCES.glob(f"{half}/*.cu"), SOURCES / "python" / f"{half}.cpp"]
     return kind(
-        "vitcop_cuda._kernels",
+        f"vitcop_cuda._{half}",
         sorted(map(str, sources)),
-        include_dirs=[str(SOURCES.resolve()), str(SOURCES.resolve() / "include"), pybind11.get_include()],
-        define_macros=macros,
-        extra_compile_args=flags,
+        include_dirs=[str(SOURCES.resolve()), str(SOURCES.resolve() / "include")],
+        define_macros=[*MACROS, *((name, f'"{text}"') for name, text in macros.items())],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+def extensions() -> list[cpp_extension.CppExtension]:
+    """The halves that can be built here."""
+    home = cuda_home()
+    reason = missing_for_cuda(home)
+    halves = [extension("cpu", VITCOP_NO_CUDA_BECAUSE=reason)]
+    if not reason:
+        cpp_extension.CUDA_HOME = str(home)
+        versions = {"VITCOP_CUDA_VERSION": torch.version.cuda, "VITCOP_ARCHITECTURES": architectures()}
+        halves.append(extension("cuda", **versions))
+    return halves
+
+
+# ninja is installed next to the interpreter, which need not be on the path; without it files are compiled one by one.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": PYTHON_TAG}},
+)

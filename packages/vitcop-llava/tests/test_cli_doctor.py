@@ -62,7 +62,7 @@ def test_doctor_says_what_kernels_were_built_and_why_not(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_version", lambda package: "1.2.3")
     monkeypatch.setitem(sys.modules, "vitcop_cuda", SimpleNamespace(build_information=lambda: built))
     kernels = examine()["kernels"]
-    assert kernels["cpu"] == {"found": True, "detail": "built for torch 2.13.0 by C++ 12"}
+    assert kernels["cpu"] == {"found": True, "detail": "built with torch 2.13.0 by C++ 12"}
     assert kernels["cuda"] == {"found": False, "detail": "no nvcc was found"}
 
 

@@ -6,7 +6,7 @@ namespace vitcop::cpu {
 namespace {
 
 void check_labels(const Tensor& labels, int64_t clusters, const Rows& rows) {
-  const int64_t* values = labels.const_data_ptr<int64_t>();
+  const int64_t* values = glue::input<int64_t>(labels);
   for (int64_t row = 0; row < labels.size(0); ++row) {
     for (int64_t i = 0; i < rows.length(row); ++i) {
       glue::check_range("labels", values[row * rows.tokens + i], 0, clusters - 1);
@@ -44,13 +44,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> co_prune(const Tensor& hidden, const 
   glue::check_range("budget", budget, 1, glue::kMostTokens);
   glue::check_range("num_clusters", num_clusters, 1, glue::kMostTokens);
   const glue::RowArguments arguments(hidden, tokens, budget, lengths, counts);
-  const Tensor names = labels.contiguous(), norms = key_norm.to(at::kFloat).contiguous();
+  const Tensor names = glue::packed(labels), norms = glue::packed(glue::as_dtype(key_norm, Dtype::Float));
   check_rows(arguments.rows(), batch);
   check_labels(names, num_clusters, arguments.rows());
-  const Tensor merged = glue::empty_like(hidden, {batch, budget, width}, hidden.scalar_type());
-  const Tensor index = glue::empty_like(hidden, {batch, budget}, at::kLong);
-  const Tensor is_merged = glue::empty_like(hidden, {batch, budget}, at::kBool);
-  const Tensor slot = glue::empty_like(hidden, {batch, tokens}, at::kLong);
+  const Tensor merged = glue::empty(hidden, {batch, budget, width}, hidden.scalar_type());
+  const Tensor index = glue::empty(hidden, {batch, budget}, Dtype::Long);
+  const Tensor is_merged = glue::empty(hidden, {batch, budget}, Dtype::Bool);
+  const Tensor slot = glue::empty(hidden, {batch, tokens}, Dtype::Long);
   std::vector<int32_t> members(batch * tokens), starts(batch * (budget + 1));
   // 64-bit, because the workspace begins with keys of that size.
   std::vector<int64_t> workspace(batch * Assign::workspace_size(tokens, num_clusters) / 2);
@@ -58,17 +58,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> co_prune(const Tensor& hidden, const 
              glue::output<int64_t>(index), glue::output<bool>(is_merged), glue::output<int64_t>(slot), members.data(),
              starts.data(), reinterpret_cast<int32_t*>(workspace.data())});
 
-  const Tensor states = width > 1 && hidden.stride(2) != 1 ? hidden.contiguous() : hidden;
+  const Tensor states = width > 1 && hidden.stride(2) != 1 ? glue::packed(hidden) : hidden;
+  const int64_t to_row = states.stride(0), to_token = states.stride(1);
   glue::with_scalar(hidden, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    at::parallel_for(0, batch * budget, 4, [&](int64_t begin, int64_t end) {
+    const T* from = glue::input<T>(states);
+    T* to = glue::output<T>(merged);
+    torch::stable::parallel_for(0, batch * budget, 4, [&](int64_t begin, int64_t end) {
       std::vector<double> sums;
       for (int64_t output = begin; output < end; ++output) {
         const int64_t row = output / budget;
         const int32_t* range = starts.data() + row * (budget + 1) + output % budget;
-        mean_of(glue::input<T>(states) + row * states.stride(0), states.stride(1),
-                members.data() + row * tokens + range[0], range[1] - range[0], width,
-                glue::output<T>(merged) + output * width, sums);
+        mean_of(from + row * to_row, to_token, members.data() + row * tokens + range[0], range[1] - range[0], width,
+                to + output * width, sums);
       }
     });
   });

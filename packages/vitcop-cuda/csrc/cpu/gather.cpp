@@ -4,10 +4,10 @@
 
 namespace vitcop::cpu {
 
-std::vector<Tensor> gather_tokens(at::TensorList tensors, const Tensor& index) {
+std::vector<Tensor> gather_tokens(const std::vector<Tensor>& tensors, const Tensor& index) {
   const glue::GatherArguments arguments(tensors, index);
   for (const Gather& kernel : arguments.kernels()) {
-    at::parallel_for(0, kernel.units(), 16, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, kernel.units(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / kernel.places, token = kernel.index[unit];
         const bool is_there = token >= 0 && token < kernel.tokens;

@@ -4,8 +4,6 @@
 // own; what reads or writes whole features is written for the CPU here.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -18,6 +16,7 @@
 
 namespace vitcop::cpu {
 
+using glue::Dtype;
 using glue::OptionalTensor;
 using glue::Tensor;
 
@@ -32,7 +31,7 @@ Tensor key_norm(const Tensor& keys);
 std::tuple<Tensor, Tensor, Tensor, Tensor> co_prune(const Tensor& hidden, const Tensor& labels, const Tensor& key_norm,
                                                     int64_t budget, int64_t num_clusters, const OptionalTensor& lengths,
                                                     const OptionalTensor& counts);
-std::vector<Tensor> gather_tokens(at::TensorList tensors, const Tensor& index);
+std::vector<Tensor> gather_tokens(const std::vector<Tensor>& tensors, const Tensor& index);
 
 // A block of one thread that sorts, where many threads would count.
 struct Block : host::SerialBlock {};
@@ -56,7 +55,7 @@ inline void places_in_groups(const Block& /*block*/, const int32_t* group, int64
 // Runs the units of a kernel, each in a block of one thread, on torch's threads.
 template <class Kernel>
 void run(const Kernel& kernel) {
-  at::parallel_for(0, kernel.units(), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, kernel.units(), 1, [&](int64_t begin, int64_t end) {
     typename Kernel::Shared shared;
     for (int64_t unit = begin; unit < end; ++unit) kernel(Block{}, shared, unit);
   });
@@ -67,7 +66,7 @@ void run(const Kernel& kernel) {
 template <class F>
 void for_each_task(int64_t count, F f) {
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, std::min<int64_t>(count, torch::stable::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       for (int64_t task = next++; task < count; task = next++) f(task);
     }

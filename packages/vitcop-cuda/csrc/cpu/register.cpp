@@ -1,13 +1,11 @@
 // The CPU kernels of the operators whose schemas vitcop-core defines.
-#include <torch/library.h>
-
 #include "cpu/ops.h"
 
-TORCH_LIBRARY_IMPL(vitcop, CPU, library) {
-  library.impl("cls_saliency", &vitcop::cpu::cls_saliency);
-  library.impl("top_tokens", &vitcop::cpu::top_tokens);
-  library.impl("vic", &vitcop::cpu::vic);
-  library.impl("key_norm", &vitcop::cpu::key_norm);
-  library.impl("co_prune", &vitcop::cpu::co_prune);
-  library.impl("gather_tokens", &vitcop::cpu::gather_tokens);
+STABLE_TORCH_LIBRARY_IMPL(vitcop, CPU, library) {
+  library.impl("cls_saliency", TORCH_BOX(&vitcop::cpu::cls_saliency));
+  library.impl("top_tokens", TORCH_BOX(&vitcop::cpu::top_tokens));
+  library.impl("vic", TORCH_BOX(&vitcop::cpu::vic));
+  library.impl("key_norm", TORCH_BOX(&vitcop::cpu::key_norm));
+  library.impl("co_prune", TORCH_BOX(&vitcop::cpu::co_prune));
+  library.impl("gather_tokens", TORCH_BOX(&vitcop::cpu::gather_tokens));
 }

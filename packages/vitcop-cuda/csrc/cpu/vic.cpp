@@ -3,10 +3,6 @@
 // The distances are symmetric, so each pair is computed once: panels of rows against all tokens from the panel on, as
 // matrix products of torch's, and each panel adds to the densities of its rows and of its columns. The distances are
 // kept as float32, n * n, for the search for parents.
-#include <ATen/ops/exp.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
-
 #include <cmath>
 
 #include "cpu/ops.h"
@@ -42,11 +38,16 @@ struct Clustering {
         partial(ceil_div(n, kPanel) * n), distances(n * n), parents(n) {}
 };
 
+// The numbers at hand as a matrix of torch's, of [rows, columns].
+Tensor matrix(double* numbers, std::array<int64_t, 2> shape, std::array<int64_t, 2> strides) {
+  return torch::stable::from_blob(numbers, shape, strides, torch::headeronly::DeviceType::CPU, Dtype::Double);
+}
+
 // Takes the mean off the row's valid features, and squares what is left.
 template <class T>
 void center(Clustering& c, const T* features) {
   constexpr int64_t kColumns = 128;
-  at::parallel_for(0, ceil_div(c.width, kColumns), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, ceil_div(c.width, kColumns), 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kColumns, columns = std::min(kColumns, c.width - first);
       double mean[kColumns] = {};
@@ -60,7 +61,7 @@ void center(Clustering& c, const T* features) {
       }
     }
   });
-  at::parallel_for(0, c.length, kPanel, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, c.length, kPanel, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double* own = c.centered.data() + i * c.width;
       c.norms[i] = sum_side_by_side<double>(c.width, [own](int64_t x) { return own[x] * own[x]; });
@@ -91,8 +92,8 @@ void to_distances(Clustering& c, int64_t first, int64_t height, int64_t columns,
 void add_densities(Clustering& c, int64_t first, int64_t height, int64_t columns, double* panel) {
   const double scale = -1.0 / (c.cutoff * c.cutoff);
   for (int64_t x = 0; x < height * columns; ++x) panel[x] *= scale;
-  Tensor terms = at::from_blob(panel, {height * columns}, at::kDouble);
-  at::exp_(terms);
+  const Tensor terms = matrix(panel, {1, height * columns}, {height * columns, 1});
+  glue::call("aten::exp_", "", {&terms});
   double* sums = c.partial.data() + first / kPanel * c.n;
   std::fill_n(sums, c.n, 0.0);
   for (int64_t i = 0; i < height; ++i) {
@@ -108,10 +109,10 @@ void measure(Clustering& c) {
     const int64_t first = task * kPanel, height = std::min(kPanel, c.length - first), columns = c.length - first;
     double* features = c.centered.data() + first * c.width;
     std::vector<double> panel(height * columns);
-    Tensor products = at::from_blob(panel.data(), {height, columns}, at::kDouble);
-    const Tensor own = at::from_blob(features, {height, c.width}, at::kDouble);
-    const Tensor all = at::from_blob(features, {columns, c.width}, at::kDouble);
-    at::mm_out(products, own, all.t());
+    const Tensor own = matrix(features, {height, c.width}, {c.width, 1});
+    const Tensor all = matrix(features, {c.width, columns}, {1, c.width});
+    const Tensor products = matrix(panel.data(), {height, columns}, {columns, 1});
+    glue::call("aten::mm", "out", {&own, &all, &products});
     to_distances(c, first, height, columns, panel.data());
     add_densities(c, first, height, columns, panel.data());
   });
@@ -124,7 +125,7 @@ void measure(Clustering& c) {
 
 // Equation 3: the nearest denser token within the spatial threshold, the lower index on ties.
 void find_parents(Clustering& c) {
-  at::parallel_for(0, c.n, kPanel, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, c.n, kPanel, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* distances = c.distances.data() + i * c.n;
       float best = kInfinity;
@@ -201,18 +202,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vic(const Tensor& features, c
   glue::check_range("num_centers", num_centers, 1, tokens);
   const glue::RowArguments arguments(features, tokens, num_centers, lengths, counts);
   check_rows(arguments.rows(), batch);
-  const Tensor labels = glue::empty_like(features, {batch, tokens}, at::kLong);
-  const Tensor centers = glue::empty_like(features, {batch, num_centers}, at::kLong);
-  const Tensor density = glue::empty_like(features, {batch, tokens}, at::kFloat);
-  const Tensor distance = glue::empty_like(features, {batch, tokens}, at::kFloat);
-  const Tensor importance = glue::empty_like(features, {batch, tokens}, at::kFloat);
-  const Tensor dense = features.contiguous(), places = positions.to(at::kFloat).contiguous();
+  const Tensor labels = glue::empty(features, {batch, tokens}, Dtype::Long);
+  const Tensor centers = glue::empty(features, {batch, num_centers}, Dtype::Long);
+  const Tensor density = glue::empty(features, {batch, tokens}, Dtype::Float);
+  const Tensor distance = glue::empty(features, {batch, tokens}, Dtype::Float);
+  const Tensor importance = glue::empty(features, {batch, tokens}, Dtype::Float);
+  const Tensor dense = glue::packed(features), places = glue::packed(glue::as_dtype(positions, Dtype::Float));
 
   Clustering c(tokens, width, cutoff_distance, glue::squared_threshold(spatial_threshold));
   for (int64_t row = 0; row < batch; ++row) {
     c.length = arguments.rows().length(row);
     c.count = arguments.rows().count(row);
-    c.positions = places.const_data_ptr<float>() + row * tokens * 2;
+    c.positions = glue::input<float>(places) + row * tokens * 2;
     c.density = glue::output<float>(density) + row * tokens;
     c.distance = glue::output<float>(distance) + row * tokens;
     c.importance = glue::output<float>(importance) + row * tokens;

@@ -1,31 +1,36 @@
 // The CUDA kernels of the operators whose schemas vitcop-core defines.
-#include <ATen/ops/bmm.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAStream.h>
+#define USE_CUDA  // torch's headers then declare its C functions for CUDA
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 #include "cuda/launch.h"
 #include "glue/register.h"
 
 namespace {
 
-// Launches on the current stream. The caller guards the device.
+void* current_stream(int32_t device) {
+  void* stream = nullptr;
+  vitcop::glue::require(aoti_torch_get_current_cuda_stream(device, &stream), "reading the current stream");
+  return stream;
+}
+
+// Launches on the current stream of a tensor's device.
 class CudaLauncher {
  public:
-  explicit CudaLauncher(at::Device device) : stream_(c10::cuda::getCurrentCUDAStream(device.index())) {}
+  explicit CudaLauncher(const torch::stable::Tensor& like)
+      : guard_(like.get_device_index()), stream_(static_cast<cudaStream_t>(current_stream(like.get_device_index()))) {}
 
   template <class Kernel>
   void operator()(const Kernel& kernel) const {
-    C10_CUDA_CHECK(vitcop::cuda::launch(kernel, stream_.stream()));
-  }
-
-  void multiply(at::Tensor& gram, const at::Tensor& centered) const {
-    at::bmm_out(gram, centered, centered.transpose(1, 2));
+    STD_CUDA_CHECK(vitcop::cuda::launch(kernel, stream_));
   }
 
  private:
-  c10::cuda::CUDAStream stream_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
 };
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(vitcop, CUDA, library) { vitcop::glue::implement<CudaLauncher>(library); }
+STABLE_TORCH_LIBRARY_IMPL(vitcop, CUDA, library) { vitcop::glue::implement<CudaLauncher>(library); }

@@ -1,10 +1,8 @@
 // The operators over the kernels of include/vitcop, for whatever launches them: a GPU's stream, or a host's threads.
 //
-// A Launcher is made for a device and called with kernels; it runs them one after the other.
+// A Launcher is made for the device of a tensor, which is the current one while it lives. Called with kernels, it runs
+// them one after the other.
 #pragma once
-
-#include <ATen/ops/bmm.h>
-#include <c10/core/DeviceGuard.h>
 
 #include <tuple>
 #include <vector>
@@ -23,9 +21,8 @@ template <class Launcher>
 Tensor key_norm(const Tensor& keys) {
   check_floating("keys", keys, 4, keys);
   check_range("tokens", keys.size(2), 0, kMostTokens);
-  const c10::DeviceGuard guard(keys.device());
-  const Launcher launch(keys.device());
-  const Tensor norms = empty_like(keys, {keys.size(0), keys.size(2)}, at::kFloat);
+  const Launcher launch(keys);
+  const Tensor norms = empty(keys, {keys.size(0), keys.size(2)}, Dtype::Float);
   with_scalar(keys, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(KeyNorms<T>{input<T>(keys), keys.size(0), keys.size(1), keys.size(2), keys.size(3), keys.stride(0),
@@ -41,11 +38,10 @@ Tensor cls_saliency(const Tensor& query_cls, const Tensor& keys, double scale) {
   const int64_t batch = keys.size(0), heads = keys.size(1), tokens = keys.size(2), width = keys.size(3);
   check_shape("query_cls", query_cls, {batch, heads, width});
   check_range("tokens", tokens, 0, kMostTokens);
-  const c10::DeviceGuard guard(keys.device());
-  const Launcher launch(keys.device());
-  const Tensor query = query_cls.to(keys.scalar_type());
-  const Tensor saliency = empty_like(keys, {batch, tokens}, at::kFloat);
-  const Tensor probabilities = empty_like(keys, {batch, heads, tokens}, at::kFloat);
+  const Launcher launch(keys);
+  const Tensor query = as_dtype(query_cls, keys.scalar_type());
+  const Tensor saliency = empty(keys, {batch, tokens}, Dtype::Float);
+  const Tensor probabilities = empty(keys, {batch, heads, tokens}, Dtype::Float);
   with_scalar(keys, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(HeadAttention<T>{input<T>(query), input<T>(keys), static_cast<float>(scale), batch, heads, tokens, width,
@@ -63,9 +59,8 @@ Tensor top_tokens(const Tensor& saliency, int64_t k, bool smallest, const Option
   const int64_t batch = saliency.size(0), tokens = saliency.size(1);
   check_range("k", k, 1, tokens);
   const RowArguments arguments(saliency, tokens, k, lengths, counts);
-  const c10::DeviceGuard guard(saliency.device());
-  const Launcher launch(saliency.device());
-  const Tensor chosen = empty_like(saliency, {batch, k}, at::kLong);
+  const Launcher launch(saliency);
+  const Tensor chosen = empty(saliency, {batch, k}, Dtype::Long);
   Workspace workspace;
   const int64_t keys = workspace.reserve<uint64_t>(batch * tokens);
   const int64_t order = workspace.reserve<int32_t>(batch * tokens);
@@ -92,13 +87,12 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
   check_range("num_centers", num_centers, 1, tokens);
   const RowArguments arguments(features, tokens, num_centers, lengths, counts);
   const Rows& rows = arguments.rows();
-  const c10::DeviceGuard guard(features.device());
-  const Launcher launch(features.device());
-  const Tensor labels = empty_like(features, {batch, tokens}, at::kLong);
-  const Tensor centers = empty_like(features, {batch, num_centers}, at::kLong);
-  const Tensor density = empty_like(features, {batch, tokens}, at::kFloat);
-  const Tensor distance = empty_like(features, {batch, tokens}, at::kFloat);
-  const Tensor importance = empty_like(features, {batch, tokens}, at::kFloat);
+  const Launcher launch(features);
+  const Tensor labels = empty(features, {batch, tokens}, Dtype::Long);
+  const Tensor centers = empty(features, {batch, num_centers}, Dtype::Long);
+  const Tensor density = empty(features, {batch, tokens}, Dtype::Float);
+  const Tensor distance = empty(features, {batch, tokens}, Dtype::Float);
+  const Tensor importance = empty(features, {batch, tokens}, Dtype::Float);
 
   Workspace workspace;
   const int64_t centered_at = workspace.reserve<double>(batch * tokens * width);
@@ -108,15 +102,17 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
   const int64_t label_at = workspace.reserve<int32_t>(batch * tokens);
   const int64_t pointers_at = workspace.reserve<int32_t>(batch * tokens * 2);
   workspace.allocate(features);
-  const Tensor dense = features.contiguous();
-  const Tensor places = positions.to(at::kFloat).contiguous();
+  const Tensor dense = packed(features);
+  const Tensor places = packed(as_dtype(positions, Dtype::Float));
   with_scalar(features, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(Center<T>{input<T>(dense), batch, width, rows, workspace.at<double>(centered_at)});
   });
-  const Tensor centered = workspace.doubles(centered_at, {batch, tokens, width});
-  Tensor gram = workspace.doubles(gram_at, {batch, tokens, tokens});
-  launch.multiply(gram, centered);
+  const int64_t row = tokens * width;
+  const Tensor centered = workspace.doubles(centered_at, {batch, tokens, width}, {row, width, 1});
+  const Tensor transposed = workspace.doubles(centered_at, {batch, width, tokens}, {row, 1, width});
+  const Tensor gram = workspace.doubles(gram_at, {batch, tokens, tokens}, {tokens * tokens, tokens, 1});
+  call("aten::bmm", "out", {&centered, &transposed, &gram});
   double* diagonal = workspace.at<double>(diagonal_at);
   launch(Diagonal{input<double>(gram), batch, tokens, diagonal});
   const Distances distances{input<double>(gram), diagonal, tokens};
@@ -144,12 +140,11 @@ Pruned co_prune(const Tensor& hidden, const Tensor& labels, const Tensor& key_no
   check_range("budget", budget, 1, kMostTokens);
   check_range("num_clusters", num_clusters, 1, kMostTokens);
   const RowArguments arguments(hidden, tokens, budget, lengths, counts);
-  const c10::DeviceGuard guard(hidden.device());
-  const Launcher launch(hidden.device());
-  const Tensor merged = empty_like(hidden, {batch, budget, width}, hidden.scalar_type());
-  const Tensor index = empty_like(hidden, {batch, budget}, at::kLong);
-  const Tensor is_merged = empty_like(hidden, {batch, budget}, at::kBool);
-  const Tensor slot = empty_like(hidden, {batch, tokens}, at::kLong);
+  const Launcher launch(hidden);
+  const Tensor merged = empty(hidden, {batch, budget, width}, hidden.scalar_type());
+  const Tensor index = empty(hidden, {batch, budget}, Dtype::Long);
+  const Tensor is_merged = empty(hidden, {batch, budget}, Dtype::Bool);
+  const Tensor slot = empty(hidden, {batch, tokens}, Dtype::Long);
 
   Workspace workspace;
   const int64_t members_at = workspace.reserve<int32_t>(batch * tokens);
@@ -158,12 +153,12 @@ Pruned co_prune(const Tensor& hidden, const Tensor& labels, const Tensor& key_no
   workspace.allocate(hidden);
   int32_t* members = workspace.at<int32_t>(members_at);
   int32_t* starts = workspace.at<int32_t>(starts_at);
-  const Tensor names = labels.contiguous();
-  const Tensor norms = key_norm.to(at::kFloat).contiguous();
+  const Tensor names = packed(labels);
+  const Tensor norms = packed(as_dtype(key_norm, Dtype::Float));
   launch(Assign{input<int64_t>(names), input<float>(norms), batch, num_clusters, arguments.rows(),
                 output<int64_t>(index), output<bool>(is_merged), output<int64_t>(slot), members, starts,
                 workspace.at<int32_t>(rest_at)});
-  const Tensor states = width > 0 && hidden.stride(2) != 1 ? hidden.contiguous() : hidden;
+  const Tensor states = width > 0 && hidden.stride(2) != 1 ? packed(hidden) : hidden;
   with_scalar(hidden, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(MergeMeans<T>{input<T>(states), states.stride(0), states.stride(1), members, starts, batch, tokens, budget,
@@ -173,10 +168,9 @@ Pruned co_prune(const Tensor& hidden, const Tensor& labels, const Tensor& key_no
 }
 
 template <class Launcher>
-std::vector<Tensor> gather_tokens(at::TensorList tensors, const Tensor& index) {
+std::vector<Tensor> gather_tokens(const std::vector<Tensor>& tensors, const Tensor& index) {
   GatherArguments arguments(tensors, index);
-  const c10::DeviceGuard guard(index.device());
-  const Launcher launch(index.device());
+  const Launcher launch(index);
   for (const Gather& kernel : arguments.kernels()) launch(kernel);
   return arguments.results();
 }

@@ -1,24 +1,37 @@
 // The device's lines on the host, as operators of their own: `vitcop_lines` with one thread a block, `vitcop_threads`
-// with several. For tests only; no wheel carries them.
-#include <ATen/ops/bmm.h>
-#include <torch/library.h>
+// with several; and the Python module by which tests ask what was launched. For tests only; no wheel carries them.
+#include <cxxabi.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <typeinfo>
+#include <utility>
+#include <vector>
 
 #include "glue/register.h"
 #include "host/launch.h"
 
 namespace {
 
+// The kernels that were launched, in order. Written by the thread that calls operators, and read by the same one.
+thread_local std::vector<std::string> launched;
+
+std::string name_of(const std::type_info& type) {
+  char* readable = abi::__cxa_demangle(type.name(), nullptr, nullptr, nullptr);
+  std::string name = readable;
+  std::free(readable);
+  return name;
+}
+
 template <int64_t kThreads>
 struct HostLauncher {
-  explicit HostLauncher(at::Device) {}
+  explicit HostLauncher(const torch::stable::Tensor&) {}
 
   template <class Kernel>
   void operator()(const Kernel& kernel) const {
+    launched.push_back(name_of(typeid(Kernel)));
     vitcop::host::run(kernel, kThreads);
-  }
-
-  void multiply(at::Tensor& gram, const at::Tensor& centered) const {
-    at::bmm_out(gram, centered, centered.transpose(1, 2));
   }
 };
 
@@ -36,14 +49,18 @@ const char* const kSchemas[] = {
 
 }  // namespace
 
-TORCH_LIBRARY(vitcop_lines, library) {
+STABLE_TORCH_LIBRARY(vitcop_lines, library) {
   for (const char* schema : kSchemas) library.def(schema);
 }
 
-TORCH_LIBRARY_IMPL(vitcop_lines, CPU, library) { vitcop::glue::implement<HostLauncher<1>>(library); }
+STABLE_TORCH_LIBRARY_IMPL(vitcop_lines, CPU, library) { vitcop::glue::implement<HostLauncher<1>>(library); }
 
-TORCH_LIBRARY(vitcop_threads, library) {
+STABLE_TORCH_LIBRARY(vitcop_threads, library) {
   for (const char* schema : kSchemas) library.def(schema);
 }
 
-TORCH_LIBRARY_IMPL(vitcop_threads, CPU, library) { vitcop::glue::implement<HostLauncher<3>>(library); }
+STABLE_TORCH_LIBRARY_IMPL(vitcop_threads, CPU, library) { vitcop::glue::implement<HostLauncher<3>>(library); }
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("launched", [] { return std::exchange(launched, {}); }, "The kernels launched since the last call, by name.");
+}

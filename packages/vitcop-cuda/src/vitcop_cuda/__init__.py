@@ -8,7 +8,7 @@ operators stay on their pure-torch reference, and :data:`reason` says why.
 from dataclasses import dataclass
 
 import vitcop_core.ops  # noqa: F401  (defines the operators that the kernels are for)
-from vitcop_cuda._load import load
+from vitcop_cuda._load import load, load_cuda
 
 __version__ = "0.1.0"
 __all__ = ["BuildInformation", "build_information", "reason"]
@@ -19,7 +19,7 @@ class BuildInformation:
     """How the kernels were built.
 
     Attributes:
-        torch: The torch that they were compiled against; None where no kernel is there.
+        torch: The torch that they were compiled against, maybe not the one at hand; None where no kernel is.
         compiler: The C++ compiler; None where no kernel is there.
         cuda: The CUDA of the kernels for GPUs; None where there are none.
         architectures: What those were compiled for, such as ``"9.0"``.
@@ -35,13 +35,14 @@ class BuildInformation:
     no_cuda_because: str
 
 
-_module, reason = load()
+_cpu, reason = load("_cpu")
+_cuda, _no_cuda = (None, reason) if _cpu is None else load_cuda(_cpu)
 
 
 def build_information() -> BuildInformation:
     """What was built, and what was not and why."""
-    if _module is None:
+    if _cpu is None:
         return BuildInformation(None, None, None, (), reason, reason)
-    listed = tuple(part for part in _module.ARCHITECTURES.split(";") if part)
-    cuda, without = _module.CUDA_VERSION, _module.NO_CUDA_BECAUSE
-    return BuildInformation(_module.TORCH_VERSION, _module.COMPILER, cuda, listed, "", without)
+    listed = tuple(part for part in _cuda.ARCHITECTURES.split(";") if part) if _cuda else ()
+    version = _cuda.CUDA_VERSION if _cuda else None
+    return BuildInformation(_cpu.TORCH_VERSION, _cpu.COMPILER, version, listed, "", _no_cuda)

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pybind11
 import torch
 from kernel_inputs import moved
 from torch import Tensor
@@ -93,7 +95,11 @@ def assert_identical(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Non
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
 
-def _compile(name: str, sources: Sequence[Path], *, sanitize: bool) -> None:
+# As setup.py has it: the sanitized kernels keep to torch's stable interface too.
+STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", "-fvisibility=hidden"]
+
+
+def _compile(name: str, sources: Sequence[Path], *, sanitize: bool, is_python_module: bool = False) -> Any:
     folder = PACKAGE / "build" / ("sanitized" if sanitize else "plain") / name
     folder.mkdir(parents=True, exist_ok=True)
     # ninja is installed next to the interpreter, which need not be on the path.
@@ -101,20 +107,22 @@ def _compile(name: str, sources: Sequence[Path], *, sanitize: bool) -> None:
     with (folder / "one-at-a-time").open("w") as lock:  # tests run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)  # left by a build that was stopped: torch would wait for it for ever
-        cpp_extension.load(
+        return cpp_extension.load(
             name,
             [str(source) for source in sources],
-            extra_include_paths=[str(SOURCES), str(SOURCES / "include")],
-            extra_cflags=["-std=c++20", "-ffp-contract=off", *(SANITIZE if sanitize else ["-O2"])],
+            extra_include_paths=[str(SOURCES), str(SOURCES / "include"), pybind11.get_include()],
+            extra_cflags=["-std=c++20", "-ffp-contract=off", *STABLE, *(SANITIZE if sanitize else ["-O2"])],
             extra_ldflags=["-fsanitize=address,undefined"] if sanitize else [],
             build_directory=str(folder),
-            is_python_module=False,
+            is_python_module=is_python_module,
         )
 
 
-def load_host_operators(*, sanitize: bool = False) -> None:
-    """Builds and loads ``vitcop_lines`` and ``vitcop_threads``."""
-    _compile("vitcop_lines", [SOURCES / "host" / "register.cpp"], sanitize=sanitize)
+@cache
+def load_host_operators(*, sanitize: bool = False) -> Any:
+    """Builds and loads ``vitcop_lines`` and ``vitcop_threads``; returns the module that says what they launched."""
+    sources = [SOURCES / "host" / "register.cpp"]
+    return _compile("vitcop_host", sources, sanitize=sanitize, is_python_module=True)
 
 
 def load_kernels(*, sanitize: bool = False) -> str:

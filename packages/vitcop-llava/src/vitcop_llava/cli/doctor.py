@@ -140,7 +140,7 @@ def _kernels() -> list[Finding]:
 
 def _compiled() -> list[Finding]:
     built = import_module("vitcop_cuda").build_information()
-    cpu = built.no_cpu_because or f"built for torch {built.torch} by {built.compiler}"
+    cpu = built.no_cpu_because or f"built with torch {built.torch} by {built.compiler}"
     cuda = built.no_cuda_because or f"built for CUDA {built.cuda}, {', '.join(built.architectures)}"
     return [
         Finding("kernels", "cpu", not built.no_cpu_because, cpu),
