@@ -17,21 +17,23 @@ from kernel_inputs import Case
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def calls() -> list[tuple[Case, torch.dtype]]:
+def calls(*, large: bool) -> list[tuple[Case, torch.dtype]]:
     """Every small case in two dtypes; a sanitizer makes a launch a hundred times slower, not longer ones."""
-    small = [case for case in CASES if not case.is_large and not case.name.startswith("golden")]
-    return [(case, dtype) for case in small for dtype in DTYPES if dtype in case.dtypes]
+    chosen = [case for case in CASES if large or not (case.is_large or case.name.startswith("golden"))]
+    return [(case, dtype) for case in chosen for dtype in DTYPES if dtype in case.dtypes]
 
 
 def main() -> None:
     """Runs them and compares."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    device = options.parse_args().device
+    options.add_argument("--large", action="store_true", help="large cases and golden ones too")
+    given = options.parse_args()
+    device = given.device
     if reason := load_kernels():
         raise SystemExit(f"the kernels are not there: {reason}")
     (backend,) = (backend for backend in BACKENDS if (backend.namespace, backend.device) == ("vitcop", device))
-    chosen = calls()
+    chosen = calls(large=given.large)
     for case, dtype in chosen:
         arguments = case.arguments(dtype)
         assert_close(case.op, backend.run(case.op, arguments), reference(case.op, arguments))
