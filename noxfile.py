@@ -101,9 +101,10 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run(
-        "pytest", "-q", *PARALLEL, CORE
-    )  # on its references; below, where vitcop-cuda is loaded, it runs on the kernels
+    # What a GPU would be asked to do, as far as a CPU can: nobody may find out there that a step does not start.
+    session.run("python", "scripts/gpu_check.py", "--dry-run", str(Path(session.create_tmp()) / "gpu-check"))
+    # On the references; below, where vitcop-cuda is loaded, the same tests run on the kernels.
+    session.run("pytest", "-q", *PARALLEL, CORE)
     # Apart from the environment, which it would break: transformers' own processor of clips, to compare with.
     folder = Path(session.create_tmp()) / "torchvision"
     install(session, "--no-deps", "--upgrade", "--target", str(folder), "torchvision")
@@ -199,8 +200,8 @@ def abi(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Everything that needs a GPU, on the Python and torch that are there; an argument names the output folder."""
-    session.run("bash", "scripts/gpu_check.sh", *session.posargs, external=True)
+    """Everything that needs a GPU, on the Python and torch that are there; -- [--second] FOLDER for the results."""
+    session.run("python3", "scripts/gpu_check.py", *(session.posargs or ["docs/benchmarks/gpu"]), external=True)
 
 
 @nox.session

@@ -1,14 +1,14 @@
 """Everything about vitcop that needs a GPU, most telling first: ``python scripts/gpu_check.py [--second] OUT``.
 
-A run may be cut off at any moment. So every step has a time limit of its own, writes its result as it ends, and all
-results are packed anew into ``OUT.zip`` then. The first run takes at most nine minutes; ``--second`` is for what is left:
+A run may be cut off at any moment. So every step has a time limit of its own and writes its result as it ends; all
+results are packed anew into ``OUT.zip`` then. The first run takes at most nine minutes. ``--second`` does what is left:
 sanitizers, a profiler of kernels, larger batches and the other methods. ``--dry-run`` does on a CPU what can be done
 there, at small sizes, and says what cannot.
 
-It needs Python 3.11 with torch 2.11 and transformers 5.17 or newer, numpy, safetensors, matplotlib, pillow, rich, tqdm and
-typer; for the tests pytest, pytest-xdist and hypothesis; to build the kernels nvcc, ninja and setuptools 77. Nothing is
-fetched and nothing is installed: the packages run from their folders. A compiled module that is there already and loads
-is used as it is. No setting of the GPU is touched.
+It needs Python 3.11 with torch 2.11 and transformers 5.17, or newer ones, and what else the packages depend on; for the
+tests pytest, pytest-xdist and hypothesis; to build the kernels nvcc, ninja and setuptools 77. Nothing is fetched and
+nothing is installed: the packages run from their folders. A compiled module that is there already and loads is used as
+it is. No setting of the GPU is touched.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ def sanitized(tool: str) -> Step:
     return Step(tool, 90, command, why="compute-sanitizer watches a GPU")
 
 
-PYTEST = ("-m", "pytest", "-c", os.devnull, "--rootdir", ".", "--import-mode=importlib", "-p", "no:cacheprovider", "-q")
-PYTEST += ("-o", f"pythonpath={KERNELS / 'tests' / 'support'}", "packages/vitcop-cuda")
+PYTEST: tuple[str, ...] = (
+    *("-m", "pytest", "-c", os.devnull, "--rootdir", ".", "--import-mode=importlib", "-p", "no:cacheprovider", "-q"),
+    *("-o", f"pythonpath={KERNELS / 'tests' / 'support'}", "packages/vitcop-cuda"),
+)
 MACHINE = """
 import subprocess, sys
 from vitcop_core.files import write_json
@@ -115,8 +117,10 @@ FIRST = (
     Step(
         "bench-kernels",
         60,
-        ("-m", "vitcop_cuda.bench", "--device", "cuda", "--tokens", "172", "576", "2880", "--repeats", "15")
-        + ("--prefill", "{out}/bench-llava-1.5-7b.json", "--out", "{out}/kernels.json"),
+        (
+            *("-m", "vitcop_cuda.bench", "--device", "cuda", "--tokens", "172", "576", "2880", "--repeats", "15"),
+            *("--prefill", "{out}/bench-llava-1.5-7b.json", "--out", "{out}/kernels.json"),
+        ),
         why="`nox -s tests` runs it on a CPU",
     ),
     Step("tests", 120, (*PYTEST, "--backend", "cuda", "--require-cuda", "-n", "4"), why="`nox -s tests` does on a CPU"),
@@ -158,7 +162,7 @@ class Outcome:
 
 
 def make_environment() -> dict[str, str]:
-    """What every step runs in: the packages from their folders, and the tools of CUDA and of this Python on the path."""
+    """What every step runs in: the packages from their folders, the tools of CUDA and of this Python on the path."""
     environment = dict(os.environ)
     cuda = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"], str(cuda)])

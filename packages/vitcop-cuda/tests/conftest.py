@@ -13,7 +13,26 @@ from kernel_cases import OPERATORS
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vitcop-cuda")
     group.addoption("--require-cuda", action="store_true", help="fail where a test finds no GPU, instead of skipping")
+    group.addoption(
+        "--backend", choices=[backend.name for backend in BACKENDS], help="run the tests of this backend alone"
+    )
     group.addoption("--sanitize", choices=["address"], help="build the C++ with AddressSanitizer and UBSan first")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what runs on another backend than the one asked for, and what runs on none."""
+    name = config.getoption("--backend")
+    if name is None:
+        return
+    chosen = [item for item in items if isinstance(item, pytest.Function) and name in _backends_of(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+def _backends_of(item: pytest.Function) -> list[str]:
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    named = ["cuda"] if "cuda" in item.fixturenames else []
+    return named + [each.name for each in given if isinstance(each, Backend)]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,10 +29,9 @@ def cuda(make_ready: Any) -> Backend:
 
 
 @pytest.fixture
-def never_waits() -> Iterator[None]:
-    """Makes torch raise where the host would wait for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
-    yield
+def never_waits() -> Iterator[Callable[[], None]]:
+    """Makes torch raise where the host would wait for the GPU, from when it is called on: inputs are copied before."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
 
@@ -53,15 +52,20 @@ def _flat(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
             yield argument
 
 
+def emptied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Zeros of the same shapes, to write to: none is a view that repeats its numbers."""
+    room = tuple(
+        [p.clone() for p in a] if isinstance(a, list) else a.clone() if isinstance(a, Tensor) else a for a in arguments
+    )
+    for part in _flat(room):
+        part.zero_()
+    return room
+
+
 @chosen
 def test_replayed_graph_computes_anew(cuda: Backend, case: Case) -> None:
     given = on_cuda(case)
-    # The captured inputs are written to, so none may be a view that repeats its numbers.
-    captured = tuple(
-        [p.clone() for p in a] if isinstance(a, list) else a.clone() if isinstance(a, Tensor) else a for a in given
-    )
-    for part in _flat(captured):
-        part.zero_()
+    captured = emptied(given)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -80,10 +84,17 @@ def test_replayed_graph_computes_anew(cuda: Backend, case: Case) -> None:
 
 
 @chosen
-def test_operator_never_waits(cuda: Backend, case: Case, never_waits: None) -> None:
+def test_operator_never_waits(cuda: Backend, case: Case, never_waits: Callable[[], None]) -> None:
     given = on_cuda(case)
-    torch.cuda.set_sync_debug_mode("error")
+    never_waits()
     call(case, given)
+
+
+def test_a_wait_is_noticed(cuda: Backend, never_waits: Callable[[], None]) -> None:
+    value = torch.ones(1, device="cuda")
+    never_waits()
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        value.item()
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -91,11 +102,14 @@ def test_stream_of_the_caller_is_used(cuda: Backend, op: str) -> None:
     case = next(case for case in CASES if case.op == op)
     given = on_cuda(case)
     expected = listed(call(case, given))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    room, side = emptied(given), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(10_000_000)
-        late = call(case, tuple(moved(moved(part, "cpu"), "cuda") for part in given))
+        # The inputs arrive behind a pause on this stream: a kernel on another one would find zeros.
+        torch.cuda._sleep(100_000_000)
+        for target, source in zip(_flat(room), _flat(given), strict=True):
+            target.copy_(source)
+        late = call(case, room)
     side.synchronize()
     assert_identical(listed(late), expected)
 
