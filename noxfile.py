@@ -75,7 +75,8 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """mypy --strict: sources, tests, noxfile and docs/conf.py."""
     install_group(session, "typecheck")
-    install_packages(session, CORE, LLAVA, VIDEO)  # the kernels' own Python is read from its folder
+    install_group(session, "kernels")  # for its tests; the Python of vitcop-cuda itself is read from its folder
+    install_packages(session, CORE, LLAVA, VIDEO)
     install_torchcodec(session)
     session.run(
         "mypy",
