@@ -1,9 +1,10 @@
 """Compiles the CUDA half of vitcop-cuda where there is no GPU, and holds its figures against the stored report.
 
-Every .cu file is compiled by nvcc for sm_80, sm_90 and the newest architecture that it knows. ptxas says what each
-kernel takes; a spill to local memory is an error. The glue to torch is compiled too, against the headers of whatever
-torch is installed, and linked with the kernels: what is left undefined must be in torch's stable interface, in CUDA's
-runtime or in a system library. ``--write`` stores the report in docs/benchmarks/ptxas.json.
+Every .cu file is compiled by nvcc for sm_80, sm_90, sm_100 and the newest architecture that it knows, every warning an
+error. ptxas says what each kernel takes; a spill to local memory is an error. The glue to torch is compiled too,
+against the headers of whatever torch is installed, and linked with the kernels: what is left undefined must be in
+torch's stable interface, in CUDA's runtime or in a system library. ``--write`` stores the report in
+docs/benchmarks/ptxas.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "packages" / "vitcop-cuda"
 SOURCES = PACKAGE / "csrc"
 REPORT = ROOT / "docs" / "benchmarks" / "ptxas.json"
-ALWAYS = (80, 90)
+ALWAYS = (80, 90, 100)
 
 COMPILING = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -55,9 +56,9 @@ def build_setting(name: str) -> list[Any]:
 
 
 def architectures(nvcc: str) -> list[int]:
-    """sm_80, sm_90 and the newest one."""
+    """sm_80, sm_90, sm_100 and the newest one, of those that this nvcc knows."""
     known = [int(number) for number in re.findall(r"compute_(\d+)$", run(nvcc, "--list-gpu-arch"), re.MULTILINE)]
-    return sorted({*ALWAYS, max(known)})
+    return sorted({*ALWAYS, max(known)} & {*known})
 
 
 def parse(text: str) -> list[Figures]:
@@ -92,6 +93,7 @@ def compile_kernels(nvcc: str, target: Path) -> list[Figures]:
     flags: list[str | Path] = [
         *build_setting("NVCC_FLAGS"),
         "-std=c++17",
+        *("-Werror", "all-warnings"),
         *codes,
         "-Xcompiler=-fPIC",
         "-Xptxas",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_backends import Backend, assert_close, assert_identical, reference
 from kernel_cases import CASES, OPERATORS
-from kernel_inputs import Case, Draw, rows
+from kernel_inputs import FLOATS, Case, Draw, in_cache, misaligned, rows, strided
 
 from vitcop_core import ops
 
@@ -57,6 +57,17 @@ def test_kernel_gives_the_same_bits_again(kernels: Backend, case: Case) -> None:
         assert_identical(kernels.run(case.op, arguments), first)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bits_do_not_depend_on_where_keys_lie(backend: Backend, dtype: torch.dtype) -> None:
+    draw = Draw(3, dtype)
+    query, keys = draw.normal(2, 3, 16), draw.normal(2, 3, 29, 16)
+    for op, others in (("key_norm", ()), ("cls_saliency", (0.35,))):
+        front = (query,) if op == "cls_saliency" else ()
+        expected = backend.run(op, (*front, keys, *others))
+        for lay_out in (misaligned, strided, in_cache):
+            assert_identical(backend.run(op, (*front, lay_out(keys), *others)), expected)
 
 
 def _unfit() -> list[tuple[str, str, tuple[Any, ...]]]:

@@ -36,20 +36,21 @@ std::vector<Tensor> gather_tokens(const std::vector<Tensor>& tensors, const Tens
 // A block of one thread that sorts, where many threads would count.
 struct Block : host::SerialBlock {};
 
-inline void sort_by_key(const Block& /*block*/, const uint64_t* keys, int64_t count, int32_t* order, int32_t* place) {
+template <class Key>
+void count_by_key(const Block& /*block*/, const Key* keys, int64_t count, int32_t* order, int32_t* place) {
   for (int64_t i = 0; i < count; ++i) order[i] = static_cast<int32_t>(i);
   std::sort(order, order + count, [&](int32_t a, int32_t b) { return comes_before(keys[a], a, keys[b], b); });
   for (int64_t i = 0; i < count; ++i) place[order[i]] = static_cast<int32_t>(i);
 }
 
-// `scratch` has room for a number of every group.
-inline void places_in_groups(const Block& /*block*/, const int32_t* group, int64_t count, int32_t* scratch,
-                             int32_t* place, int32_t* size) {
+inline void places_in_groups(const Block& /*block*/, const int32_t* group, int64_t count, int64_t /*groups*/,
+                             const GroupScratch& at, SortScratch& /*scratch*/, int32_t* place, int32_t* size) {
+  int32_t* found = at.end;
   for (int64_t i = 0; i < count; ++i) {
-    if (group[i] >= 0) scratch[group[i]] = 0;
+    if (group[i] >= 0) found[group[i]] = 0;
   }
-  for (int64_t i = 0; i < count; ++i) place[i] = group[i] < 0 ? 0 : scratch[group[i]]++;
-  for (int64_t i = 0; i < count; ++i) size[i] = group[i] < 0 ? 1 : scratch[group[i]];
+  for (int64_t i = 0; i < count; ++i) place[i] = group[i] < 0 ? 0 : found[group[i]]++;
+  for (int64_t i = 0; i < count; ++i) size[i] = group[i] < 0 ? 1 : found[group[i]];
 }
 
 // Runs the units of a kernel, each in a block of one thread, on torch's threads.

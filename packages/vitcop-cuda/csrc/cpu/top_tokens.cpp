@@ -12,7 +12,7 @@ Tensor top_tokens(const Tensor& saliency, int64_t k, bool smallest, const Option
   const glue::RowArguments arguments(saliency, tokens, k, lengths, counts);
   check_rows(arguments.rows(), batch);
   const Tensor chosen = glue::empty(saliency, {batch, k}, Dtype::Long);
-  std::vector<uint64_t> keys(batch * tokens);
+  std::vector<uint32_t> keys(batch * tokens);
   std::vector<int32_t> order(batch * tokens), place(batch * tokens);
   glue::with_scalar(saliency, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -168,7 +168,7 @@ std::vector<int32_t> sorted_by(int64_t length, F key) {
   std::vector<uint64_t> keys(length);
   std::vector<int32_t> order(length), place(length);
   for (int64_t i = 0; i < length; ++i) keys[i] = key(i);
-  sort_by_key(Block{}, keys.data(), length, order.data(), place.data());
+  count_by_key(Block{}, keys.data(), length, order.data(), place.data());
   return order;
 }
 

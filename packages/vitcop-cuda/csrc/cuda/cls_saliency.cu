@@ -2,5 +2,5 @@
 
 #include "cuda/launch.cuh"
 
-VITCOP_LAUNCH_SCALARS(HeadAttention);
+VITCOP_LAUNCH_SCALARS(HeadScores);
 VITCOP_LAUNCH(SumHeads);

@@ -1,21 +1,17 @@
 // How a kernel becomes a CUDA launch. Included by the .cu files alone.
 #pragma once
 
+#include "cuda/block.cuh"
 #include "cuda/launch.h"
 #include "vitcop/portable.h"
 
 namespace vitcop::cuda {
 
-struct Block {
-  __device__ int64_t thread() const { return threadIdx.x; }
-  __device__ int64_t threads() const { return blockDim.x; }
-  __device__ void sync() const { __syncthreads(); }
-};
-
+// The registers are all for one block: left to choose, the compiler spills some to make room for a second.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) run(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1) run(const __grid_constant__ Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
-  const Block block;
+  const Block<Kernel::kThreads> block;
   const int64_t units = kernel.units();
   for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     kernel(block, shared, unit);

@@ -9,11 +9,11 @@
 
 #include "glue/arguments.h"
 #include "vitcop/cls_saliency.h"
+#include "vitcop/cluster.h"
 #include "vitcop/co_prune.h"
 #include "vitcop/gather.h"
 #include "vitcop/key_norm.h"
 #include "vitcop/top_tokens.h"
-#include "vitcop/vic.h"
 
 namespace vitcop::glue {
 
@@ -41,14 +41,14 @@ Tensor cls_saliency(const Tensor& query_cls, const Tensor& keys, double scale) {
   const Launcher launch(keys);
   const Tensor query = as_dtype(query_cls, keys.scalar_type());
   const Tensor saliency = empty(keys, {batch, tokens}, Dtype::Float);
-  const Tensor probabilities = empty(keys, {batch, heads, tokens}, Dtype::Float);
+  const Tensor scores = empty(keys, {batch, heads, tokens}, Dtype::Float);
   with_scalar(keys, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(HeadAttention<T>{input<T>(query), input<T>(keys), static_cast<float>(scale), batch, heads, tokens, width,
-                            query.stride(0), query.stride(1), query.stride(2), keys.stride(0), keys.stride(1),
-                            keys.stride(2), keys.stride(3), output<float>(probabilities)});
+    launch(HeadScores<T>{input<T>(query), input<T>(keys), static_cast<float>(scale), batch, heads, tokens, width,
+                         query.stride(0), query.stride(1), query.stride(2), keys.stride(0), keys.stride(1),
+                         keys.stride(2), keys.stride(3), output<float>(scores)});
   });
-  launch(SumHeads{input<float>(probabilities), batch, heads, tokens, output<float>(saliency)});
+  launch(SumHeads{input<float>(scores), batch, heads, tokens, output<float>(saliency)});
   return saliency;
 }
 
@@ -62,14 +62,14 @@ Tensor top_tokens(const Tensor& saliency, int64_t k, bool smallest, const Option
   const Launcher launch(saliency);
   const Tensor chosen = empty(saliency, {batch, k}, Dtype::Long);
   Workspace workspace;
-  const int64_t keys = workspace.reserve<uint64_t>(batch * tokens);
+  const int64_t keys = workspace.reserve<uint32_t>(batch * tokens);
   const int64_t order = workspace.reserve<int32_t>(batch * tokens);
   const int64_t place = workspace.reserve<int32_t>(batch * tokens);
   workspace.allocate(saliency);
   with_scalar(saliency, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(TopTokens<T>{input<T>(saliency), saliency.stride(0), saliency.stride(1), batch, arguments.rows(), smallest,
-                        output<int64_t>(chosen), workspace.at<uint64_t>(keys), workspace.at<int32_t>(order),
+                        output<int64_t>(chosen), workspace.at<uint32_t>(keys), workspace.at<int32_t>(order),
                         workspace.at<int32_t>(place)});
   });
   return chosen;
@@ -97,7 +97,10 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
   Workspace workspace;
   const int64_t centered_at = workspace.reserve<double>(batch * tokens * width);
   const int64_t gram_at = workspace.reserve<double>(batch * tokens * tokens);
-  const int64_t diagonal_at = workspace.reserve<double>(batch * tokens);
+  const bool in_one = tokens <= kMostInOne;
+  const int64_t diagonal_at = workspace.reserve<double>(in_one ? 0 : batch * tokens);
+  const int64_t stored_at = workspace.reserve<float>(in_one ? batch * tokens * tokens : 0);
+  const int64_t finished_at = workspace.reserve<int32_t>(in_one ? batch : 0);
   const int64_t parent_at = workspace.reserve<int32_t>(batch * tokens);
   const int64_t label_at = workspace.reserve<int32_t>(batch * tokens);
   const int64_t pointers_at = workspace.reserve<int32_t>(batch * tokens * 2);
@@ -106,24 +109,36 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
   const Tensor places = packed(as_dtype(positions, Dtype::Float));
   with_scalar(features, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(Center<T>{input<T>(dense), batch, width, rows, workspace.at<double>(centered_at)});
+    launch(Center<T>{input<T>(dense), batch, width, rows, workspace.at<double>(centered_at),
+                     in_one ? workspace.at<int32_t>(finished_at) : nullptr});
   });
   const int64_t row = tokens * width;
   const Tensor centered = workspace.doubles(centered_at, {batch, tokens, width}, {row, width, 1});
   const Tensor transposed = workspace.doubles(centered_at, {batch, width, tokens}, {row, 1, width});
   const Tensor gram = workspace.doubles(gram_at, {batch, tokens, tokens}, {tokens * tokens, tokens, 1});
   call("aten::bmm", "out", {&centered, &transposed, &gram});
-  double* diagonal = workspace.at<double>(diagonal_at);
-  launch(Diagonal{input<double>(gram), batch, tokens, diagonal});
-  const Distances distances{input<double>(gram), diagonal, tokens};
-  launch(Densities{distances, batch, rows, cutoff_distance, output<float>(density)});
-  int32_t* parent = workspace.at<int32_t>(parent_at);
-  int32_t* label = workspace.at<int32_t>(label_at);
-  launch(Parents{distances, input<float>(density), input<float>(places), batch, rows,
-                 squared_threshold(spatial_threshold), parent, output<float>(distance), output<float>(importance)});
-  launch(Centers{input<float>(density), input<float>(importance), batch, rows, output<int64_t>(centers), label});
-  launch(Adopt{distances, input<int64_t>(centers), parent, batch, rows, label});
-  launch(Labels{parent, label, batch, rows, output<int64_t>(labels), workspace.at<int32_t>(pointers_at)});
+  const AfterProduct rest = {input<double>(gram),
+                             input<float>(places),
+                             batch,
+                             rows,
+                             cutoff_distance,
+                             squared_threshold(spatial_threshold),
+                             output<float>(density),
+                             output<float>(distance),
+                             output<float>(importance),
+                             output<int64_t>(centers),
+                             output<int64_t>(labels),
+                             workspace.at<int32_t>(parent_at),
+                             workspace.at<int32_t>(label_at),
+                             workspace.at<int32_t>(pointers_at),
+                             workspace.at<float>(stored_at),
+                             workspace.at<int32_t>(finished_at),
+                             workspace.at<double>(diagonal_at)};
+  if (in_one) {
+    launch(rest.in_one());
+  } else {
+    rest.in_parts(launch);
+  }
   return {labels, centers, density, distance, importance};
 }
 

@@ -1,6 +1,7 @@
 // Runs the kernels on a host: blocks one after the other, the threads of a block as threads that wait at real barriers.
 #pragma once
 
+#include <atomic>
 #include <barrier>
 #include <memory>
 #include <thread>
@@ -13,12 +14,17 @@ namespace vitcop::host {
 
 class ThreadedBlock {
  public:
+  static constexpr bool kHasWarps = false;
+
   ThreadedBlock(int64_t thread, int64_t threads, std::barrier<>& barrier)
       : thread_(thread), threads_(threads), barrier_(barrier) {}
 
   int64_t thread() const { return thread_; }
   int64_t threads() const { return threads_; }
   void sync() const { barrier_.arrive_and_wait(); }
+  // What a thread wrote before a barrier is seen behind it, and by whoever counts after the thread that waited there.
+  static void fence() {}
+  static int32_t count_up(int32_t* counter) { return std::atomic_ref(*counter).fetch_add(1); }
 
  private:
   int64_t thread_, threads_;

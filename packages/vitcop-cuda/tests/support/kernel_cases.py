@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from kernel_golden import GOLDEN_CASES
-from kernel_inputs import Arguments, Case, Draw, in_cache, rows, spoilt_where, strided
+from kernel_inputs import Arguments, Case, Draw, in_cache, misaligned, rows, spoilt_where, strided
 from torch import Tensor
 
 ONE = (torch.float32,)
@@ -36,6 +36,8 @@ CLS_SALIENCY = [
     Case("cls_saliency", "equal", lambda d: (d.normal(2, 3, 8), d.normal(2, 3, 1, 8).expand(-1, -1, 9, -1), 0.35)),
     Case("cls_saliency", "one token", lambda d: (*_attention(d, 2, 3, 1, 8), 0.35)),
     Case("cls_saliency", "two tokens", lambda d: (*_attention(d, 2, 3, 2, 8), 0.35)),
+    Case("cls_saliency", "many heads", lambda d: (*_attention(d, 2, 11, 300, 16), 0.35), ONE, is_large=True),
+    Case("cls_saliency", "wide heads", lambda d: (*_attention(d, 1, 2, 40, 272), 0.06)),
     Case("cls_saliency", "in cache", _attention_in_cache),
     Case("cls_saliency", "expanded", _attention_expanded),
 ]
@@ -50,6 +52,7 @@ KEY_NORM = [
     Case("key_norm", "large", lambda d: (d.normal(2, 3, 5, 8, scale=1e4),)),
     Case("key_norm", "overflowing squares", lambda d: (d.normal(2, 3, 5, 8, scale=1e25),), ONE),
     Case("key_norm", "tiny", lambda d: (d.normal(2, 3, 5, 8, scale=3e-7),)),
+    Case("key_norm", "packs that do not start at words", lambda d: (misaligned(d.normal(2, 3, 23, 16)),)),
     Case("key_norm", "in cache", lambda d: (in_cache(d.normal(2, 3, 23, 8)),)),
     Case("key_norm", "strided", lambda d: (strided(d.normal(2, 3, 23, 8)),)),
     Case("key_norm", "heads last", lambda d: (d.normal(2, 8, 23, 3).transpose(1, 3),)),
@@ -62,6 +65,10 @@ def _special(draw: Draw, *shape: int) -> Tensor:
     """NaN, both infinities, both zeros and a few equal numbers."""
     table = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0]).to(draw.dtype)
     return table[draw.integers(len(table), *shape)]
+
+
+def _top_of_many(tokens: int) -> Case:
+    return Case("top_tokens", f"{tokens} tokens", lambda d: (d.lattice(1, tokens, steps=99), 9), ONE, is_large=True)
 
 
 def _tops(name: str, smallest: bool) -> list[Case]:
@@ -88,15 +95,20 @@ def _tops(name: str, smallest: bool) -> list[Case]:
     ]
 
 
-TOP_TOKENS = _tops("largest", False) + _tops("smallest", True)
+TOP_TOKENS = [
+    *_tops("largest", False),
+    *_tops("smallest", True),
+    # Around what a GPU's block puts in order by counting, by either of its sorts, and by counting again.
+    *map(_top_of_many, (256, 257, 1024, 1025, 4096, 4097)),
+]
 
 
 def _random(draw: Draw, batch: int = 4, tokens: int = 23, width: int = 6) -> tuple[Tensor, Tensor]:
     return draw.normal(batch, tokens, width, scale=4), draw.uniform(batch, tokens, 2)
 
 
-def _tied(draw: Draw, tokens: int = 30) -> tuple[Tensor, Tensor]:
-    return 2 * draw.lattice(4, tokens, 3, steps=1), draw.grid(4, 6, tokens)
+def _tied(draw: Draw, tokens: int = 30, side: int = 6) -> tuple[Tensor, Tensor]:
+    return 2 * draw.lattice(4, tokens, 3, steps=1), draw.grid(4, side, tokens)
 
 
 def _duplicated(draw: Draw) -> tuple[Tensor, Tensor]:
@@ -156,6 +168,9 @@ VIC = [
     Case("vic", "tokens before rows", lambda d: (d.normal(23, 4, 6, scale=4).transpose(0, 1), d.uniform(4, 23, 2), 5)),
     Case("vic", "expanded", lambda d: (*(t.expand(3, -1, -1) for t in _random(d, 1)), 5, 8.0, 0.6, rows(23, 9, 1))),
     Case("vic", "one feature", lambda d: (*_random(d, 2, 23, 1), 5)),
+    # The most tokens that one kernel clusters after the product, and one more.
+    Case("vic", "256 tokens", lambda d: (*_tied(d, 256, 17), 9, 3.0, 0.3), ONE, is_large=True),
+    Case("vic", "257 tokens", lambda d: (*_tied(d, 257, 17), 9, 3.0, 0.3, rows(257, 256, 9, 0)), ONE, is_large=True),
     Case("vic", "half positions", lambda d: (d.normal(2, 23, 6), d.uniform(2, 23, 2).half(), 5), ONE),
     Case("vic", "n = 2880", lambda d: (d.normal(1, 2880, 64, scale=2), d.grid(1, 54, 2880), 173), ONE, is_large=True),
     *(case for tokens in (1, 2, 3) for threshold in (1e-9, 0.6) for case in _few(tokens, threshold)),
@@ -169,6 +184,14 @@ def _groups(draw: Draw, clusters: int = 4, batch: int = 4, tokens: int = 23, wid
 
 def _pruned(name: str, budget: int, clusters: int, *more: Any, **sizes: int) -> Case:
     return Case("co_prune", name, lambda d: (*_groups(d, clusters, **sizes), budget, clusters, *more))
+
+
+def _pruned_tied(tokens: int) -> Case:
+    def make(draw: Draw) -> Arguments:
+        hidden, labels, _ = _groups(draw, 40, 1, tokens)
+        return hidden, labels, draw.lattice(1, tokens, steps=20).float(), 90, 40
+
+    return Case("co_prune", f"{tokens} tokens, tied", make, ONE, is_large=True)
 
 
 def _skewed(draw: Draw) -> Arguments:
@@ -191,6 +214,8 @@ def _spoilt_groups(draw: Draw) -> Arguments:
 CO_PRUNE = [
     _pruned("random", 9, 4),
     Case("co_prune", "llava", lambda d: (*_groups(d, 21, 1, 172, 4096), 77, 21), is_large=True),
+    # Around what a GPU's block counts, and what it sorts.
+    *(_pruned_tied(n) for n in (257, 513, 2048, 2049)),
     Case("co_prune", "n = 2880", lambda d: (*_groups(d, 300, 1, 2880, 16), 400, 300), ONE, is_large=True),
     _pruned("budget of one", 1, 4),
     _pruned("budget of as many as clusters", 4, 4),

@@ -89,6 +89,12 @@ def strided(tensor: Tensor) -> Tensor:
     return view.copy_(tensor)
 
 
+def misaligned(tensor: Tensor) -> Tensor:
+    """The same numbers side by side, one number behind where memory for many words begins."""
+    room = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
 def spoilt_where(tensor: Tensor, lengths: Tensor, value: float) -> Tensor:
     """``[B, n, ...]`` with ``value`` from each row's length on."""
     padding = torch.arange(tensor.shape[1]) >= lengths.unsqueeze(1)

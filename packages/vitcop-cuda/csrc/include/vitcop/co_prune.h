@@ -22,11 +22,12 @@ struct Assign {
   int32_t* starts;    // [B, budget + 1], where each output's members start
   int32_t* workspace;  // [B, workspace_size(n, clusters)]
 
-  static constexpr int kThreads = 1024;
+  static constexpr int kThreads = 256;
 
   struct Shared {
     int32_t scan[2 * kSlices];
     int64_t sums[kSlices];
+    SortScratch sort;
   };
 
   // Numbers of the workspace of a row: two arrays of keys, then what `Row` lists. Even, so that keys stay aligned.
@@ -69,7 +70,7 @@ struct Assign {
     const int64_t budget = rows.budget(row);
     // A row that may keep nothing is a row without tokens.
     const int64_t tokens = budget == 0 ? 0 : rows.length(row);
-    sort_tokens(block, own, row, tokens);
+    sort_tokens(block, shared, own, row, tokens);
     const int64_t used = sum_over(block, shared.sums, clusters, [&](int64_t c) { return int64_t{own.size[c] > 0}; });
     if (budget >= tokens) {
       for_each(block, clusters, [&](int64_t c) { own.quota[c] = own.size[c]; });
@@ -86,7 +87,7 @@ struct Assign {
  private:
   // Sorts the tokens by cluster, norm and index, and finds each cluster's start and size.
   template <class Block>
-  VITCOP_DEVICE void sort_tokens(const Block& block, const Row& own, int64_t row, int64_t tokens) const {
+  VITCOP_DEVICE void sort_tokens(const Block& block, Shared& shared, const Row& own, int64_t row, int64_t tokens) const {
     for_each(block, tokens, [&](int64_t i) {
       const int64_t label = smaller(larger(labels[row * rows.tokens + i], int64_t{0}), clusters - 1);
       const float norm = without_nan(norms[row * rows.tokens + i], kInfinity);
@@ -97,7 +98,7 @@ struct Assign {
       own.cluster_group[c] = static_cast<int32_t>(c);
     });
     block.sync();
-    sort_by_key(block, own.keys, tokens, own.order, own.place);
+    sort_by_key(block, own.keys, tokens, 32 + bits_of(clusters - 1), own.order, own.place, shared.sort);
     for_each(block, tokens, [&](int64_t p) {
       const int32_t cluster = own.cluster_of(own.order[p]);
       if (p == 0 || own.cluster_of(own.order[p - 1]) != cluster) own.start[cluster] = static_cast<int32_t>(p);
@@ -125,7 +126,7 @@ struct Assign {
       own.cluster_keys[c] = ascending(own.size[c] > 0 ? finite : kInfinity);
     });
     block.sync();
-    sort_by_key(block, own.cluster_keys, clusters, own.room, own.remainder);
+    count_by_key(block, own.cluster_keys, clusters, own.room, own.remainder);
     for_each(block, clusters, [&](int64_t c) {
       own.cluster_group[c] = smaller(own.remainder[c], static_cast<int32_t>(budget - 1));
     });
@@ -158,16 +159,17 @@ struct Assign {
       }
     }
     left -= given_by(passes);
-    for_each(block, clusters, [&](int64_t c) {
-      int64_t place = 0;  // among the clusters that can take one more
-      for (int64_t other = 0; other < clusters; ++other) {
-        const bool is_ahead = own.remainder[other] > own.remainder[c] ||
-                              (own.remainder[other] == own.remainder[c] && other < c);
-        place += is_ahead && own.room[other] > passes;
-      }
-      const int64_t extra = own.room[c] > passes && place < left;
-      own.quota[c] += static_cast<int32_t>(smaller(int64_t{own.room[c]}, passes) + extra);
-    });
+    sum_each<int32_t>(
+        block, clusters,
+        [&](int64_t c, int64_t other) {
+          const bool is_ahead = own.remainder[other] > own.remainder[c] ||
+                                (own.remainder[other] == own.remainder[c] && other < c);
+          return int32_t{is_ahead && own.room[other] > passes};
+        },
+        [&](int64_t c, int32_t place) {  // among the clusters that can take one more
+          const int64_t extra = own.room[c] > passes && place < left;
+          own.quota[c] += static_cast<int32_t>(smaller(int64_t{own.room[c]}, passes) + extra);
+        });
   }
 
   // Places the outputs: an elite where it is, a group at the upper median of its tokens.
@@ -181,7 +183,9 @@ struct Assign {
       own.group[i] = is_elite ? -1 : own.cluster_group[cluster];
     });
     block.sync();
-    places_in_groups(block, own.group, tokens, own.start, own.before, own.group_size);
+    // The order by norm has been used.
+    const GroupScratch scratch = {own.keys, own.order, own.place, own.start, own.size};
+    places_in_groups(block, own.group, tokens, clusters, scratch, shared.sort, own.before, own.group_size);
     const auto is_anchor = [&](int64_t i) { return own.group[i] >= 0 && own.before[i] == own.group_size[i] / 2; };
     for_each(block, tokens, [&](int64_t i) { own.stands[i] = own.group[i] < 0 || is_anchor(i); });
     block.sync();

@@ -27,26 +27,54 @@ struct KeyNorms {
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
     const int64_t row = unit / tiles(), first = unit % tiles() * kTile;
-    for_each(block, kTile * kLanes, [&](int64_t item) {
-      const int64_t token = first + item / kLanes, lane = item % kLanes;
-      double sum = 0;
-      if (token < tokens) {
-        const T* own = keys + row * stride_batch + token * stride_token;
-        for (int64_t head = 0; head < heads; ++head) {
-          for (int64_t x = lane; x < width; x += kLanes) {
-            const double value = widen(own[head * stride_head + x * stride_element]);
-            sum += value * value;
-          }
-        }
+    const Vectors<T> all = {keys, width, stride_batch, stride_head, stride_token, stride_element};
+    if (all.are_packed()) {
+      tile<true>(block, shared, all, row, first);
+    } else {
+      tile<false>(block, shared, all, row, first);
+    }
+  }
+
+ private:
+  template <bool kIsPacked, class Block>
+  VITCOP_DEVICE void tile(const Block& block, Shared& shared, const Vectors<T>& all, int64_t row, int64_t first) const {
+    fold_rows<kTile, kLanes>(
+        block, shared.partial,
+        [&](int64_t i, int64_t lane) {
+          return first + i < tokens ? squares<kIsPacked>(all, all.at(row, 0, first + i), lane) : 0.0;
+        },
+        [](double a, double b) { return a + b; },
+        [&](int64_t i, double sum) {
+          if (first + i < tokens) norms[row * tokens + first + i] = static_cast<float>(::sqrt(sum));
+        });
+  }
+
+  // The squares of one lane's share of a token, which are every kLanes-th pack of all heads in turn.
+  template <bool kIsPacked>
+  VITCOP_DEVICE double squares(const Vectors<T>& all, const T* token, int64_t lane) const {
+    constexpr int kSums = kPacked<T> < 4 ? kPacked<T> : 4;  // side by side, not to wait for each other
+    const int64_t packs = larger<int64_t>(all.packs(), 1), count = heads * all.packs();
+    int64_t head = lane / packs, pack = lane % packs;
+    double sums[kSums] = {};
+    VITCOP_UNROLL
+    for (int64_t index = lane; index < count; index += kLanes) {
+      T numbers[kPacked<T>];
+      all.template load<kIsPacked>(token + head * stride_head, pack, numbers);
+      for (int k = 0; k < kPacked<T>; ++k) {
+        const double value = widen(numbers[k]);
+        sums[k % kSums] += value * value;
       }
-      shared.partial[item] = sum;
-    });
-    block.sync();
-    fold_lanes(block, shared.partial, [](double a, double b) { return a + b; });
-    for_each(block, smaller<int64_t>(kTile, tokens - first), [&](int64_t i) {
-      norms[row * tokens + first + i] = static_cast<float>(::sqrt(shared.partial[i * kLanes]));
-    });
-    block.sync();
+      head += kLanes / packs;
+      pack += kLanes % packs;
+      if (pack >= packs) {
+        pack -= packs;
+        ++head;
+      }
+    }
+    for (int half = kSums / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
+    }
+    return sums[0];
   }
 };
 

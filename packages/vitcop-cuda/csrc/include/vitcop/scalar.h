@@ -51,6 +51,50 @@ VITCOP_DEVICE float widen(Half value) {
 #endif
 }
 
+// Numbers that one 16-byte load brings. Lanes that share a token take them in turn, whether or not they can be loaded so:
+// which lane adds what, and with it every bit, does not depend on where a tensor lies.
+template <class T>
+constexpr int kPacked = 16 / static_cast<int>(sizeof(T));
+
+// Where the numbers of every token lie, [B, H, n, e] with any strides (in elements).
+template <class T>
+struct Vectors {
+  const T* values;
+  int64_t width;
+  int64_t stride_batch, stride_head, stride_token, stride_element;
+
+  VITCOP_DEVICE const T* at(int64_t row, int64_t head, int64_t token) const {
+    return values + row * stride_batch + head * stride_head + token * stride_token;
+  }
+
+  // Whether every kPacked numbers from a multiple of it on lie in 16 aligned bytes.
+  VITCOP_DEVICE bool are_packed() const {
+    const int64_t strides = stride_batch | stride_head | stride_token | width;
+    return stride_element == 1 && strides % kPacked<T> == 0 && reinterpret_cast<uintptr_t>(values) % 16 == 0;
+  }
+
+  VITCOP_BOTH int64_t packs() const { return ceil_div(width, kPacked<T>); }
+
+  // The numbers of one pack of a token, 0 past the last.
+  template <bool kIsPacked>
+  VITCOP_DEVICE void load(const T* token, int64_t pack, T (&numbers)[kPacked<T>]) const {
+    if constexpr (kIsPacked) {
+#if defined(__CUDA_ARCH__)
+      // By name: a copy of memory the compiler takes apart again. Nobody writes to keys while they are read.
+      const uint4 words = __ldg(reinterpret_cast<const uint4*>(token + pack * kPacked<T>));
+      memcpy(numbers, &words, sizeof words);
+#else
+      memcpy(numbers, token + pack * kPacked<T>, 16);
+#endif
+    } else {
+      for (int k = 0; k < kPacked<T>; ++k) {
+        const int64_t x = pack * kPacked<T> + k;
+        numbers[k] = x < width ? token[x * stride_element] : T{};
+      }
+    }
+  }
+};
+
 // Rounds to the nearest, halves to even. Through float from double, as torch does.
 template <class T>
 VITCOP_DEVICE T narrow(double value);

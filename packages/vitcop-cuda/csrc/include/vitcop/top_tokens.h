@@ -16,14 +16,15 @@ struct TopTokens {
   bool smallest;
   int64_t* chosen;
   // Workspace, each [B, n].
-  uint64_t* keys;
+  uint32_t* keys;
   int32_t* order;
   int32_t* place;
 
-  static constexpr int kThreads = 1024;
+  static constexpr int kThreads = 512;
 
   struct Shared {
     int32_t scan[2 * kSlices];
+    SortScratch sort;
   };
 
   VITCOP_BOTH int64_t units() const { return batch; }
@@ -31,7 +32,7 @@ struct TopTokens {
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t row) const {
     const int64_t n = rows.tokens, length = rows.length(row), count = rows.count(row);
-    uint64_t* own_keys = keys + row * n;
+    uint32_t* own_keys = keys + row * n;
     int32_t* own_order = order + row * n;
     int32_t* own_place = place + row * n;
     const float worst = smallest ? kInfinity : -kInfinity;
@@ -41,7 +42,7 @@ struct TopTokens {
       own_keys[i] = smallest ? ascending(value) : descending(value);
     });
     block.sync();
-    sort_by_key(block, own_keys, length, own_order, own_place);
+    sort_by_key(block, own_keys, length, 32, own_order, own_place, shared.sort);
     // From the place in the order of saliency to the place among the chosen ones.
     for_each(block, length, [&](int64_t i) { own_order[i] = own_place[i] < count; });
     block.sync();

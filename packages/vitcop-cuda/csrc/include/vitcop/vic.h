@@ -1,8 +1,11 @@
 // Visual Information Clustering (Algorithm 2), after and before the one matrix product that it needs.
 //
-// Center -> product (a library's) -> Diagonal -> Densities -> Parents -> Centers -> Adopt -> Labels. Sums and distances
-// run in float64 and are rounded to float32 before they are compared: so tokens that tie in exact arithmetic tie here,
-// for every batch, backend and launch.
+// Center -> product (a library's) -> Diagonal -> Densities -> Parents -> Centers -> Adopt -> Labels; for up to kMostInOne
+// tokens everything after the product is one kernel, Cluster, out of the same parts and with the same bits. Sums and
+// distances run in float64 and are rounded to float32 before they are compared: so tokens that tie in exact arithmetic tie
+// here, for every batch, backend and launch.
+//
+// The parts take kRows tokens side by side, with kLanes threads each.
 #pragma once
 
 #include <cmath>
@@ -15,20 +18,38 @@ namespace vitcop {
 // Squared distances below this share of the squared norms are rounding noise of the Gram matrix, and count as zero.
 constexpr double kGramNoise = 1e-13;
 
-// Squared distances between the tokens of a row, from their Gram matrix.
+// Distances between the tokens of a row, from their Gram matrix. A library need not give a matrix that is symmetric to the
+// last bit; the mean of both halves is.
 struct Distances {
+  static constexpr bool kAreStored = false;
   const double* gram;      // [B, n, n]
-  const double* diagonal;  // [B, n]
+  const double* diagonal;  // [B, n], or null: read from the matrix
   int64_t tokens;
 
+  VITCOP_DEVICE double norm(int64_t row, int64_t i) const {
+    const int64_t at = row * tokens + i;
+    return diagonal == nullptr ? gram[at * tokens + i] : diagonal[at];
+  }
+
   VITCOP_DEVICE double squared(int64_t row, int64_t i, int64_t j) const {
-    const double norms = diagonal[row * tokens + i] + diagonal[row * tokens + j];
-    const double value = norms - 2 * gram[(row * tokens + i) * tokens + j];
+    const double norms = norm(row, i) + norm(row, j);
+    const double value = norms - (gram[(row * tokens + i) * tokens + j] + gram[(row * tokens + j) * tokens + i]);
     return value <= kGramNoise * norms ? 0.0 : value;
   }
 
   VITCOP_DEVICE float operator()(int64_t row, int64_t i, int64_t j) const {
     return static_cast<float>(::sqrt(squared(row, i, j)));
+  }
+};
+
+// Distances that were stored, [B, n, n].
+struct StoredDistances {
+  static constexpr bool kAreStored = true;
+  const float* values;
+  int64_t tokens;
+
+  VITCOP_DEVICE float operator()(int64_t row, int64_t i, int64_t j) const {
+    return values[(row * tokens + i) * tokens + j];
   }
 };
 
@@ -40,6 +61,7 @@ struct Center {
   int64_t batch, width;
   Rows rows;
   double* centered;
+  int32_t* finished;  // [B], set to 0 for the tiles of Cluster to count in; null where that does not follow
 
   static constexpr int kRowSlices = 8;
 
@@ -50,7 +72,7 @@ struct Center {
     double mean[kLanes];
   };
 
-  VITCOP_BOTH int64_t chunks() const { return ceil_div(width, kLanes); }
+  VITCOP_BOTH int64_t chunks() const { return larger<int64_t>(ceil_div(width, kLanes), 1); }
   VITCOP_BOTH int64_t units() const { return batch * chunks(); }
 
   template <class Block>
@@ -58,6 +80,7 @@ struct Center {
     const int64_t row = unit / chunks(), first = unit % chunks() * kLanes;
     const int64_t columns = smaller<int64_t>(kLanes, width - first), length = rows.length(row);
     const int64_t start = row * rows.tokens * width + first;
+    if (first == 0 && finished != nullptr) for_each(block, 1, [&](int64_t) { finished[row] = 0; });
     for_each(block, kRowSlices * kLanes, [&](int64_t item) {
       const int64_t slice = item / kLanes, column = item % kLanes;
       if (column >= columns) return;
@@ -102,42 +125,43 @@ struct Diagonal {
 };
 
 // Equation 2: density [B, n]; 0 in padding. A unit is a tile of tokens of a row.
+template <int kRows = kTile>
 struct Densities {
   Distances distances;
   int64_t batch;
   Rows rows;
   double cutoff;  // d_c
   float* density;
+  float* stored;  // [B, n, n], where the distances go too; or null
 
-  static constexpr int kThreads = kTile * kLanes;
+  static constexpr int kThreads = kRows * kLanes;
 
   struct Shared {
-    double partial[kTile * kLanes];
+    double partial[kRows * kLanes];
   };
 
-  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kTile); }
+  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kRows); }
   VITCOP_BOTH int64_t units() const { return batch * tiles(); }
 
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
-    const int64_t row = unit / tiles(), first = unit % tiles() * kTile, length = rows.length(row);
+    const int64_t row = unit / tiles(), first = unit % tiles() * kRows, length = rows.length(row);
     const double scale = -1.0 / (cutoff * cutoff);
-    for_each(block, kTile * kLanes, [&](int64_t item) {
-      const int64_t i = first + item / kLanes;
+    const auto sum_of = [&](int64_t r, int64_t lane) {
+      const int64_t i = first + r;
       double sum = 0;
-      if (i < length) {
-        for (int64_t j = item % kLanes; j < length; j += kLanes) {
-          if (j != i) sum += ::exp(scale * distances.squared(row, i, j));
-        }
+      for (int64_t j = lane; i < length && j < length; j += kLanes) {
+        const double squared = distances.squared(row, i, j);
+        if (j != i) sum += ::exp(scale * squared);
+        if (stored != nullptr) stored[(row * rows.tokens + i) * rows.tokens + j] = static_cast<float>(::sqrt(squared));
       }
-      shared.partial[item] = sum;
-    });
-    block.sync();
-    fold_lanes(block, shared.partial, [](double a, double b) { return a + b; });
-    for_each(block, smaller<int64_t>(kTile, rows.tokens - first), [&](int64_t i) {
-      density[row * rows.tokens + first + i] = static_cast<float>(shared.partial[i * kLanes]);
-    });
-    block.sync();
+      return sum;
+    };
+    fold_rows<kRows, kLanes>(
+        block, shared.partial, sum_of, [](double a, double b) { return a + b; },
+        [&](int64_t r, double sum) {
+          if (first + r < rows.tokens) density[row * rows.tokens + first + r] = static_cast<float>(sum);
+        });
   }
 };
 
@@ -152,10 +176,16 @@ VITCOP_DEVICE Nearest nearer(Nearest a, Nearest b) {
   return second || a.number < 0 ? b : a;
 }
 
+// Adds a candidate that comes after all others by number.
+VITCOP_DEVICE void consider(Nearest& best, float distance, int64_t number) {
+  if (distance < best.distance) best = {distance, static_cast<int32_t>(number)};
+}
+
 // Equation 3: the nearest denser token within the spatial threshold, its distance, and the importance. A unit is a tile
 // of tokens of a row.
+template <class Measure = Distances, int kRows = kTile>
 struct Parents {
-  Distances distances;
+  Measure distances;
   const float* density;    // [B, n]
   const float* positions;  // [B, n, 2]
   int64_t batch;
@@ -165,13 +195,13 @@ struct Parents {
   float* distance;    // [B, n]
   float* importance;  // [B, n]
 
-  static constexpr int kThreads = kTile * kLanes;
+  static constexpr int kThreads = kRows * kLanes;
 
   struct Shared {
-    Nearest partial[kTile * kLanes];
+    Nearest partial[kRows * kLanes];
   };
 
-  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kTile); }
+  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kRows); }
   VITCOP_BOTH int64_t units() const { return batch * tiles(); }
 
   // Whether j is denser than i, equal densities by the lower index. NaN is never denser, and nothing is denser than NaN.
@@ -188,36 +218,39 @@ struct Parents {
 
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
-    const int64_t row = unit / tiles(), first = unit % tiles() * kTile, length = rows.length(row);
+    const int64_t row = unit / tiles(), first = unit % tiles() * kRows, length = rows.length(row);
     const float* own = density + row * rows.tokens;
-    for_each(block, kTile * kLanes, [&](int64_t item) {
-      const int64_t i = first + item / kLanes;
+    const auto nearest = [&](int64_t r, int64_t lane) {
+      const int64_t i = first + r;
       Nearest best = {kInfinity, -1};
-      if (i < length) {
-        for (int64_t j = item % kLanes; j < length; j += kLanes) {
-          if (!is_denser(own[i], i, own[j], j) || !is_near(row, i, j)) continue;
+      VITCOP_UNROLL
+      for (int64_t j = lane; i < length && j < length; j += kLanes) {
+        if constexpr (Measure::kAreStored) {  // a load, which need not wait for the answer
           const float candidate = distances(row, i, j);
-          if (candidate < best.distance) best = {candidate, static_cast<int32_t>(j)};
+          const bool is_parent = is_denser(own[i], i, own[j], j) & is_near(row, i, j);
+          consider(best, is_parent ? candidate : kInfinity, j);
+        } else if (is_denser(own[i], i, own[j], j) && is_near(row, i, j)) {
+          consider(best, distances(row, i, j), j);
         }
       }
-      shared.partial[item] = best;
-    });
-    block.sync();
-    fold_lanes(block, shared.partial, [](Nearest a, Nearest b) { return nearer(a, b); });
-    for_each(block, smaller<int64_t>(kTile, rows.tokens - first), [&](int64_t i) {
-      const Nearest best = shared.partial[i * kLanes];
-      const int64_t at = row * rows.tokens + first + i;
-      const bool is_valid = first + i < length;
-      parent[at] = best.number;
-      distance[at] = is_valid ? best.distance : 0.0f;
-      // Not a product where nothing is denser: 0 * inf is NaN.
-      importance[at] = !is_valid ? 0.0f : best.number < 0 ? kInfinity : density[at] * best.distance;
-    });
-    block.sync();
+      return best;
+    };
+    fold_rows<kRows, kLanes>(
+        block, shared.partial, nearest, [](Nearest a, Nearest b) { return nearer(a, b); },
+        [&](int64_t r, Nearest best) {
+          const int64_t at = row * rows.tokens + first + r;
+          if (first + r >= rows.tokens) return;
+          const bool is_valid = first + r < length;
+          parent[at] = best.number;
+          distance[at] = is_valid ? best.distance : 0.0f;
+          // Not a product where nothing is denser: 0 * inf is NaN.
+          importance[at] = !is_valid ? 0.0f : best.number < 0 ? kInfinity : density[at] * best.distance;
+        });
   }
 };
 
 // The centers: the tokens of largest importance, then density, then the lower index. A unit is a tile of tokens of a row.
+template <int kRows = kTile>
 struct Centers {
   const float* density;
   const float* importance;
@@ -226,13 +259,13 @@ struct Centers {
   int64_t* centers;  // [B, c], n past a row's own
   int32_t* label;    // [B, n], the center's number or -1
 
-  static constexpr int kThreads = kTile * kLanes;
+  static constexpr int kThreads = kRows * kLanes;
 
   struct Shared {
-    int32_t partial[kTile * kLanes];
+    int32_t partial[kRows * kLanes];
   };
 
-  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kTile); }
+  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kRows); }
   VITCOP_BOTH int64_t units() const { return batch * tiles(); }
 
   VITCOP_DEVICE uint64_t key(int64_t at) const {
@@ -242,25 +275,23 @@ struct Centers {
 
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
-    const int64_t n = rows.tokens, row = unit / tiles(), first = unit % tiles() * kTile;
+    const int64_t n = rows.tokens, row = unit / tiles(), first = unit % tiles() * kRows;
     const int64_t length = rows.length(row), count = rows.count(row);
-    for_each(block, kTile * kLanes, [&](int64_t item) {
-      const int64_t i = first + item / kLanes;
+    const auto before_of = [&](int64_t r, int64_t lane) {
+      const int64_t i = first + r;
       int32_t before = 0;
-      if (i < length) {
-        const uint64_t mine = key(row * n + i);
-        for (int64_t j = item % kLanes; j < length; j += kLanes) before += comes_before(key(row * n + j), j, mine, i);
-      }
-      shared.partial[item] = before;
-    });
-    block.sync();
-    fold_lanes(block, shared.partial, [](int32_t a, int32_t b) { return a + b; });
-    for_each(block, smaller<int64_t>(kTile, n - first), [&](int64_t i) {
-      const int32_t place = shared.partial[i * kLanes];
-      const bool is_center = first + i < length && place < count;
-      label[row * n + first + i] = is_center ? place : -1;
-      if (is_center) centers[row * rows.most + place] = first + i;
-    });
+      const uint64_t mine = i < length ? key(row * n + i) : 0;
+      for (int64_t j = lane; i < length && j < length; j += kLanes) before += comes_before(key(row * n + j), j, mine, i);
+      return before;
+    };
+    fold_rows<kRows, kLanes>(
+        block, shared.partial, before_of, [](int32_t a, int32_t b) { return a + b; },
+        [&](int64_t r, int32_t place) {
+          if (first + r >= n) return;
+          const bool is_center = first + r < length && place < count;
+          label[row * n + first + r] = is_center ? place : -1;
+          if (is_center) centers[row * rows.most + place] = first + r;
+        });
     if (first == 0) {
       for_each(block, rows.most - count, [&](int64_t i) { centers[row * rows.most + count + i] = n; });
     }
@@ -269,21 +300,22 @@ struct Centers {
 };
 
 // Gives tokens that are no center and have no parent the label of the nearest center. A unit is a tile of a row.
+template <class Measure = Distances, int kRows = kTile>
 struct Adopt {
-  Distances distances;
+  Measure distances;
   const int64_t* centers;
   const int32_t* parent;
   int64_t batch;
   Rows rows;
   int32_t* label;  // [B, n], read and written
 
-  static constexpr int kThreads = kTile * kLanes;
+  static constexpr int kThreads = kRows * kLanes;
 
   struct Shared {
-    Nearest partial[kTile * kLanes];
+    Nearest partial[kRows * kLanes];
   };
 
-  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kTile); }
+  VITCOP_BOTH int64_t tiles() const { return ceil_div(rows.tokens, kRows); }
   VITCOP_BOTH int64_t units() const { return batch * tiles(); }
 
   VITCOP_DEVICE bool is_orphan(int64_t row, int64_t i) const {
@@ -292,27 +324,21 @@ struct Adopt {
 
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
-    const int64_t row = unit / tiles(), first = unit % tiles() * kTile, count = rows.count(row);
-    for_each(block, kTile * kLanes, [&](int64_t item) {
-      const int64_t i = first + item / kLanes;
+    const int64_t row = unit / tiles(), first = unit % tiles() * kRows, count = rows.count(row);
+    const auto nearest = [&](int64_t r, int64_t lane) {
       Nearest best = {kInfinity, -1};
-      if (is_orphan(row, i)) {
-        for (int64_t k = item % kLanes; k < count; k += kLanes) {
-          const float candidate = distances(row, i, centers[row * rows.most + k]);
-          if (candidate < best.distance) best = {candidate, static_cast<int32_t>(k)};
-        }
+      if (!is_orphan(row, first + r)) return best;
+      for (int64_t k = lane; k < count; k += kLanes) {
+        consider(best, distances(row, first + r, centers[row * rows.most + k]), k);
       }
-      shared.partial[item] = best;
-    });
-    block.sync();
-    fold_lanes(block, shared.partial, [](Nearest a, Nearest b) { return nearer(a, b); });
-    for_each(block, kTile, [&](int64_t i) {
-      // Infinitely far from every center: the first one.
-      if (is_orphan(row, first + i)) {
-        label[row * rows.tokens + first + i] = larger(shared.partial[i * kLanes].number, 0);
-      }
-    });
-    block.sync();
+      return best;
+    };
+    fold_rows<kRows, kLanes>(
+        block, shared.partial, nearest, [](Nearest a, Nearest b) { return nearer(a, b); },
+        [&](int64_t r, Nearest best) {
+          // Infinitely far from every center: the first one.
+          if (is_orphan(row, first + r)) label[row * rows.tokens + first + r] = larger(best.number, 0);
+        });
   }
 };
 
