@@ -2,19 +2,25 @@
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 
 from vitcop_core import FastV, ViTCoP
 from vitcop_llava import prune
+from vitcop_llava.benchmark import busy
 from vitcop_llava.benchmark.breakdown import PARTS, time_parts
+from vitcop_llava.benchmark.brief import WIDTH, bars, lines
+from vitcop_llava.benchmark.busy import busy_seconds
 from vitcop_llava.benchmark.memory import free_bytes
 from vitcop_llava.benchmark.oracle import run_oracle
 from vitcop_llava.benchmark.prompts import Prompt, largest_image, make_prompt
-from vitcop_llava.benchmark.result import Row, Spread
+from vitcop_llava.benchmark.report import BUSY_HEADINGS, busy_cells
+from vitcop_llava.benchmark.result import Result, Row, Spread
 from vitcop_llava.benchmark.rounds import interleave
 from vitcop_llava.benchmark.run import Settings, run_bench
 from vitcop_llava.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
@@ -196,3 +202,85 @@ def test_free_memory_is_less_than_there_is() -> None:
     if free is None:
         pytest.skip("this system does not say what is free")
     assert 2**20 < free < 2**45
+
+
+def _events(*spans: tuple[float, float], device: DeviceType = DeviceType.CUDA, annotation: bool = False) -> list[Any]:
+    return [
+        SimpleNamespace(
+            time_range=SimpleNamespace(start=start, end=end), device_type=device, is_user_annotation=annotation
+        )
+        for start, end in spans
+    ]
+
+
+def test_gpu_is_busy_while_any_kernel_runs() -> None:
+    kernels = _events((400, 500), (100, 200), (150, 250), (120, 130))
+    others = _events((0, 1000), device=DeviceType.CPU) + _events((0, 2000), annotation=True)
+    assert busy_seconds(kernels + others) == pytest.approx(250e-6)
+    assert busy_seconds(others) is None
+
+
+def test_busy_runs_are_of_the_model_as_it_is(made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("small-next")
+    prompt, lengths = _short(model), list[int]()
+
+    def profiled(call: Callable[[], None]) -> list[Any]:
+        handle = model.register_forward_pre_hook(
+            lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+        call()
+        handle.remove()
+        return _events((0, 1000 * len(lengths)))
+
+    monkeypatch.setattr(busy, "_profiled", profiled)
+    assert busy.measure_busy(model, prompt.inputs) == busy.Busy(0.001, None)
+    lengths.clear()
+    assert busy.measure_busy(model, prompt.inputs, new_tokens=9) == busy.Busy(0.001, 0.005 / 4)
+    assert lengths == [prompt.inputs["input_ids"].shape[1], 1, 1, 1, 1]
+
+
+def test_rows_of_a_gpu_have_a_table_of_their_own() -> None:
+    passes: dict[str, list[busy.Busy | None]] = {
+        "unpruned": [busy.Busy(0.016, 0.004), busy.Busy(0.02, 0.004), busy.Busy(0.018, 0.004)],
+        "FastV": [busy.Busy(0.009, None)],
+        "unseen": [None],
+    }
+    fields = busy.busy_fields(passes, "unpruned")
+    assert [*fields] == ["unpruned", "FastV"]
+    assert fields["unpruned"]["busy_prefill"] == 0.018
+    assert fields["FastV"] == {"busy_prefill": 0.009, "busy_token": None, "busy_share_of_unpruned": 0.5}
+    row = Row("FastV", 144.0, None, 144.0, prefill=Spread.of([0.036]), **fields["FastV"])
+    assert busy_cells(row) == ["FastV", "144", "36 ± 0 ms", "9 ms", "25.0%", "50.0%", "", ""]
+    assert len(busy_cells(row)) == len(BUSY_HEADINGS)
+    assert busy_cells(Row("FastV", 144.0, prefill=Spread.of([0.036]))) == []
+
+
+def test_bars_are_as_long_as_what_they_stand_for() -> None:
+    whole = Row("unpruned", None, None, 576.0, prefill=Spread.of([8.0]), cache_bytes=4 * 2**20, macs=8 * 10**9)
+    pruned = Row("FastV", 144.0, None, 143.75, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
+    result = Result(576, 0, 60, (whole, pruned, Row("FastV", 3.0, missing="too few")))
+    drawn = [line.count("#") for line in bars(result, "#")]
+    assert drawn == [0, WIDTH, WIDTH // 2, 0, WIDTH, WIDTH // 4, 0, WIDTH, WIDTH // 8]
+    assert [cells[1:] for cells in lines(result)] == [
+        ["8 s", "4 s (50.0%)"],
+        ["4 MiB", "1 MiB (25.0%)"],
+        ["8 G", "1 G (12.5%)"],
+    ]
+
+
+def test_bars_without_a_measured_unpruned_model_name_no_share() -> None:
+    whole = Row("unpruned", None, "out of memory", 576.0, macs=8 * 10**9)
+    pruned = Row("FastV", 144.0, None, 144.0, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
+    result = Result(576, 0, 60, (whole, pruned))
+    assert [cells[1:] for cells in lines(result)] == [["4 s"], ["1 MiB"], ["1 G (12.5%)"]]
+    assert len(bars(result)) == 6
+
+
+def test_quarter_is_the_seven_billion_shape_made_smaller_alike() -> None:
+    large, small = SHAPES["llava-1.5-7b"], SHAPES["quarter"]
+    for part, heads in (("vision", 64), ("language", 128)):
+        whole, quarter = getattr(large, part), getattr(small, part)
+        assert (quarter.hidden, quarter.intermediate) == (whole.hidden // 4, whole.intermediate // 4)
+        assert quarter.layers == whole.layers * 3 // 8
+        assert quarter.hidden // quarter.heads == whole.hidden // whole.heads == heads
+    assert small.vision.side == large.vision.side

@@ -41,6 +41,9 @@ def test_bench_stores_what_it_takes_to_run_it_again(tmp_path: Path) -> None:
         ("ViTCoP", 60),
     ]
     assert all(row["cache_bytes"] == row["planned_cache_bytes"] is not None for row in stored["rows"])
+    # Only a GPU is watched at work.
+    assert {(row["busy_prefill"], row["busy_token"]) for row in stored["rows"]} == {(None, None)}
+    assert "GPU busy" not in result.stdout
     repeated = bench(*stored["command"].split()[2:], "--json")
     assert (repeated.exit_code, repeated.stderr) == (0, "")
     assert json.loads(repeated.stdout)["command"] == stored["command"]
@@ -93,7 +96,7 @@ def test_bench_says_what_would_fit_into_memory(monkeypatch: pytest.MonkeyPatch) 
     result = bench("--device", "cpu", "--shape", "llava-1.5-7b")
     assert result.exit_code == 2
     assert "must fit into the 3 GiB that are free on cpu; those of llava-1.5-7b take 13.2 GiB" in result.stderr
-    assert "in bfloat16 these do: medium, medium-next, medium-video, small, " in result.stderr
+    assert "in bfloat16 these do: medium, medium-next, medium-video, quarter, small, " in result.stderr
 
 
 def test_bench_of_a_video_shape_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +114,23 @@ def test_bench_keeps_a_result_that_is_there(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "--force overwrites it" in result.stderr.replace("\n", " ")
     assert out.read_text() == "precious"
+
+
+def test_bench_in_brief_says_three_things_in_lines_and_bars() -> None:
+    given = (*QUICK, "--shape", "small", "--method", "vitcop", "--retain", "1/9", "--new-tokens", "1", "--brief")
+    result = bench(*given)
+    assert result.exit_code == 0, result.output
+    said = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    titles = ["time to the first token", "key-value cache", "MACs of the decoder layers"]
+    assert [line for line in said if line in titles] == titles
+    for title in titles:
+        (line,) = [line for line in said if line.startswith(f"{title} ")]
+        assert line.endswith("%)")
+        whole, pruned = said[said.index(title) + 1 : said.index(title) + 3]
+        assert whole.startswith("unpruned, 576 tokens █")
+        assert pruned.startswith("ViTCoP, 63.25 tokens █")
+    stored = json.loads(bench(*given, "--json").stdout)
+    assert stored["command"].endswith("--brief")
+    whole, pruned = stored["rows"]
+    assert pruned["macs"] / whole["macs"] == pruned["share_of_macs"]
+    assert (pruned["oracle"], pruned["parts"]) == (None, None)

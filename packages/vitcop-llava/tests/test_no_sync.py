@@ -121,8 +121,8 @@ def test_uniform_batch_reads_once(
     if masked:
         given["attention_mask"] = torch.ones_like(ids)
     found = waits(model, budget(**settings), given)
-    # Placeholders of the rows, and the masks of two decoding steps, as transformers reads them itself.
-    assert reads_of(found) == ({"_read": 1} if masked or rows > 1 else {}) | ({"without_padding": 2} if masked else {})
+    # The prompt, and the masks of two decoding steps, as transformers reads them itself.
+    assert reads_of(found) == {"_read": 1} | ({"without_padding": 2} if masked else {})
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -197,12 +197,11 @@ def test_detector_notices_a_wait(
 
 
 HOOKS = (
-    "active appending attending cache call_checks call_hooks clips counting foreign language_hooks layout masks "
-    "opening patching planning rope scoring sequence sizes stage_one state vision_hooks"
+    "active aligned appending attending cache call_checks call_hooks clips counting cutting foreign language_hooks "
+    "layout masks opening patching planning reading rope scoring sequence sizes stage_one state vision_hooks"
 ).split()
 ALLOWED = {
-    ("counting", "_read", "tolist"),  # placeholders of the rows, mask and positions
-    ("counting", "_hide", "cpu"),  # where the mask hides images
+    ("reading", "_read", "numpy"),  # placeholders, mask and positions of a prompt with images
     ("sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
     ("call_checks", "check_text", "item"),  # placeholders, of a prompt without images
     ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForImageTextToText, LlavaNextVideoForConditionalGeneration
 
 from vitcop_core import ViTCoP
@@ -67,7 +67,7 @@ def test_evaluation_is_stored_with_its_command(tmp_path: Path, capfd: pytest.Cap
     main(["--clips", "4", "--budgets", "1", "1/18", "--variants", *variants, "--out", str(path)])
     stored = json.loads(path.read_text())
     assert stored["command"].endswith("--clips 4 --budgets 1 1/18 --variants 'default layers' 'layers 1 and 6, both'")
-    assert stored["environment"]["packages"]["torch"] == torch.__version__
+    assert stored["environment"]["packages"]["torch"] == version("torch")
     whole, unreachable, pruned = stored["scores"]
     assert whole["tokens_per_layer"] == [288] * 8
     assert sum(whole["questions"].values()) == sum(pruned["questions"].values()) == 4

@@ -40,6 +40,7 @@ def find_method(
 ) -> Method:
     """The method that a text names, with the settings that it gives.
 
+    >>> from vitcop_core import find_method
     >>> find_method("vitcop(layers=(1, 6))", retained_tokens=64).layers
     (1, 6)
 

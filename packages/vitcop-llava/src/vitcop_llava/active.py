@@ -23,6 +23,7 @@ _tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
 _generation: ContextVar[Generation | None] = ContextVar("vitcop_generation", default=None)
 _ahead: ContextVar[int | None] = ContextVar("vitcop_ahead", default=None)
 _continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuation", default=None)
+_top: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_top", default=None)
 _expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
 
 
@@ -46,7 +47,7 @@ def open_call(owner: int) -> Call:
 def close_call(call: Call) -> None:
     """Put back the call that was active before, and let go of what only the forward needed."""
     _call.set(call.outer)
-    call.outer = None
+    call.outer = call.seen = None
     if call.run is not None:
         call.run.release()
 
@@ -106,3 +107,24 @@ def active_tower(owner: int) -> TowerPass | None:
 def set_tower(tower: TowerPass | None) -> None:
     """Make ``tower`` the active one."""
     _tower.set(tower)
+
+
+@contextmanager
+def tower_ends_at(owner: int, top: int | None) -> Iterator[None]:
+    """Let the vision tower of ``owner``'s model run once without the layers above hidden state ``top``; None: whole."""
+    token = _top.set(None if top is None else (owner, top))
+    try:
+        yield
+    finally:
+        _top.reset(token)
+
+
+def tower_top(owner: int) -> int | None:
+    """The last hidden state that is wanted of the tower of ``owner``'s model; None where all are."""
+    wanted = _top.get()
+    return wanted[1] if wanted is not None and wanted[0] == owner else None
+
+
+def tower_has_ended() -> None:
+    """Note that the tower has run: whoever calls it next gets all of it."""
+    _top.set(None)

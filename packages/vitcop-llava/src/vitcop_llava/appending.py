@@ -28,7 +28,7 @@ def append_segment(
         The new segment, whose position ids mean nothing yet; ``[B, slots]`` what each new slot was before: one of the P
         old ones, or P + j for the j-th new token.
     """
-    count, width = segment.visual.shape[1], segment.slots
+    count, width = segment.count, segment.slots
     visual = visual_mask(segment)
     kept = segment.visual.gather(1, index.clamp(max=count - 1)).masked_fill(index >= count, width)
     survives = functional.pad(torch.zeros_like(visual), (0, 1)).scatter(1, kept, True)[:, :-1]
@@ -52,7 +52,7 @@ def append_segment(
         segment,
         columns=columns.gather(1, origin),
         valid=valid,
-        visual=places,
+        places=places,
         lengths=lengths,
         position_ids=torch.zeros_like(origin),
         is_merged=(origin >= width).gather(1, places),

@@ -15,7 +15,9 @@ from vitcop_llava.state import Keys, Run
 def keys_of(parts: Parts, run: Run, like: Tensor, layer: int) -> Keys:
     """What the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
     segment, past = run.segment, 0
-    columns, has_padding = segment.columns + run.past, segment.valid is not None
+    columns, has_padding = segment.columns, segment.valid is not None
+    if run.past:
+        columns = columns + run.past
     if segment.valid is not None:
         columns = columns.masked_fill(~segment.valid, -1)
     if run.layers is not None and (past := run.layers[layer].physical_length):
@@ -39,6 +41,16 @@ def mask_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> Any:
             padding = slot_padding(columns, run.attention_mask, has_padding=held.has_padding)
         run.masks[held.group] = segment_mask(parts.config, like, queries, held.physical_length, padding)
     return run.masks[held.group]
+
+
+def is_plain(run: Run, queries: int) -> bool:
+    """Whether every layer takes the arguments of the first as they are, while continuing from a pruned cache: a single
+    token that attends to everything, at one position.
+    """
+    assert run.layers is not None  # only a cache can be continued
+    if queries > 1 or run.attention_mask is not None:
+        return False
+    return not any(held.has_padding or isinstance(held.shift, Tensor) or held.shift for held in run.layers)
 
 
 def rotary_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class PrunedLayer(DynamicLayer):
             a position id is smaller than the logical position.
         shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
             the positions of what its cuts leave.
-        text_tail: int64 of no dimension: newest of the covered columns that hold text in every row, none of it dropped.
+        text_tail: Newest of the covered columns that hold text in every row, none of it dropped: a number, or int64 of
+            no dimension.
         has_padding: Whether ``columns`` holds any padding.
         group: Layers of one group hold the same columns, and share their attention mask.
         is_shared: Whether the layer is a `fork` that was not updated yet: one row, standing for as many as come.
@@ -44,7 +45,7 @@ class PrunedLayer(DynamicLayer):
         self.covered = 0
         self.entry_dropped: Tensor | int = 0
         self.shift: Tensor | int = 0
-        self.text_tail: Tensor | None = None
+        self.text_tail: Tensor | int | None = None
         self.has_padding = False
         self.group = 0
 
@@ -63,7 +64,7 @@ class PrunedLayer(DynamicLayer):
         columns: Tensor,
         covered: int,
         entry_dropped: Tensor | int,
-        text_tail: Tensor | None,
+        text_tail: Tensor | int | None,
         *,
         has_padding: bool,
         group: int,
@@ -140,7 +141,9 @@ class PrunedLayer(DynamicLayer):
     def _uncover(self, count: int, newer: int) -> None:
         """Forgets the last ``count`` covered columns, if they are all text."""
         assert self.columns is not None  # covered columns are described
-        tail = 0 if self.text_tail is None else int(self.text_tail.item())  # rolling back may wait for the device
+        tail = 0 if self.text_tail is None else self.text_tail
+        if isinstance(tail, Tensor):
+            tail = int(tail.item())  # rolling back may wait for the device
         if not 0 <= count <= tail:
             raise ValueError(
                 f"tokens_to_remove: must be from {-newer - tail} to 0, minus the tokens after the last image, got "

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_llava import layout
 from vitcop_llava.active import (
+    active_call,
     active_generation,
     announce_continuation,
     close_call,
@@ -25,13 +26,18 @@ from vitcop_llava.counting import either
 from vitcop_llava.families import Parts
 from vitcop_llava.opening import check_continuing, check_opening
 from vitcop_llava.patching import Removable, Replacement, eager
+from vitcop_llava.reading import read_prompt
 from vitcop_llava.state import Call, Source
-from vitcop_llava.vision_hooks import encoded_of
+from vitcop_llava.vision_hooks import arguments_of, encoded_of
 
 Kwargs = dict[str, Any]
 
 _AHEAD = "_prepare_multimodal_encoder_kwargs_for_generation"
 """transformers' step of `generate` that encodes images ahead of the first forward; versions before 5.20 have none."""
+
+_MASK = "get_placeholder_mask"
+"""transformers' step of a forward that finds the placeholders, and holds their number against the features'. It waits
+for the device twice, with the tower still at work and before the first layer is launched."""
 
 
 class CallHooks:
@@ -55,6 +61,8 @@ class CallHooks:
         if hasattr(self._model, _AHEAD):
             yield Replacement(self._model, _AHEAD, self._encode_ahead)
         if not self._identity:
+            if hasattr(self._parts.base, _MASK):
+                yield Replacement(self._parts.base, _MASK, self._placeholder_mask)
             yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
             yield self._parts.base.register_forward_pre_hook(eager(self._expect))
             yield self._parts.base.register_forward_hook(eager(self._expect_no_more), always_call=True)
@@ -67,6 +75,25 @@ class CallHooks:
     def _encode_ahead(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with encoding_ahead(self._owner):
             return original(*args, **kwargs)
+
+    def _placeholder_mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The mask of each kind of placeholder. Their number is known on the host; a wrong one is left to transformers,
+        which refuses it. On a device without values there is nothing to count.
+        """
+        call, given = active_call(self._owner), arguments_of(original, args, kwargs)
+        embeds, kinds = given["inputs_embeds"], self._parts.token_ids
+        if call is None or call.placeholders is None or call.placeholders.shape != embeds.shape[:2]:
+            return original(*args, **kwargs)
+        features = {kind: given.get(f"{kind}_features") for kind in kinds}
+        sizes = {kind: each.numel() // embeds.shape[-1] for kind, each in features.items() if each is not None}
+        if not embeds.is_meta and (call.seen is None or not call.seen.holds(sizes)):
+            return original(*args, **kwargs)
+        found = (
+            call.sources[kind].where if kind in call.sources else layout.placeholders(given, self._parts, token_id)
+            for kind, token_id in kinds.items()
+        )
+        masks = tuple(each[..., None].to(embeds.device) for each in found)
+        return masks if len(masks) > 1 else masks[0]
 
     def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
         # In `generate` the prompt ends where logits are first asked for: verifying candidates asks for all of theirs.
@@ -116,6 +143,9 @@ class CallHooks:
             check_opening(given, sources, self._parts, call, past=past, is_draft=is_draft)
         if sources:
             call.sources, call.placeholders = sources, either([source.where for source in sources.values()])
+            if not self._identity:
+                where = {kind: source.where for kind, source in sources.items()}
+                call.seen = read_prompt(where, given, self._parts.token_ids)
 
     def _sources(self, given: Kwargs) -> dict[str, Source]:
         """The images and clips of a call, by kind."""

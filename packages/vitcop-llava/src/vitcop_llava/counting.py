@@ -1,36 +1,38 @@
-"""What a prefill has to know of its rows before anything is cut: which images each holds, and whether any padding.
+"""Which images each row of a prefill holds, and whether any padding: arithmetic on what was read of the prompt.
 
-Shapes do not tell, so it is read back from the device, once a prefill; of a single row without mask and positions
-nothing has to be read. On a device without values rows count as alike, and a mask as one with padding.
+Shapes do not tell. On a device without values rows count as alike, and a mask as one with padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vitcop_llava.state import PlannedImage, Rows, Source
+from vitcop_llava.kept import PlannedImage
+from vitcop_llava.reading import Bools, HostPrompt, Ints
+from vitcop_llava.state import Rows, Source
 
 Item = TypeVar("Item")
 
 
 def count_rows(
-    sources: Sequence[Source],
+    sources: Mapping[str, Source],
+    seen: HostPrompt | None,
     attention_mask: Tensor | None,
-    position_ids: Tensor | None,
     *,
     may_be_packed: bool = False,
 ) -> tuple[Rows, bool]:
     """Count the images and clips of each row, leaving out those that the mask hides.
 
     Args:
-        sources: The images of the batch, the clips, or both. Images whose placeholders are all masked are taken off
-            them.
+        sources: The images of the batch, the clips, or both, by kind. Images whose placeholders are all masked are
+            taken off them.
+        seen: What was read of the prompt; None on a device without values.
         attention_mask: ``[B, past + L]`` or None.
-        position_ids: The caller's, ``[B or 1, L]``, or None.
         may_be_packed: Whether transformers would take positions that do not go on by one for the seams of samples.
 
     Returns:
@@ -40,59 +42,37 @@ def count_rows(
         ValueError: A row's placeholders are not those of a whole number of images or clips, an image is hidden in part,
             or positions do not count through the images.
     """
-    rows, length = sources[0].where.shape
-    if sources[0].where.device.type == "meta" or (rows == 1 and attention_mask is None and position_ids is None):
-        return Rows(tuple((len(source.images) // rows,) * rows for source in sources)), attention_mask is not None
-    attended = torch.ones_like(sources[0].where)
-    if attention_mask is not None:
-        attended = attention_mask[:, -length:].to(device=attended.device, dtype=torch.bool)
-    table, is_padded, is_counting = _read(sources, attended, attention_mask, position_ids, may_be_packed)
-    if not is_counting:
+    if seen is None:
+        rows = next(iter(sources.values())).where.shape[0]
+        alike = tuple((len(source.images) // rows,) * rows for source in sources.values())
+        return Rows(alike), attention_mask is not None
+    attended = seen.attended
+    if seen.positions is not None:
+        _check_positions(seen.positions, seen.where, attended, may_be_packed)
+    text, counts, shown = attended, list[tuple[int, ...]](), np.zeros_like(attended)
+    for kind, source in sources.items():
+        held = seen.where[kind]
+        counts.append(_count_source(source, [*map(int, held.sum(1))]))
+        if attention_mask is not None and bool((held & ~attended).any()):
+            counts[-1] = _hide(source, counts[-1], held, attended)
+            source.where = source.where & attention_mask[:, -held.shape[1] :].to(source.where.device, torch.bool)
+        text, shown = text & ~held, shown | (held & attended)
+    is_padded = seen.mask is not None and not bool(seen.mask.all())
+    if len(set(members_of([*sources.values()], counts))) > 1:
+        return Rows(tuple(counts), tuple(map(int, (text | shown).sum(1)))), is_padded
+    return Rows(tuple(counts), None, _span(shown), _first(seen.positions)), is_padded
+
+
+def _check_positions(positions: Ints, where: Mapping[str, Bools], attended: Bools, may_be_packed: bool) -> None:
+    """Raise unless position ids ``[B, L]`` count up in every row, and by one at each placeholder."""
+    step = positions[:, 1:] - positions[:, :-1]
+    is_visual = np.logical_or.reduce([*where.values()])[:, 1:]
+    is_wrong = step != 1 if may_be_packed else (step < 0) | (is_visual & (step != 1))
+    if bool((is_wrong & attended[:, 1:] & attended[:, :-1]).any()):
         raise ValueError(
             "position_ids: must count up in every row, by one at each image placeholder, got others: rows of several "
             "packed samples cannot be pruned; give each sample a row of its own, padded, or leave position_ids out"
         )
-    counts = []
-    for number, source in enumerate(sources):
-        placeholders = [row[2 * number] for row in table]
-        seen = [row[2 * number + 1] for row in table]
-        counts.append(_count_source(source, placeholders))
-        if placeholders != seen:
-            counts[-1] = _hide(source, counts[-1], attended)
-    tokens = tuple(row[-1] + sum(row[1:-1:2]) for row in table)
-    alike = len(set(members_of(sources, counts))) == 1
-    return Rows(tuple(counts), None if alike else tokens), is_padded
-
-
-def _read(
-    sources: Sequence[Source],
-    attended: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    may_be_packed: bool,
-) -> tuple[list[list[int]], bool, bool]:
-    """The one read of a prefill.
-
-    Returns:
-        For each row the placeholders of each source, in all and attended, and the attended text; whether the mask hides
-        anything; and whether positions count up.
-    """
-    text, columns = attended, list[Tensor]()
-    for source in sources:
-        columns += [source.where.sum(1), (source.where & attended).sum(1)]
-        text = text & ~source.where
-    hides, counts_up = text.new_zeros(()), text.new_ones(())
-    if attention_mask is not None:
-        hides = (attention_mask == 0).any().to(text.device)
-    if position_ids is not None:
-        position_ids = position_ids.to(text.device)
-        step = position_ids[:, 1:] - position_ids[:, :-1]
-        is_visual = either([source.where for source in sources])[:, 1:]
-        is_wrong = step != 1 if may_be_packed else (step < 0) | (is_visual & (step != 1))
-        counts_up = ~(is_wrong & attended[:, 1:] & attended[:, :-1]).any()
-    flags = torch.stack([hides, counts_up]).to(torch.int64).expand(text.shape[0], 2)
-    table = torch.cat([torch.stack([*columns, text.sum(1)], dim=1), flags], dim=1).tolist()
-    return [row[:-2] for row in table], bool(table[0][-2]), bool(table[0][-1])
 
 
 def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...]:
@@ -106,14 +86,14 @@ def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...
     return share_out(placeholders, [image.tiling.placeholders for image in source.images], kind)
 
 
-def _hide(source: Source, counts: Sequence[int], attended: Tensor) -> tuple[int, ...]:
-    """Take off the images whose placeholders are masked, as if they were not there; reads where they stand.
+def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -> tuple[int, ...]:
+    """Take off the images whose placeholders are masked, as if they were not there.
 
     Raises:
         ValueError: Some of an image's placeholders are masked, and others are not.
     """
     sizes = [image.tiling.placeholders for image in source.images]
-    seen = [int(part.sum()) for part in attended.cpu()[source.where.cpu()].split(sizes)]
+    seen = [*map(int, np.add.reduceat(attended[held], np.cumsum([0, *sizes[:-1]]), dtype=np.int64))]
     shown, start = list[int](), 0
     for row, count in enumerate(counts):
         own = range(start, start + count)
@@ -126,8 +106,24 @@ def _hide(source: Source, counts: Sequence[int], attended: Tensor) -> tuple[int,
         shown.append(sum(seen[image] > 0 for image in own))
         start += count
     source.origin = [number for number, there in zip(source.numbers, seen, strict=True) if there]
-    source.where = source.where & attended
     return tuple(shown)
+
+
+def _span(shown: Bools) -> range | None:
+    """The columns of the placeholders, if they are one run that is the same in all rows ``[B, L]``."""
+    columns = np.flatnonzero(shown.any(0))
+    if len(columns) == 0:
+        return None
+    span = range(int(columns[0]), int(columns[-1]) + 1)
+    return span if bool(shown[:, span.start : span.stop].all()) else None
+
+
+def _first(positions: Ints | None) -> int | None:
+    """The position id that all rows ``[B, L]`` count from, by one at every token; None where they do not."""
+    if positions is None:
+        return None
+    first = int(positions[0, 0])
+    return first if bool((positions == first + np.arange(positions.shape[1])).all()) else None
 
 
 def without_padding(attention_mask: Tensor | None) -> Tensor | None:

@@ -12,26 +12,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava import layout
 from vitcop_llava.active import active_call, is_expected
-from vitcop_llava.appending import append_segment
-from vitcop_llava.attending import keys_of, mask_of_group, rotary_of_group
+from vitcop_llava.attending import is_plain, keys_of, mask_of_group, rotary_of_group
 from vitcop_llava.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.call_checks import check_expected, check_ran, is_checkpointing
 from vitcop_llava.counting import count_rows, without_padding
+from vitcop_llava.cutting import apply_cut, labels_after, restored
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.foreign import remember
 from vitcop_llava.patching import Removable, eager, unless_compiling
 from vitcop_llava.planning import Planner
+from vitcop_llava.reading import read_prompt
 from vitcop_llava.rope import packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
-from vitcop_llava.sequence import Segment, cut_segment, on_device, put, restore, survivor_slots, take
+from vitcop_llava.sequence import Segment, take
 from vitcop_llava.state import Call, Run
 
 Kwargs = dict[str, Any]
@@ -84,18 +84,21 @@ class LanguageHooks:
         elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        may_be_packed = mask is None and cache is None
-        rows, is_padded = count_rows(list(call.sources.values()), mask, position_ids, may_be_packed=may_be_packed)
+        seen = call.seen
+        if seen is None or not seen.is_of(mask, position_ids):  # somebody has changed them on the way
+            where = {kind: source.where for kind, source in call.sources.items()}
+            seen = read_prompt(where, {"attention_mask": mask, "position_ids": position_ids}, self._parts.token_ids)
+        rows, is_padded = count_rows(call.sources, seen, mask, may_be_packed=mask is None and cache is None)
         call.sources = {kind: source for kind, source in call.sources.items() if source.images}
         if not call.sources:
             call.placeholders = None
             return None
         call.run = run = self._new_run(call, cache, mask if is_padded else None)
-        positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        layout.lay_out(call, run, self._planner, rows, positions)
+        layout.lay_out(call, run, self._planner, rows, position_ids)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
-        embeds = take(embeds, run.segment.columns)
+        if run.segment.slots < run.length or run.segment.valid is not None:
+            embeds = take(embeds, run.segment.columns)
         if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
             run.entry = embeds
         run.keys = keys_of(self._parts, run, embeds, layer=0)
@@ -106,8 +109,11 @@ class LanguageHooks:
         embeds: Tensor = kwargs["inputs_embeds"]
         mask = without_padding(kwargs.get("attention_mask"))
         call.run = run = self._new_run(call, kwargs["past_key_values"], mask)
-        run.positions = positions = layout.logical_positions(kwargs, embeds, run.past) - run.entry_dropped
-        return {**kwargs, "position_ids": positions, "attention_mask": mask_of_group(self._parts, run, embeds, layer=0)}
+        run.length = embeds.shape[1]
+        positions = layout.logical_positions(kwargs.get("position_ids"), run, embeds.device) - run.entry_dropped
+        run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
+        run.is_plain = mask is None and is_plain(run, queries=embeds.shape[1])
+        return {**kwargs, "position_ids": positions, "attention_mask": mask}
 
     def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:
         if cache is None:
@@ -121,15 +127,15 @@ class LanguageHooks:
         call = active_call(self._owner)
         if call is None or call.run is None or call.placeholders is None or not call.run.segments:
             return None
-        run, placeholders = call.run, call.placeholders
+        run, restore = call.run, partial(restored, call, call.run)
         check_ran(run.ran, self._parts.shape.num_layers)
         remember(run.layers)
-        output.last_hidden_state = restore(output.last_hidden_state, run.segment, placeholders)
+        output.last_hidden_state = restore(output.last_hidden_state, run.segment)
         states = getattr(output, "hidden_states", None)
         if states is not None:
             # The first is the input of layer 0, the last the normed output, which is restored already.
             segments = [run.segment_of(max(index - 1, 0)) for index in range(len(states) - 1)]
-            inner = [None if h is None else restore(h, s, placeholders) for h, s in zip(states, segments, strict=False)]
+            inner = [None if h is None else restore(h, s) for h, s in zip(states, segments, strict=False)]
             output.hidden_states = (*inner, None if states[-1] is None else output.last_hidden_state)
         return output
 
@@ -139,7 +145,7 @@ class LanguageHooks:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
     ) -> tuple[tuple[Any, ...], Kwargs] | None:
         call = active_call(self._owner)
-        if call is None or call.run is None:
+        if call is None or call.run is None or call.run.is_plain:
             return None
         run, hidden = call.run, args[0]
         if not run.segments:
@@ -175,23 +181,10 @@ class LanguageHooks:
         if cut.pack_positions:
             run.packed = run.packed + layout.lost(run, counts, hidden.device)
         slots = layout.after_cut(run, counts)
-        assert run.rotary is not None  # set by the first layer
-        if selection.appended is None or selection.appended_at is None:
-            survivors = survivor_slots(run.segment, selection.index, keeps)
-            if selection.hidden is not None:
-                hidden = put(hidden, selection.hidden, survivors)
-            along = (hidden, *run.rotary)
-            after, origin, moved = cut_segment(run.segment, survivors, keeps, slots, selection.is_merged, along)
-            hidden, cosines, sines = moved
-            # Gathered beside the hidden states they would share their graph, which checkpoints run through by layer.
-            run.rotary = (cosines.detach(), sines.detach())
-        else:
-            totals = None if keeps is None else on_device(counts, hidden.device)
-            after, origin = append_segment(run.segment, selection.index, selection.appended_at, totals, slots)
-            hidden = take(torch.cat([hidden, selection.appended], dim=1), origin)
+        after, origin, hidden = apply_cut(run, selection, keeps, counts, slots, hidden)
         after = self._renumber(run, index, cut, after, origin, hidden)
-        if run.labels is not None:
-            run.labels = run.labels.gather(1, selection.index.clamp(max=run.labels.shape[1] - 1))
+        is_last = index == run.cut_layers[-1]
+        run.labels = None if is_last else labels_after(run.labels, selection.index, keeps)
         run.segments.append(after)
         run.before = run.tap = None
         return hidden
@@ -216,10 +209,9 @@ class LanguageHooks:
             check_scoring(self._parts.decoder_layers[index - 1].self_attn)
         scoring = Scoring(self._parts, run, index, hidden, None if held is None else held.to(hidden.device))
         own = scoring.own_keys
-        places = segment.visual[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
         return DecoderView(
-            hidden=take(hidden, segment.visual),
-            keys=own.gather(2, places),
+            hidden=segment.visual_of(hidden),
+            keys=segment.visual_of(own, dim=2),
             labels=run.labels,
             num_clusters=run.clusters,
             lengths=segment.lengths,

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from vitcop_core import DecoderCut, Plan
+from vitcop_llava import aligned
 from vitcop_llava.counting import by_row, either, members_of
 from vitcop_llava.families import Parts
+from vitcop_llava.kept import DROPPED
 from vitcop_llava.planning import Planner
 from vitcop_llava.sequence import Segment, compact, on_device, places_of
-from vitcop_llava.state import DROPPED, Call, Rows, Run, Source
+from vitcop_llava.state import Call, Rows, Run, Source
 
 Given = dict[str, Any]
 
@@ -63,15 +65,14 @@ def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
     return (embeds == token).all(-1)
 
 
-def logical_positions(kwargs: Given, embeds: Tensor, past: int) -> Tensor:
+def logical_positions(position_ids: Tensor | None, run: Run, device: torch.device) -> Tensor:
     """The caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
-    if kwargs.get("position_ids") is not None:
-        positions: Tensor = kwargs["position_ids"]
-        return positions
-    return torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
+    if position_ids is not None:
+        return position_ids
+    return torch.arange(run.past, run.past + run.length, device=device)[None]
 
 
-def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, positions: Tensor) -> None:
+def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, position_ids: Tensor | None) -> None:
     """Work out the first segment of a call with images, and everything that later cuts count with.
 
     Args:
@@ -79,22 +80,28 @@ def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, positions: Tenso
         run: Gets its first segment, cut layers, labels, counts, and what each row has lost.
         planner: Gives each row its plan.
         rows: What each row holds.
-        positions: ``[B or 1, L]`` position ids before anything of this call is dropped.
+        position_ids: The caller's, ``[B or 1, L]``, or None.
     """
     call.rows, sources = rows, list(call.sources.values())
     call.placeholders = where = either([source.where for source in sources])
+    earlier, first = run.entry_dropped, run.past if position_ids is None else rows.first
     members = members_of(sources, rows.counts)
     plans = {row: planner.row(row) for row in set(members)}
     call.plans = tuple(plans[row] for row in members)
     run.cut_layers = _cut_layers(call.plans)
     run.length = where.shape[1]
     run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
+    lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
+    if rows.span is not None and aligned.is_aligned(call):
+        first = first - earlier if first is not None and isinstance(earlier, int) else None
+        positions = None if first is not None else logical_positions(position_ids, run, where.device) - earlier
+        aligned.enter(call, run, rows.span, first, positions)
+        return
     codes = _codes_of_columns(sources)
     visual, kept = where, torch.ones_like(where)
     if codes is not None:
         visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
-    positions = positions - (~kept).cumsum(1)
-    lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
+    positions = logical_positions(position_ids, run, where.device) - earlier - (~kept).cumsum(1)
     if rows.tokens is not None and run.attention_mask is not None:
         kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
     run.text_tail = _text_tail(kept & ~where)
@@ -126,23 +133,9 @@ def _codes_of_source(source: Source) -> Tensor:
     if codes is None:
         return torch.zeros_like(where, dtype=torch.int64)
     if source.origin is not None:
-        codes = torch.cat(batch_codes(source, codes))
+        codes = torch.cat(source.batch_codes(codes))
     number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=codes.shape[0] - 1)
     return codes.to(where.device).gather(0, number).view_as(where)
-
-
-def batch_codes(source: Source, codes: Tensor) -> list[Tensor]:
-    """The codes of each image of the batch, clusters counted over the batch where anything was clustered."""
-    encoded, before = source.results, 0
-    each = codes.split([image.tiling.placeholders for image in encoded.images])
-    firsts, found = list(accumulate(encoded.labels, initial=0)), []
-    for image in source.numbers:
-        own = each[image]
-        if encoded.labels:
-            own = torch.where(own >= 0, own + (before - firsts[image]), own)
-            before += encoded.labels[image]
-        found.append(own)
-    return found
 
 
 def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
@@ -166,16 +159,17 @@ def _label(call: Call, run: Run, codes: Tensor | None) -> None:
     if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
         return
     segment, sources = run.segment, list(call.sources.values())
+    slots = segment.visual
     if codes is None or not any(source.results.labels for source in sources):
         # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
         run.clusters = max(run.visual)
-        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(segment.visual)
+        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(slots)
         return
-    codes = codes.gather(1, segment.columns).gather(1, segment.visual)
+    codes = codes.gather(1, segment.columns).gather(1, slots)
     assert call.rows is not None  # counted by now
     counts, labels, before = call.rows.counts, None, [0] * len(run.visual)
     for source, count in zip(sources, counts, strict=True):
-        is_own = source.where.gather(1, segment.columns).gather(1, segment.visual)
+        is_own = source.where.gather(1, segment.columns).gather(1, slots)
         own, clusters = _labels_of_source(source, count, codes, is_own, ragged=call.rows.tokens is not None)
         if labels is not None:
             own = torch.where(is_own, own + on_device(before, own.device)[:, None], labels)

@@ -51,26 +51,33 @@ def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Me
     if new_tokens < 1:
         raise ValueError(f"new_tokens: must be at least 1, got {new_tokens}")
     device = inputs["input_ids"].device
-    mask: Tensor | None = inputs.get("attention_mask")
     memory = _Memory(device)
     with torch.inference_mode():
         started = now(device)
-        output = model(**inputs, **_positions(mask), use_cache=True, logits_to_keep=1)
-        token = output.logits[:, -1:].argmax(-1)
+        token, cache = prefill(model, inputs)
         prefilled = now(device)
-        cache = output.past_key_values
         held = cache_bytes(cache)
-        # The logits of the prompt are none of decoding's memory.
-        del output
         stepped = now(device)
-        for _ in range(new_tokens - 1):
-            mask = None if mask is None else torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-            positions = {name: value[:, -1:] for name, value in _positions(mask).items()}
-            given = {"input_ids": token, "attention_mask": mask, "past_key_values": cache, **positions}
-            token = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        decode(model, inputs, token, cache, new_tokens - 1)
         ended = now(device)
     each = (ended - stepped) / (new_tokens - 1) if new_tokens > 1 else None
     return Measured(prefilled - started, each, memory.peak(), held)
+
+
+def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Cache]:
+    """Return the first token of each row, ``[B, 1]``, and the cache; nothing else of the prompt stays in memory."""
+    output = model(**inputs, **_positions(inputs.get("attention_mask")), use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+
+def decode(model: Any, inputs: Mapping[str, Any], token: Tensor, cache: Cache, steps: int) -> None:
+    """Generate ``steps`` tokens more for each row, after ``token``, ``[B, 1]``, and what ``cache`` holds."""
+    mask: Tensor | None = inputs.get("attention_mask")
+    for _ in range(steps):
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+        positions = {name: value[:, -1:] for name, value in _positions(mask).items()}
+        given = {"input_ids": token, "attention_mask": mask, "past_key_values": cache, **positions}
+        token = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitcop_core import Method, Plan, pooled_plan
 from vitcop_llava.families import Parts
-from vitcop_llava.state import PlannedImage
+from vitcop_llava.kept import PlannedImage
 from vitcop_llava.tiling import Tiling
 
 _LARGER = 64

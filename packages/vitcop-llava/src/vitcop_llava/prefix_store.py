@@ -257,7 +257,7 @@ class _Reader:
         layer.lazy_initialization(keys.to(device), values.to(device))
         layer.keys, layer.values = keys[None].to(device), values[None].to(device)
         if columns:
-            tail = (ids != self._parts.image_token_id).flip(0).to(torch.int64).cumprod(0).sum().to(device)
+            tail = int((ids != self._parts.image_token_id).flip(0).to(torch.int64).cumprod(0).sum())
             first = columns.get(0)
             dropped = 0 if first is None else len(ids) - len(first)
             places = columns.get(group, torch.arange(len(ids), device=ids.device))[None].to(device)

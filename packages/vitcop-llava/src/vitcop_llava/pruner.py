@@ -24,6 +24,7 @@ from vitcop_llava.patching import CleanCopies, Removable, forget_compiled, is_co
 from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of
 from vitcop_llava.state import Call
+from vitcop_llava.tower_hooks import TowerHooks
 from vitcop_llava.vision_hooks import FeatureHooks, VisionHooks
 
 
@@ -74,12 +75,17 @@ class Pruner:
         language = LanguageHooks(parts, method, planner, owner, identity=identity)
         vision = VisionHooks(parts, method, planner, owner)
         self._handles.extend(CallHooks(model, parts, owner, self._finish, identity=identity).attach())
-        self._handles.extend(FeatureHooks(parts, planner, owner, cuts_tower=cuts_tower, identity=identity).attach())
+        tower = TowerHooks(parts, owner)
+        features = FeatureHooks(parts, planner, owner, tower, cuts_tower=cuts_tower, identity=identity)
+        self._handles.extend(features.attach())
         self._handles.extend(language.attach())
         modules = [model, parts.base, *language.modules]
         if cuts_tower:
             self._handles.extend(vision.attach())
             modules += vision.modules
+        if not identity:
+            self._handles.extend(tower.attach())
+            modules += tower.modules
         if not identity and is_compiled(parts.base):
             self._handles.extend(forget_compiled(modules[2:]))
         self._handles.append(CleanCopies(modules, self._handles))

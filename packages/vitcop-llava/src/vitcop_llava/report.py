@@ -16,9 +16,9 @@ from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_core.shown import shown
 from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
-from vitcop_llava.layout import batch_codes
+from vitcop_llava.kept import PlannedImage
 from vitcop_llava.report_rows import RowReport, Stage
-from vitcop_llava.state import Call, EncodedImages, PlannedImage
+from vitcop_llava.state import Call, EncodedImages
 
 __all__ = ["FeatureScaleWarning", "Report", "RowReport", "Stage", "StageSurvivors", "Survivors", "survivors_of"]
 
@@ -208,11 +208,12 @@ def _clusters_of(call: Call, row: int) -> Tensor:
     found, before = [], 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
         own, encoded = by_row(source.images, count)[row], source.results
-        if not own or encoded.codes is None or not encoded.labels:
+        codes = encoded.codes if own and encoded.labels else None
+        if codes is None:
             found.append(torch.full((sum(image.tiling.tokens for image in own),), -1, device="cpu"))
             continue
         first, last, numbers = sum(count[:row]), sum(count[: row + 1]), source.numbers
-        codes = torch.cat(batch_codes(source, encoded.codes.cpu())[first:last])[_is_patch(own)]
+        codes = torch.cat(source.batch_codes(codes.cpu())[first:last])[_is_patch(own)]
         start = sum(encoded.labels[image] for image in numbers[:first])
         found.append(torch.where(codes >= 0, codes - start + before, -1))
         before += sum(encoded.labels[image] for image in numbers[first:last])

@@ -27,6 +27,8 @@ from vitcop_llava.state import Run
 
 def own_padding(run: Run, segment: Segment) -> Tensor | None:
     """Which of a segment's own slots may be attended to, ``[B, P]`` bool; None for all of them."""
+    if segment.valid is None and run.attention_mask is None:
+        return None
     columns = segment.columns + run.past
     if segment.valid is not None:
         columns = columns.masked_fill(~segment.valid, -1)
@@ -138,7 +140,7 @@ class Scoring:
         run, entry = self.run, self.run.segments[0]
         assert run.entry is not None  # kept where a cut of this run asks for it
         places, counts = text_slots(run, entry)
-        return PromptView(take(run.entry, entry.visual), entry.lengths, take(run.entry, places), counts)
+        return PromptView(entry.visual_of(run.entry), entry.lengths, take(run.entry, places), counts)
 
     def _before(self, places: Tensor, weights: Tensor) -> Tensor:
         """``[B, n]``: what slots [B, R] pay to the visual tokens in the layer before the cut, weighted by [B, R]."""
@@ -206,4 +208,4 @@ class Scoring:
         segment = self.run.segment
         places = places + keys.shape[2] - segment.slots
         mean = row_attention(queries, keys, places, weights, scale=attention.scaling, padding=padding)
-        return mean[:, -segment.slots :].gather(1, segment.visual)
+        return segment.visual_of(mean[:, -segment.slots :])

@@ -23,7 +23,8 @@ class Segment:
     Attributes:
         columns: ``[B, P]`` int64, the column (of this call's tokens) that each slot stands for; arbitrary in padding.
         valid: ``[B, P]`` bool, False in the padding of shorter rows; None where no row is padded.
-        visual: ``[B, N]`` int64, slots of the visual tokens, ascending; arbitrary past a row's own number.
+        places: ``[B, N]`` int64, slots of the visual tokens, ascending; arbitrary past a row's own number. A range
+            where they are the same run of slots in all rows.
         lengths: ``[B]`` int64, visual tokens of each row; None where all rows have N.
         position_ids: ``[B, P]`` int64.
         is_merged: ``[B, N]`` bool, which visual tokens stand for several; None before any merging.
@@ -31,7 +32,7 @@ class Segment:
 
     columns: Tensor
     valid: Tensor | None
-    visual: Tensor
+    places: Tensor | range
     lengths: Tensor | None
     position_ids: Tensor
     is_merged: Tensor | None = None
@@ -40,6 +41,27 @@ class Segment:
     def slots(self) -> int:
         """Physical length P."""
         return self.columns.shape[1]
+
+    @property
+    def count(self) -> int:
+        """Visual tokens of each row, the most where they differ: N."""
+        return len(self.places) if isinstance(self.places, range) else self.places.shape[1]
+
+    @property
+    def visual(self) -> Tensor:
+        """``[B, N]`` int64: the places, as a tensor."""
+        if not isinstance(self.places, range):
+            return self.places
+        run = torch.arange(self.places.start, self.places.stop, device=self.columns.device)
+        return run.expand(self.columns.shape[0], -1)
+
+    def visual_of(self, values: Tensor, dim: int = 1) -> Tensor:
+        """What belongs to the visual tokens, of ``values`` with P slots in dimension ``dim``: N of them there."""
+        if isinstance(self.places, range):
+            return values.narrow(dim, self.places.start, len(self.places))
+        shape = [*values.shape[:dim], self.count, *values.shape[dim + 1 :]]
+        spread = self.places.view(len(self.places), *[1] * (dim - 1), -1, *[1] * (values.ndim - dim - 1))
+        return values.gather(dim, spread.expand(shape))
 
 
 def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -50,10 +72,11 @@ def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
 
 def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
-    # As floats from the start: a quotient of integers has whatever dtype is the default.
-    down = torch.arange(rows, dtype=torch.float32, device=device) / rows
-    across = torch.arange(columns, dtype=torch.float32, device=device) / columns
-    return torch.cartesian_prod(down, across).reshape(rows * columns, 2)
+    with torch.inference_mode(False):  # whoever keeps it may need it where there are gradients
+        # As floats from the start: a quotient of integers has whatever dtype is the default.
+        down = torch.arange(rows, dtype=torch.float32, device=device) / rows
+        across = torch.arange(columns, dtype=torch.float32, device=device) / columns
+        return torch.cartesian_prod(down, across).reshape(rows * columns, 2)
 
 
 def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor | None]:
@@ -108,7 +131,9 @@ def survivor_slots(segment: Segment, index: Tensor, lengths: Tensor | None) -> T
     Returns:
         ``[B, k]`` int64; P (one past the end) where there is none.
     """
-    return _own(segment.visual.gather(1, index.clamp(max=segment.visual.shape[1] - 1)), lengths, segment.slots)
+    if lengths is not None:
+        index = index.clamp(max=segment.count - 1)
+    return _own(segment.visual.gather(1, index), lengths, segment.slots)
 
 
 def cut_segment(
@@ -144,7 +169,7 @@ def cut_segment(
         segment,
         columns=columns,
         valid=valid,
-        visual=places_of(survives if valid is None else survives & valid, survivors.shape[1]),
+        places=places_of(survives if valid is None else survives & valid, survivors.shape[1]),
         lengths=lengths,
         position_ids=position_ids,
         is_merged=is_merged,

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop_core import Method, VisionSelection, VisionView
+from vitcop_llava.kept import DROPPED, NEWLINE, Kept, PlannedImage
 from vitcop_llava.sequence import on_device, places_of, take
-from vitcop_llava.state import DROPPED, NEWLINE, EncodedImages, PlannedImage
+from vitcop_llava.state import EncodedImages
 from vitcop_llava.tiling import Box, Tiling
 
 
@@ -75,7 +76,12 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
-    places = (index + patches * torch.arange(units, device=index.device)[:, None]).flatten()
+    places = index.flatten()
+    if units > 1:
+        places = (index + torch.arange(0, units * patches, patches, device=index.device)[:, None]).flatten()
+    if ragged is None and keeps is None and units == len(encoded.images) and not encoded.images[0].tiling.newlines:
+        encoded.kept = Kept(index, labels, cuts[0].clusters, patches)
+        return (None if total == units * patches and made is None else places), made
     values = torch.zeros_like(places) if labels is None else labels.flatten()
     if keeps is not None:
         used = torch.arange(index.shape[1], device=index.device) < keeps[:, None]
@@ -83,7 +89,7 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
         places, values = places[own], values[own]
         made = None if made is None else made[own]
     codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
-    encoded.codes = _packed(codes.view(units, patches), encoded.images)
+    encoded.coded = _packed(codes.view(units, patches), encoded.images)
     return (None if total == units * patches and made is None else places), made
 
 
@@ -149,7 +155,9 @@ def _chosen(
         encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
     encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
     if ragged is None and selection.spans is None:
-        return index, labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None], None, keeps
+        if len(cuts) != len(encoded.images):  # otherwise they are counted image by image
+            labels = labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
+        return index, labels, None, keeps
     firsts = _first_labels(cuts, selection.spans, labels.device)
     if ragged is not None and keeps is not None:
         # Where a clip's tokens are shared out anew, those of a frame begin where the frames before it end now.

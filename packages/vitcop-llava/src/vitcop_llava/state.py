@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vitcop_core import Plan
+from vitcop_llava.kept import Kept, PlannedImage
+from vitcop_llava.reading import HostPrompt
 from vitcop_llava.sequence import Segment
-from vitcop_llava.tiling import Tiling
 
 if TYPE_CHECKING:
     from vitcop_llava.cache import KeyTap, PrunedLayer
-
-
-DROPPED, NEWLINE = -1, -2
-"""Codes of placeholders that stand for no visual token of the pruned model: dropped, and newlines that stay."""
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """What is known of an image from its size alone, or of a clip from its number of frames.
-
-    Attributes:
-        tiling: How it lies in units.
-        plan: What is done with it where it is alone in its prompt.
-        newlines: Newline tokens that stay.
-    """
-
-    tiling: Tiling
-    plan: Plan
-    newlines: int = 0
-
-    @property
-    def lost(self) -> int:
-        """Placeholders that do not enter the language model."""
-        return self.tiling.placeholders - self.plan.entry_tokens - self.newlines
 
 
 @dataclass(eq=False)
@@ -47,8 +26,9 @@ class EncodedImages:
         owner: The number of the pruner under which the images were encoded. A number, because `generate` copies tower
             outputs deeply for an assistant, and a reference to the pruner would take the model along.
         images: What the images are, in order.
-        codes: ``[placeholders]`` int64 over all images: the cluster of each visual token that stays, counted over the
-            call (0 where nothing was clustered); `DROPPED`, or `NEWLINE` for a newline that stays. None where all stay.
+        kept: The patches that stay, of images of which that is all there is to say.
+        coded: ``[placeholders]`` int64 over all images, once they are asked for or where ``kept`` does not tell; see
+            ``codes``.
         labels: Clusters of each image; empty where nothing was clustered.
         keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
@@ -58,9 +38,19 @@ class EncodedImages:
     owner: int
     kind: str = "image"
     images: tuple[PlannedImage, ...] = ()
-    codes: Tensor | None = None
+    kept: Kept | None = None
+    coded: Tensor | None = None
     labels: tuple[int, ...] = ()
     keys: Tensor | None = None
+
+    @property
+    def codes(self) -> Tensor | None:
+        """``[placeholders]`` int64 over all images: the cluster of each visual token that stays, counted over the call
+        (0 where nothing was clustered); `DROPPED`, or `NEWLINE` for a newline that stays. None where all stay.
+        """
+        if self.coded is None and self.kept is not None:
+            self.coded = self.kept.codes()
+        return self.coded
 
 
 @dataclass(eq=False)
@@ -116,6 +106,19 @@ class Source:
         assert self.encoded is not None  # transformers encodes before it calls the language model
         return self.encoded
 
+    def batch_codes(self, codes: Tensor) -> list[Tensor]:
+        """The codes of each image of the batch, clusters counted over the batch where anything was clustered."""
+        encoded, before = self.results, 0
+        each = codes.split([image.tiling.placeholders for image in encoded.images])
+        firsts, found = list(accumulate(encoded.labels, initial=0)), []
+        for image in self.numbers:
+            own = each[image]
+            if encoded.labels:
+                own = torch.where(own >= 0, own + (before - firsts[image]), own)
+                before += encoded.labels[image]
+            found.append(own)
+        return found
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -125,10 +128,15 @@ class Rows:
         counts: For each source, how many images or clips each row holds; they follow each other in the order of the
             batch.
         tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
+        span: The columns of the images, where they are one run that is the same in all rows, which are alike.
+        first: The position id that all rows count from, by one at every token; None where they do not, or there are
+            none.
     """
 
     counts: tuple[tuple[int, ...], ...]
     tokens: tuple[int, ...] | None = None
+    span: range | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +166,9 @@ class Run:
         past: Columns before this call.
         continuation: Columns at the end of this call that follow the prompt: candidates of assisted decoding.
         entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included.
-        text_tail: int64 of no dimension: columns at the end of this call that hold text in every row, none dropped.
+        text_tail: Columns at the end of this call that hold text in every row, none dropped: a number, or int64 of no
+            dimension.
+        numbers: ``[L]`` int64, counting from 0, where the images of all rows stand at the same columns; else None.
         length: Columns of this call.
         cut_layers: The layers before which tokens are cut: where each segment but the first begins.
         segments: What the layers run on, the current one last; empty while continuing from a pruned cache.
@@ -179,6 +189,7 @@ class Run:
         shifts: The same of each layer for earlier calls.
         positions: The caller's position ids, less what was lost at the entry, while continuing from a pruned cache.
         rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
+        is_plain: While continuing: whether no layer needs anything but what the first is given.
     """
 
     layers: list[PrunedLayer] | None
@@ -186,7 +197,8 @@ class Run:
     past: int
     continuation: int = 0
     entry_dropped: Tensor | int = 0
-    text_tail: Tensor | None = None
+    text_tail: Tensor | int | None = None
+    numbers: Tensor | None = None
     length: int = 0
     cut_layers: tuple[int, ...] = ()
     segments: list[Segment] = field(default_factory=list)
@@ -206,6 +218,7 @@ class Run:
     shifts: list[Tensor | int] = field(default_factory=list)
     positions: Tensor | None = None
     rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    is_plain: bool = False
 
     @property
     def segment(self) -> Segment:
@@ -244,6 +257,7 @@ class Call:
         placeholders: ``[B, L]`` bool, where this call's placeholders stand, of every kind; None for a call without
             images and clips.
         sources: Its images and its clips, by kind, images first.
+        seen: What was read of its prompt; None where nothing can be read, or it has no images.
         rows: The layout.
         plans: The plan of each row; None for a row without images.
         run: The language model's part.
@@ -255,6 +269,7 @@ class Call:
     continuation: int = 0
     placeholders: Tensor | None = None
     sources: dict[str, Source] = field(default_factory=dict)
+    seen: HostPrompt | None = None
     rows: Rows | None = None
     plans: tuple[Plan | None, ...] = ()
     run: Run | None = None

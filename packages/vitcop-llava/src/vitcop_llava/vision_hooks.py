@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcop_core import Method, VisionView
-from vitcop_llava.active import active_call, active_tower, is_encoding_ahead, set_tower
+from vitcop_llava.active import active_call, active_tower, is_encoding_ahead, set_tower, tower_ends_at
 from vitcop_llava.call_checks import check_feature_choice, check_unchanged
 from vitcop_llava.clips import check_frames, read_clips, split_clips
 from vitcop_llava.families import Parts
@@ -30,6 +30,7 @@ from vitcop_llava.sizes import check_sizes, read_sizes
 from vitcop_llava.stage_one import run_stage_one, whole_codes
 from vitcop_llava.state import EncodedImages, TowerPass
 from vitcop_llava.tiling import Tiling
+from vitcop_llava.tower_hooks import TowerHooks
 
 _FIELD = "vitcop_encoded"
 
@@ -56,8 +57,10 @@ class FeatureHooks:
     and the lengths of clips. Without a vision tower to cut in, they count what it gives.
     """
 
-    def __init__(self, parts: Parts, planner: Planner, owner: int, *, cuts_tower: bool, identity: bool) -> None:
-        self._parts, self._planner, self._owner = parts, planner, owner
+    def __init__(
+        self, parts: Parts, planner: Planner, owner: int, tower: TowerHooks, *, cuts_tower: bool, identity: bool
+    ) -> None:
+        self._parts, self._planner, self._owner, self._tower = parts, planner, owner, tower
         self._cuts_tower, self._identity = cuts_tower, identity
 
     def attach(self) -> Iterator[Removable]:
@@ -79,7 +82,7 @@ class FeatureHooks:
     def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_own_call("image"):
             return original(*args, **kwargs)
-        given, anyres = _arguments(original, args, kwargs), self._parts.anyres
+        given, anyres = arguments_of(original, args, kwargs), self._parts.anyres
         if self._cuts_tower:
             check_feature_choice(given, self._parts)
         encoded = EncodedImages(self._owner)
@@ -95,7 +98,7 @@ class FeatureHooks:
     def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_own_call("video"):
             return original(*args, **kwargs)
-        given, video = _arguments(original, args, kwargs), self._parts.video
+        given, video = arguments_of(original, args, kwargs), self._parts.video
         assert video is not None  # only then attached
         if self._cuts_tower:
             check_feature_choice(given, self._parts)
@@ -111,14 +114,14 @@ class FeatureHooks:
         return output
 
     def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
-        if not self._cuts_tower:
-            output = original(**given)
-        else:
+        if self._cuts_tower:
             check_unchanged(self._parts)
             set_tower(TowerPass(encoded))
-            try:
+        try:
+            with tower_ends_at(self._owner, None if self._identity else self._tower.last_wanted(given)):
                 output = original(**given)
-            finally:
+        finally:
+            if self._cuts_tower:
                 set_tower(None)
         if hasattr(output, "pooler_output"):
             if not self._cuts_tower:
@@ -136,10 +139,11 @@ class FeatureHooks:
             rows, columns = self._parts.grid
             own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
             encoded.images = self._planner.images([Tiling(grid) for grid in own])
-        encoded.codes = whole_codes(encoded.images, features[0].device)
+        encoded.coded = whole_codes(encoded.images, features[0].device)
 
 
-def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a function is called with, by name."""
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     return {**bound, **bound.pop("kwargs", {})}
 
@@ -149,6 +153,8 @@ class VisionHooks:
 
     def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int) -> None:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
+        # The same for all calls: made once for each device.
+        self._positions = cache(grid_positions)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -234,7 +240,7 @@ class VisionHooks:
             query_cls=queries[:, 0].unflatten(-1, (scored.heads, -1)),
             keys=keys.unflatten(-1, (scored.heads, -1)).transpose(1, 2),
             scale=scored.scale,
-            positions=grid_positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
+            positions=self._positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
             hidden_cls=feature[:, 0],
             **of_video,

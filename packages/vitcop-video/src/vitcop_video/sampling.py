@@ -26,7 +26,8 @@ def uniform(window: range, frames: int) -> list[int]:
 
     These are the indices of transformers' own sampling for LLaVA-NeXT-Video (``default_sample_indices_fn``): frame i of
     F is ``i * length // F``. Its documentation's ``np.arange(0, total, total / F).astype(int)`` differs now and then by
-    one, where a float falls just short of a whole number, and at times gives F + 1 frames.
+    one, where a float falls just short of a whole number, and at times gives F + 1 frames; older versions, 5.17 among
+    them, step by the whole part of ``length / F`` and leave out the end.
 
     Args:
         window: the frames to choose from.

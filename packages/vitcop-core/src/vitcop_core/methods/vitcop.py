@@ -15,7 +15,7 @@ from vitcop_core.methods._schedule import Schedule
 from vitcop_core.methods._settings import check_layers, check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
-from vitcop_core.methods._vision import take_patches, top_patches
+from vitcop_core.methods._vision import top_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labelled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
@@ -265,7 +265,7 @@ class ViTCoP(BudgetedMethod):
         spans: tuple[int, ...] | None,
     ) -> Clusters:
         features = seen.key_features() if self.switch("vic_features") == "vit_keys" else seen.hidden
-        features, positions = take_patches(features, index), take_patches(seen.positions, index)
+        features, positions = ops.gather_tokens([features.detach(), seen.positions], index)
         what, thresholds = (features, positions, clusters), (self.cutoff_distance, self.spatial_threshold)
         if self.compat == "official":
             return labelled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)

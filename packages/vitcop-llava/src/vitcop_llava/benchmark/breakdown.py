@@ -5,9 +5,8 @@ Waiting for the device around every part slows the whole down: good for shares, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from vitcop_llava.benchmark.prompts import Prompt
 from vitcop_llava.families import Parts
 from vitcop_llava.measuring import now
+from vitcop_llava.patching import Replacement
 
 PARTS = ("tower", "projector", "layers", "head", "rest")
 """Vision tower, projector, decoder layers, language head; and all that is left: pruning above all, where there is any,
@@ -25,15 +25,15 @@ and what every prefill does between those modules."""
 def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
     """Seconds of each of `PARTS` in one prefill of the model as it is: plain, or under `prune`.
 
-    A method works in hooks around those modules. Clocks start after its hooks and stop before them, so that its work is
-    in none of the modules but in the rest.
+    A method works in hooks around those modules. Clocks run inside of these, so that its work is in none of the modules
+    but in the rest.
     """
     modules = {"tower": [parts.vision_tower], "projector": [parts.projector], "layers": [*parts.decoder_layers]}
     device, spent = prompt.inputs["input_ids"].device, dict.fromkeys(PARTS, 0.0)
     with ExitStack() as stack, torch.inference_mode():
         for name, group in (modules | {"head": [model.lm_head]}).items():
             for module in group:
-                stack.enter_context(_clock(module, name, spent, device))
+                stack.enter_context(clock(module, name, spent, device))
         started = now(device)
         model(**prompt.inputs, use_cache=True, logits_to_keep=1)
         whole = now(device) - started
@@ -42,20 +42,20 @@ def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
 
 
 @contextmanager
-def _clock(module: nn.Module, name: str, spent: dict[str, float], device: torch.device) -> Iterator[None]:
-    """Adds the time of a module's forwards to ``spent[name]``."""
-    before = module.register_forward_pre_hook(partial(_start, name, spent, device))
-    after = module.register_forward_hook(partial(_stop, name, spent, device), prepend=True)
+def clock(
+    module: nn.Module, name: str, spent: dict[str, float], device: torch.device, *, method: str = "forward"
+) -> Iterator[None]:
+    """Add the time of a module's method to ``spent[name]``, without a hook: a tower that is hooked runs whole."""
+
+    def timed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        started = now(device)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            spent[name] += now(device) - started
+
+    replacement = Replacement(module, method, timed)
     try:
         yield
     finally:
-        before.remove()
-        after.remove()
-
-
-def _start(name: str, spent: dict[str, float], device: torch.device, *ignored: object) -> None:
-    spent[name] -= now(device)
-
-
-def _stop(name: str, spent: dict[str, float], device: torch.device, *ignored: object) -> None:
-    spent[name] += now(device)
+        replacement.remove()

@@ -25,6 +25,23 @@ CAPTION = (
     "model's. token: time of one step of decoding. peak: most memory above what was in use. cache: after the prefill."
 )
 
+BUSY_HEADINGS = (
+    "method",
+    "tokens",
+    "prefill",
+    "GPU busy",
+    "of the prefill",
+    "of unpruned",
+    "per token",
+    "of the token",
+)
+"""A table of its own, where a GPU ran the bench."""
+
+BUSY_CAPTION = (
+    "GPU busy: how long the GPU ran something in a prefill, in passes of their own under the profiler. Where that is "
+    "much less than the prefill, the host's launches set the time, and a larger batch or model gains more."
+)
+
 PART_HEADINGS = ("method", "tokens", *PARTS)
 
 
@@ -42,6 +59,23 @@ def cells(row: Row) -> list[str]:
         "" if row.token is None else f"{1e3 * row.token.median:.3g} ms",
         "" if row.peak_bytes is None else as_bytes(row.peak_bytes),
         "" if row.cache_bytes is None else as_bytes(row.cache_bytes),
+    ]
+
+
+def busy_cells(row: Row) -> list[str]:
+    """A row under `BUSY_HEADINGS`; no cells where no GPU was measured."""
+    if row.busy_prefill is None or row.prefill is None:
+        return []
+    token, step = row.busy_token, row.token
+    return [
+        row.method,
+        _tokens(row),
+        _seconds(row.prefill),
+        _short(row.busy_prefill),
+        f"{row.busy_prefill / row.prefill.median:.1%}",
+        "" if row.busy_share_of_unpruned is None else f"{row.busy_share_of_unpruned:.1%}",
+        "" if token is None else _short(token),
+        "" if token is None or step is None else f"{token / step.median:.1%}",
     ]
 
 

@@ -48,10 +48,14 @@ class Row:
             machine for a while slows both, and each ratio is of one moment. Its median is the one to quote.
         over_oracle_of_medians: Ratio of the two medians, for comparison.
         share_of_unpruned: Ratio of the prefill's median to that of the unpruned model.
-        share_of_macs: The same of the multiply-accumulates of the language model's layers.
+        macs: Multiply-accumulates of the language model's layers in a prefill, for each row of the batch.
+        share_of_macs: Ratio of them to those of the unpruned model.
         peak_bytes: Median of the peaks.
         cache_bytes: What the cache held after the prefill.
         planned_cache_bytes: What it should hold by the plan.
+        busy_prefill: Seconds in which a GPU ran something in a prefill, the median of own passes; None on a CPU.
+        busy_token: Likewise of a step of decoding.
+        busy_share_of_unpruned: Ratio of ``busy_prefill`` to that of the unpruned model.
         parts: Seconds of each of `vitcop_llava.benchmark.breakdown.PARTS`, medians of passes of their own.
     """
 
@@ -66,10 +70,14 @@ class Row:
     over_oracle: Spread | None = None
     over_oracle_of_medians: float | None = None
     share_of_unpruned: float | None = None
+    macs: int | None = None
     share_of_macs: float | None = None
     peak_bytes: int | None = None
     cache_bytes: int | None = None
     planned_cache_bytes: int | None = None
+    busy_prefill: float | None = None
+    busy_token: float | None = None
+    busy_share_of_unpruned: float | None = None
     parts: dict[str, float] | None = None
 
     @classmethod

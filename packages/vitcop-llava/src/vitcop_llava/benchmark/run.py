@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from vitcop_core import Method, Plan, identity_plan
 from vitcop_core.presets import equal_budgets
 from vitcop_llava.benchmark.breakdown import PARTS, time_parts
+from vitcop_llava.benchmark.busy import Busy, busy_fields, measure_busy
 from vitcop_llava.benchmark.oracle import run_oracle
 from vitcop_llava.benchmark.prompts import Prompt
 from vitcop_llava.benchmark.result import Result, Row, Spread
@@ -35,6 +37,7 @@ class Settings:
         repeats: Rounds, after one that warms up.
         new_tokens: Tokens to generate for each row.
         seed: Of the order of the variants.
+        brief: Leave out the oracles, and where the time goes.
     """
 
     methods: tuple[str, ...]
@@ -42,6 +45,7 @@ class Settings:
     repeats: int = 5
     new_tokens: int = 8
     seed: int = 0
+    brief: bool = False
 
 
 class Variant(NamedTuple):
@@ -54,7 +58,7 @@ class Variant(NamedTuple):
 
 
 def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> Result:
-    """Measures, after one round to warm up, ``settings.repeats`` rounds of everything, and then where the time goes.
+    """Measure, after one round to warm up, ``settings.repeats`` rounds of everything, and then where the time goes.
 
     Methods whose plans have the same length in every layer share an oracle.
     """
@@ -64,11 +68,13 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
     groups: dict[tuple[int, ...], dict[Any, Callable[[], Any]]] = {}
     for variant in variants:
         lengths = variant.plan.tokens_per_layer
-        group = groups.setdefault(lengths, {lengths: partial(_time_oracle, model, parts, prompt, variant.plan)})
+        group = groups.setdefault(lengths, {})
+        if not settings.brief:
+            group.setdefault(lengths, partial(_time_oracle, model, parts, prompt, variant.plan))
         group[variant] = partial(_measure, model, prompt, variant, settings.new_tokens)
     alone: dict[Any, Callable[[], Any]] = {unpruned: partial(_measure, model, prompt, unpruned, settings.new_tokens)}
     runs = interleave([alone, *groups.values()], repeats=settings.repeats, seed=settings.seed, what="rounds")
-    ready = [variant for variant in (unpruned, *variants) if variant not in runs.failed]
+    ready = [variant for variant in (unpruned, *variants) if variant not in runs.failed and not settings.brief]
     passes = interleave(
         [{variant: partial(_time_parts, model, parts, prompt, variant)} for variant in ready],
         repeats=min(settings.repeats, _PART_PASSES),
@@ -76,6 +82,7 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
         seed=settings.seed,
         what="where the time goes",
     )
+    busy = _watch_gpu(model, prompt, unpruned, ready, settings)
     whole, text = runs.found[unpruned], prompt.text_tokens + prompt.tiling.newlines
     size = next(model.parameters()).element_size() * prompt.batch
     full_macs = unpruned.plan.macs(parts.shape, text)
@@ -86,9 +93,11 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
             _row(variant, runs.found[variant], runs.found.get(variant.plan.tokens_per_layer, [])),
             missing=runs.failed.get(variant),
             share_of_unpruned=_ratio([run.prefill_seconds for run in runs.found[variant]], whole),
-            share_of_macs=variant.plan.macs(parts.shape, stays) / full_macs,
+            macs=(macs := variant.plan.macs(parts.shape, stays)),
+            share_of_macs=macs / full_macs,
             planned_cache_bytes=variant.plan.kv_bytes(parts.shape, stays, size),
             parts=_medians(passes.found.get(variant, [])),
+            **busy.get(variant, {}),
         )
         rows.append(row)
     return Result(prompt.tiling.tokens, prompt.tiling.newlines, prompt.text_tokens, _in_order(rows, missing, settings))
@@ -130,6 +139,26 @@ def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> d
         return time_parts(model, parts, prompt)
     with prune(model, variant.method):
         return time_parts(model, parts, prompt)
+
+
+def _watch_gpu(
+    model: Any, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
+) -> dict[Variant, dict[str, Any]]:
+    """The fields of each variant's row about what a GPU works; none on a CPU."""
+    if prompt.inputs["input_ids"].device.type != "cuda":
+        return {}
+    runs = interleave(
+        [{variant: partial(_measure_busy, model, prompt, variant, settings.new_tokens)} for variant in variants],
+        repeats=min(settings.repeats, _PART_PASSES),
+        seed=settings.seed,
+        what="what the GPU works",
+    )
+    return busy_fields(runs.found, unpruned)
+
+
+def _measure_busy(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
+    with nullcontext() if variant.method is None else prune(model, variant.method):
+        return measure_busy(model, prompt.inputs, new_tokens=new_tokens)
 
 
 def _row(variant: Variant, runs: Sequence[Measured], oracle: Sequence[float]) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from vitcop_llava.benchmark.prompts import Prompt
     from vitcop_llava.benchmark.result import Result
+    from vitcop_llava.benchmark.run import Settings
     from vitcop_llava.cli.bench_model import BenchModel
 
 DEFAULT_BUDGETS = ("1/3", "2/9", "1/9")
@@ -44,7 +45,7 @@ Shape = Annotated[
     typer.Option(
         metavar="NAME",
         help="Random weights in the shape of llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
-        "llava-next-video-7b, or medium, medium-next, medium-video, small, small-next, small-video.",
+        "llava-next-video-7b, or medium, medium-next, medium-video, quarter, small, small-next, small-video.",
     ),
 ]
 Methods = Annotated[
@@ -96,6 +97,9 @@ def bench(
     dtype: Dtype = "auto",
     attention: Attention = None,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the prompt and of the order of runs.")] = 0,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Only time to the first token, cache and MACs, in three lines and as bars.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -112,17 +116,19 @@ def bench(
         check_output(out, force, kind="JSON")
     notes = Notes()
     ready = open_bench_model(shape, model, device, dtype, attention, notes)
+    from vitcop_llava.benchmark.run import Settings
+
     layout = Layout(batch, text_tokens, size, frames, seed)
     with quiet(Notes()):  # what pruning warns of is about answers, and there are none
         prompt = _prompt(ready, layout)
-        result, chosen = _run(ready, prompt, methods, budgets, repeats, new_tokens, seed)
+        result, chosen = _run(ready, prompt, budgets, Settings(methods, (), repeats, new_tokens, seed, brief))
     stored = _stored(ready, prompt, result, {"seed": seed, **chosen})
     if out is not None:
         write_file((json.dumps(stored, indent=1) + "\n").encode(), out, force)
     if as_json:
         print_json(stored)
         return
-    _print(stored["command"], ready, result)
+    (_print_brief if brief else _print)(stored["command"], ready, result)
     notes.print()
 
 
@@ -168,14 +174,11 @@ def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
 def _run(
     ready: BenchModel,
     prompt: Prompt,
-    methods: tuple[str, ...],
     budgets: tuple[Budget, ...],
-    repeats: int,
-    new_tokens: int,
-    seed: int,
+    settings: Settings,
 ) -> tuple[Result, dict[str, Any]]:
-    """The result, and the settings that it came from."""
-    from vitcop_llava.benchmark.run import Settings, run_bench
+    """Return the result, and the settings that it came from, which are ``settings`` with the budgets in tokens."""
+    from vitcop_llava.benchmark.run import run_bench
 
     every, retained = prompt.tiling.tokens, list[int | float]()
     for budget in budgets:
@@ -183,7 +186,7 @@ def _run(
         if tokens > every:
             raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
         retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
-    settings = Settings(methods, tuple(dict.fromkeys(retained)), repeats, new_tokens, seed)
+    settings = replace(settings, retained_tokens=tuple(dict.fromkeys(retained)))
     return run_bench(ready.model, ready.parts, prompt, settings), asdict(settings)
 
 
@@ -202,21 +205,44 @@ def _stored(ready: BenchModel, prompt: Prompt, result: Result, settings: dict[st
         **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += ["--brief"] if settings["brief"] else []
     command = shlex.join(["vitcop", "bench", *words])
     return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
 
 
 def _print(command: str, ready: BenchModel, result: Result) -> None:
-    from vitcop_llava.benchmark.report import CAPTION, PART_HEADINGS, SHORT_HEADINGS, cells, part_cells, remarks
+    from vitcop_llava.benchmark import report
 
-    table = make_table(SHORT_HEADINGS, title=command, caption=CAPTION)
-    parts = make_table(PART_HEADINGS, title="Where the prefill's time goes")
+    table = make_table(report.SHORT_HEADINGS, title=command, caption=report.CAPTION)
+    busy = make_table(report.BUSY_HEADINGS, title="What the GPU works", caption=report.BUSY_CAPTION)
+    parts = make_table(report.PART_HEADINGS, title="Where the prefill's time goes")
     for row in result.rows:
-        add_row(table, *cells(row))
+        add_row(table, *report.cells(row))
+        if row.busy_prefill is not None:
+            add_row(busy, *report.busy_cells(row))
         if row.parts is not None:
-            add_row(parts, *part_cells(row))
-    print_result(f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt")
+            add_row(parts, *report.part_cells(row))
+    print_result(_heading(ready, result))
     print_result(table)
-    for remark in remarks(result):
+    for remark in report.remarks(result):
         print_result(remark)
+    if busy.row_count:
+        print_result(busy)
     print_result(parts)
+
+
+def _print_brief(command: str, ready: BenchModel, result: Result) -> None:
+    from vitcop_llava.benchmark.brief import bars, lines, measured, name
+    from vitcop_llava.benchmark.report import remarks
+
+    table = make_table(("", *map(name, measured(result))), title=command)
+    for cells in lines(result):
+        add_row(table, *cells)
+    print_result(_heading(ready, result))
+    print_result(table)
+    for line in (*bars(result), *remarks(result)):
+        print_result(line)
+
+
+def _heading(ready: BenchModel, result: Result) -> str:
+    return f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt"

@@ -37,6 +37,8 @@ class Parts:
     Attributes:
         base: The module whose forward takes ``input_ids`` and images and calls the language model.
         vision_tower: The image encoder; called once with all images.
+        tower_layers: Its layers in their order: the output of layer i is hidden state i + 1. Empty for towers of other
+            kinds.
         scored: The vision layer that Stage I reads; None where there is none that it could read.
         obstacle: Why there is none, for the message of an error; empty where there is one.
         projector: Takes ``[C, m, d_v]`` features to the language model's width.
@@ -68,6 +70,7 @@ class Parts:
     image_token_id: int
     grid: tuple[int, int]
     shape: LanguageModelShape
+    tower_layers: tuple[nn.Module, ...] = ()
     anyres: Anyres | None = None
     video: Video | None = None
 

@@ -10,6 +10,9 @@ from vitcop_llava.families.decoder import check_decoder, decoder_shape, window_o
 TOWERS = ("CLIPVisionModel",)
 """Towers whose CLS token's attention ranks the patches."""
 
+LAYERED = (*TOWERS, "SiglipVisionModel")
+"""Towers that run the layers of ``encoder.layers`` one after the other."""
+
 
 def clip_parts(model: Any) -> Parts:
     """The parts of a model, each unit of its images one square grid where it has a CLIP tower.
@@ -41,6 +44,7 @@ def clip_parts(model: Any) -> Parts:
         image_token_id=config.image_token_id,
         grid=(side, side),
         shape=decoder_shape(language_model.config),
+        tower_layers=(*tower.encoder.layers,) if type(tower).__name__ in LAYERED else (),
     )
 
 

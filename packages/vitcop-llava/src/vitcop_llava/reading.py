@@ -1,0 +1,93 @@
+"""The one read of a prefill: where placeholders stand, what the mask hides, how positions count.
+
+Everything that a prefill has to know of values is in its prompt, which is there before anything is computed. So it is
+read as the call opens: the device has little to finish then, and whatever follows from it is arithmetic on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class HostPrompt:
+    """The prompt of a call, on the host.
+
+    Attributes:
+        where: ``[B, L]`` of each kind of input: where its placeholders stand.
+        mask: ``[B, past + L]``, what may be attended to; None for everything.
+        positions: ``[B, L]``, the caller's position ids; None where there are none.
+        origin: The tensors that mask and positions were read from.
+    """
+
+    where: dict[str, Bools]
+    mask: Bools | None
+    positions: Ints | None
+    origin: tuple[Tensor | None, Tensor | None]
+
+    @property
+    def attended(self) -> Bools:
+        """``[B, L]``: which of the call's own columns may be attended to."""
+        whole = next(iter(self.where.values()))
+        return np.ones_like(whole) if self.mask is None else self.mask[:, -whole.shape[1] :]
+
+    def holds(self, counts: Mapping[str, int]) -> bool:
+        """Whether it has so many placeholders of each of these kinds."""
+        return all(kind in self.where and int(self.where[kind].sum()) == count for kind, count in counts.items())
+
+    def is_of(self, mask: Tensor | None, positions: Tensor | None) -> bool:
+        """Whether it was read from these tensors."""
+        return self.origin[0] is mask and self.origin[1] is positions
+
+
+def read_prompt(
+    placeholders: Mapping[str, Tensor], given: Mapping[str, Any], token_ids: Mapping[str, int]
+) -> HostPrompt | None:
+    """Read what a prefill has to know, in one copy.
+
+    Args:
+        placeholders: ``[B, L]`` bool, of each kind.
+        given: The call's arguments: ``input_ids`` [B, L], or embeddings; ``attention_mask`` [B, past + L] and
+            ``position_ids`` [B or 1, L], or None.
+        token_ids: The placeholder of each kind.
+
+    Returns:
+        None where nothing can be read: on a device without values, and while a graph is captured.
+    """
+    first = next(iter(placeholders.values()))
+    if first.device.type == "meta" or (first.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return None
+    ids, mask, positions = (given.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    parts = [*placeholders.values()] if ids is None else [ids]
+    hosted = _read([*parts, None if mask is None else _as_flags(mask), positions], first)
+    found = hosted[: len(parts)]
+    if ids is None:
+        held = {kind: part != 0 for kind, part in zip(placeholders, found, strict=True)}
+    else:
+        held = {kind: found[0] == token_ids[kind] for kind in placeholders}
+    return HostPrompt(held, None if mask is None else hosted[-2] != 0, hosted[-1], (mask, positions))
+
+
+def _as_flags(mask: Tensor) -> Tensor:
+    """A mask of any dtype as one whose zeros survive a cast to integers."""
+    return mask != 0 if mask.is_floating_point() else mask
+
+
+def _read(tensors: list[Tensor | None], like: Tensor) -> list[Any]:
+    """``[B or 1, n]`` tensors as int64 arrays of as many rows as ``like`` has, and None as it is."""
+    there = [each for each in tensors if each is not None]
+    alike = [each.to(device=like.device, dtype=torch.int64).expand(like.shape[0], -1) for each in there]
+    table = (alike[0] if len(alike) == 1 else torch.cat(alike, dim=1)).numpy(force=True)
+    stops = np.cumsum([each.shape[1] for each in there])[:-1]
+    arrays = iter(np.split(table, stops, axis=1))
+    return [None if each is None else next(arrays) for each in tensors]
