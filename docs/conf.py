@@ -5,13 +5,16 @@ from __future__ import annotations
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 from sphinx.util.nodes import make_refnode
 
 if TYPE_CHECKING:
-    from docutils.nodes import Element, TextElement
+    from docutils.nodes import Element, TextElement, math, math_block
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
+    from sphinx.writers.html5 import HTML5Translator
 
 project = "vitcop"
 author = "vitcop contributors"
@@ -23,7 +26,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
@@ -31,6 +33,9 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"vitcop {release}"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -44,6 +49,7 @@ napoleon_numpy_docstring = False
 # No inventory of another project is fetched, so its names cannot resolve. Only such names are excused.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|fractions|numpy|os|pathlib|PIL|torch|transformers|types|typing)\..*"),
+    (r"py:class", r"Fraction|StrPath"),  # in the alias of a union, which is printed as it was written
 ]
 
 
@@ -70,7 +76,26 @@ def read_no_inline_type(app: Sphinx, what: str, name: str, obj: object, options:
         lines[:0] = ["..", ""]
 
 
+def mathml(latex: str, display: str) -> str:
+    """Equations are MathML in the page, so that they need neither scripts nor a network."""
+    found: str = convert(latex, display=display)
+    if "\\" in found:  # a command that the converter does not know stays as it was written
+        raise ValueError(f"equation: must use commands that latex2mathml knows; got {latex!r}")
+    return found
+
+
+def write_inline_math(writer: HTML5Translator, node: math) -> None:
+    writer.body.append(mathml(node.astext(), "inline"))
+    raise SkipNode
+
+
+def write_math_block(writer: HTML5Translator, node: math_block) -> None:
+    writer.body.append(f'<div class="equation">{mathml(node.astext(), "block")}</div>\n')
+    raise SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (write_inline_math, None), (write_math_block, None))
     app.connect("autodoc-process-docstring", read_no_inline_type, priority=400)  # before napoleon, at 500
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-skip-member", skip_tuple_fields)

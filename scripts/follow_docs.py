@@ -38,7 +38,7 @@ CHECKPOINTS = {
 # What a reader of the pages has, made once the package that can make it is installed.
 FILES = {
     "vitcop-llava": """
-        vitcop scene --seed 33 --out scene.png
+        vitcop scene --seed 206 --out scene.png
         vitcop scene --seed 34 --out photo.png
         python3 -c 'from PIL import Image; Image.open("photo.png").convert("RGB").save("photo.jpg")'
     """,

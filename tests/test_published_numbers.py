@@ -27,7 +27,8 @@ def render() -> ModuleType:
 
 
 PAGES = {
-    "README.md": "| FastV |",
+    "README.md": "reaches its first token in 3.2 s instead of 13.9 s",
+    "docs/index.md": "reaches its first token in 3.2 s instead of 13.9 s",
     "docs/benchmarks/index.md": "| unpruned | all | 144 |",
     "docs/demo-video-model.md": "| layers 1 and 6, both |",
     "docs/kernels.md": "| `Assign` |",

@@ -11,7 +11,10 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
@@ -20,13 +23,10 @@ from vitcop_llava.benchmark.report import cells as bench_cells
 from vitcop_llava.benchmark.result import Row
 from vitcop_llava.comparison.plot import draw_tradeoff
 from vitcop_llava.comparison.report import (
-    asked,
     caption,
     cells,
     headings,
-    interval,
     kinds_table,
-    problem_cells,
 )
 from vitcop_llava.markdown import markdown_table
 
@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAGES = (
     ROOT / "README.md",
+    HERE.parent / "index.md",
     HERE / "index.md",
     HERE.parent / "demo-video-model.md",
     HERE.parent / "kernels.md",
@@ -42,31 +43,6 @@ PAGES = (
 IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
-
-
-def kept_table(stored: Stored) -> str:
-    """What each method keeps of the unpruned accuracy: a line for each method, a column for each budget."""
-    rows = [row for row in stored["comparison"]["variants"] if row["settings"] is not None]
-    budgets = [*dict.fromkeys(row["retain"] for row in rows)]
-    lines = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        each = {row["retain"]: row for row in rows if row["label"] == label}
-        lines.append([label, *(_kept(each[budget]) for budget in budgets)])
-    whole = stored["comparison"]["variants"][0]
-    lines.append(["tokens, average", *(_tokens(rows, budget, whole["tokens"]) for budget in budgets)])
-    table = markdown_table(["of the unpruned accuracy", *budgets], lines)
-    right = f"Unpruned, {whole['accuracy']['value']:.1%} of the answers are right."
-    return f"{table}\n\n{right} {asked(stored['comparison'])} `{stored['command']}`."
-
-
-def _kept(row: Stored) -> str:
-    return ", ".join(problem_cells(row)) if row["problem"] is not None else interval(row["kept"])
-
-
-def _tokens(rows: list[Stored], budget: str, whole: float) -> str:
-    """The smallest and the largest average of the methods at a budget."""
-    found = sorted(row["tokens"] for row in rows if row["retain"] == budget and row["problem"] is None)
-    return f"{found[0]:.4g}–{found[-1]:.4g} of {whole:.4g}"
 
 
 def comparison_table(stored: Stored) -> str:
@@ -85,10 +61,10 @@ def kinds(stored: Stored) -> str:
     return kinds_table(stored["comparison"]) or ""
 
 
-def bench_table(stored: Stored, *, columns: int) -> str:
-    """The first columns of what ``vitcop bench`` measured, and how."""
+def bench_table(stored: Stored) -> str:
+    """What ``vitcop bench`` measured, and how."""
     rows = [Row.load(row) for row in stored["rows"]]
-    lines = [markdown_table(HEADINGS[:columns], [bench_cells(row)[:columns] for row in rows])]
+    lines = [markdown_table(HEADINGS, [bench_cells(row) for row in rows])]
     for row in rows:
         if row.missing is not None:
             lines += ["", f"{row.method} at {row.retained_tokens:g}: {row.missing}."]
@@ -103,6 +79,48 @@ def bench_table(stored: Stored, *, columns: int) -> str:
         f"plan's lengths; ratios to it are medians of the rounds' own. `{stored['command']}`.",
     ]
     return "\n".join(lines)
+
+
+def headline(stored: Stored) -> str:
+    """One sentence: what 64 of LLaVA-1.5-7B's tokens cost under ViTCoP, beside all of them."""
+    rows = [Row.load(row) for row in stored["rows"]]
+    whole = rows[0]
+    pruned = next(row for row in rows if (row.method, row.retained_tokens) == ("ViTCoP", 64))
+    assert whole.prefill is not None
+    assert pruned.prefill is not None
+    times = f"{pruned.prefill.median:.1f} s instead of {whole.prefill.median:.1f} s"
+    caches = f"{_mebibytes(pruned)} instead of {_mebibytes(whole)}"
+    place = stored["environment"]
+    return (
+        f"**With 64 of its {stored['visual_tokens']} visual tokens, LLaVA-1.5-7B reaches its first token in {times}, "
+        f"and its key-value cache takes {caches}.** Measured on {place['cores']} cores of {place['processor']} in "
+        f"{stored['dtype']}, with random weights and {stored['text_tokens']} tokens of text."
+    )
+
+
+def _mebibytes(row: Row) -> str:
+    assert row.cache_bytes is not None
+    return f"{row.cache_bytes / 2**20:.0f} MiB"
+
+
+def overhead(stored: Stored) -> str:
+    """What choosing and moving tokens costs, over all methods and budgets."""
+    over = [row["over_oracle"]["median"] - 1 for row in stored["rows"] if row["over_oracle"] is not None]
+    return (
+        f"Choosing and moving tokens adds between {min(over):.1%} and {max(over):.1%} to the time of the bare model "
+        "at the same lengths."
+    )
+
+
+def accuracy(stored: Stored) -> str:
+    """How often ViTCoP at a ninth answers as well as the unpruned demo model."""
+    rows = stored["comparison"]["variants"]
+    pruned = next(row for row in rows if (row["label"], row["retain"]) == ("ViTCoP", "1/9"))
+    asked = stored["comparison"]["questions"]
+    return (
+        f"Over {asked:,} held-out questions the demo model is right {rows[0]['accuracy']['value']:.1%} of the time "
+        f"with all of its tokens and {pruned['accuracy']['value']:.1%} of the time with a ninth of them."
+    )
 
 
 def parts_table(stored: Stored) -> str:
@@ -133,6 +151,24 @@ def reuse_table(stored: Stored) -> str:
         f"{place['processor']}. `{stored['command']}`.",
     ]
     return "\n".join(lines)
+
+
+def layers_table(stored: Stored) -> str:
+    """Decoder layers of a pruned prefill, beside bare ones of the same length."""
+    lines = [
+        [
+            str(each["layer"]),
+            str(each["tokens"]),
+            *(f"{1e3 * statistics.median(each[name]):.4g} ms" for name in ("pruned", "bare")),
+            f"{each['ratio']:.3f}",
+        ]
+        for each in stored["times"]
+    ]
+    table, place = markdown_table(["layer", "tokens", "in the prefill", "bare", "ratio"], lines), stored["environment"]
+    return (
+        f"{table}\n\nMedians of {stored['repeats']} prefills and of their ratios: layers of {stored['shape']}, random "
+        f"weights, {stored['dtype']}, on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+    )
 
 
 def reading_table(stored: Stored) -> str:
@@ -190,16 +226,18 @@ def _right(row: Stored, kind: str | None = None) -> float:
 
 
 TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
-    "kept": ("demo-comparison.json", kept_table),
     "comparison": ("demo-comparison.json", comparison_table),
     "kinds": ("demo-comparison.json", kinds),
     "table-4": ("demo-table-4.json", ablation_table),
     "table-7": ("demo-table-7.json", ablation_table),
     "official": ("demo-official.json", ablation_table),
-    "prefill": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=6)),
-    "bench": ("bench-llava-1.5-7b-cpu.json", lambda stored: bench_table(stored, columns=len(HEADINGS))),
+    "headline": ("bench-llava-1.5-7b-cpu.json", headline),
+    "overhead": ("bench-llava-1.5-7b-cpu.json", overhead),
+    "accuracy": ("demo-comparison.json", accuracy),
+    "bench": ("bench-llava-1.5-7b-cpu.json", bench_table),
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
+    "layers": ("layers-llava-1.5-7b-cpu.json", layers_table),
     "reading": ("video-reading.json", reading_table),
     "clips": ("demo-video-accuracy.json", clips_table),
     "clip-methods": ("demo-clips.json", ablation_table),
@@ -207,6 +245,62 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),
 }
+
+
+# What pages show on a light and on a dark ground. The grounds are those of the places where the pages are read.
+STYLES: dict[str, dict[Any, str]] = {
+    "light": {},
+    "dark": dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "#0d1117")
+    | dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6edf3"),
+}
+
+COLORS = {"ViTCoP": "C0", "VisionZip": "C2", "SparseVLM": "C3", "PyramidDrop": "C4", "FastV": "C5"}
+"""Of the methods, as in the picture of the trade-off."""
+
+
+def draw_prefill(stored: Stored, target: IO[bytes]) -> None:
+    """Write a PNG of the prefill's time: for each budget a bar for each method, and a line for the unpruned model."""
+    rows = [Row.load(row) for row in stored["rows"]]
+    whole, pruned = rows[0], rows[1:]
+    assert whole.prefill is not None
+    budgets = [*dict.fromkeys(row.retained_tokens for row in pruned)]
+    methods = [*dict.fromkeys(row.method for row in pruned)]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    thickness = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        spreads = {row.retained_tokens: row.prefill for row in pruned if row.method == method and row.prefill}
+        places = [budgets.index(budget) + (number - (len(methods) - 1) / 2) * thickness for budget in spreads]
+        axes.bar(
+            places,
+            [spread.median for spread in spreads.values()],
+            0.92 * thickness,
+            yerr=[
+                [spread.median - spread.lower for spread in spreads.values()],
+                [spread.upper - spread.median for spread in spreads.values()],
+            ],
+            label=method,
+            color=COLORS[method],
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "gray"},
+        )
+    axes.axhline(whole.prefill.median, color="gray", linestyle=":")
+    axes.annotate(
+        f"unpruned, {stored['visual_tokens']} tokens: {whole.prefill.median:.1f} s",
+        (0.99, whole.prefill.median),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+    )
+    axes.set_xticks(range(len(budgets)), [f"{budget:g} tokens" for budget in budgets])
+    axes.set_ylabel("time to the first token, s")
+    axes.set_ylim(0, 1.06 * whole.prefill.median)
+    title = f"{stored['shape']}, random weights, {stored['environment']['cores']} CPU cores"
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=len(methods))
+    figure.savefig(target, format="png", dpi=150)
 
 
 def rendered(page: str) -> str:
@@ -227,10 +321,15 @@ def _between(text: str, found: re.Match[str]) -> str:
 def main() -> None:
     """Rewrites the pages and the plots."""
     for page in PAGES:
-        page.write_text(rendered(page.read_text()))
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
     stored = json.loads((HERE / "demo-comparison.json").read_text())["comparison"]
-    with write_whole(IMAGES / "tradeoff.png") as stream:
-        draw_tradeoff(stored, stream, f"demo model, {stored['questions']:,} held-out questions")
+    measured = json.loads((HERE / "bench-llava-1.5-7b-cpu.json").read_text())
+    for name, style in STYLES.items():
+        with rc_context(style):
+            with write_whole(IMAGES / f"tradeoff-{name}.png") as stream:
+                draw_tradeoff(stored, stream, f"demo model, {stored['questions']:,} held-out questions")
+            with write_whole(IMAGES / f"prefill-{name}.png") as stream:
+                draw_prefill(measured, stream)
     if (kernels := HERE / "kernels-cpu.json").exists():
         draw_growth(json.loads(kernels.read_text()), IMAGES / "kernel-growth.png")
 
