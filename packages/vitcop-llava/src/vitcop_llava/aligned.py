@@ -122,7 +122,7 @@ def cut(
     assert isinstance(places, range)  # or it is for others
     assert numbers is not None  # likewise
     origin = _around(numbers[: segment.slots], selection.index, places)
-    along = [segment.columns, segment.position_ids, *(part.detach() for part in rotary)]
+    along = [segment.columns, segment.position_ids, *rotary]
     if selection.hidden is None:
         columns, position_ids, cosines, sines, hidden = ops.gather_tokens([*along, hidden], origin)
     else:
@@ -130,7 +130,8 @@ def cut(
         hidden = _between(hidden, selection.hidden, places)
     kept = range(places.start, places.start + selection.index.shape[1])
     after = replace(segment, columns=columns, places=kept, position_ids=position_ids, is_merged=selection.is_merged)
-    return after, origin, hidden, (cosines, sines)
+    # Gathered beside the hidden states they would share their graph, which checkpoints run through by layer.
+    return after, origin, hidden, (cosines.detach(), sines.detach())
 
 
 def append(
