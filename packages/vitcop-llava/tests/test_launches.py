@@ -1,4 +1,4 @@
-"""What pruning adds to the launches of a prefill: operators of torch that start something on a device, and kernels."""
+"""What pruning adds to the launches of a prefill and of a token: operators that start work on a device, and kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ import vitcop_llava
 from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, call_hooks, reading
 
 KERNELS = {"vic": 8, "cls_saliency": 2, "co_prune": 2, "key_norm": 1, "top_tokens": 1, "gather_tokens": 1}
-"""What vitcop-cuda launches for each operator; of vic one is torch's matrix product."""
+"""What vitcop-cuda launches for each operator; of vic one is torch's matrix product, and up to 256 tokens take 3."""
 
 FREE = {
     "empty",
@@ -122,6 +122,30 @@ def test_tiled_prefill_adds_at_most_sixty_launches(deep_next: Any) -> None:
     first, later = added(deep_next, given, ViTCoP(retained_tokens=24))
     assert first <= 60
     assert later <= 55
+
+
+@pytest.mark.parametrize("method", [ViTCoP(retained_tokens=64), FastV(retained_tokens=64)], ids=["vitcop", "fastv"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_decoded_token_adds_at_most_two_launches(deep: Any, rows: int, method: Any) -> None:
+    """With a mask of ones, as `generate` passes it."""
+    given = prompt_of(576, rows, pixel_values=torch.zeros(rows, 3, 336, 336))
+    plain = decoding_launches(deep, given)
+    with vitcop_llava.prune(deep, method):
+        assert max(decoding_launches(deep, given)) <= min(plain) + 2
+
+
+def decoding_launches(model: Any, given: dict[str, Any]) -> list[int]:
+    """Of each of two tokens after a prefill."""
+    found, cache, mask = [], DynamicCache(), given["attention_mask"]
+    with torch.no_grad():
+        model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for _ in range(2):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            step = {"input_ids": mask[:, -1:], "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
+            with Launches() as counted:
+                model(**step, past_key_values=cache, use_cache=True)
+            found.append(counted.count)
+    return found
 
 
 BOUNDS = {
