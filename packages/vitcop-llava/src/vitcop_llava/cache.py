@@ -14,8 +14,6 @@ import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from vitcop_llava.active import active_call
-
 
 class PrunedLayer(DynamicLayer):
     """A growing cache layer whose first slots stand for chosen columns of a longer prompt.
@@ -33,11 +31,12 @@ class PrunedLayer(DynamicLayer):
         has_padding: Whether ``columns`` holds any padding.
         group: Layers of one group hold the same columns, and share their attention mask.
         is_shared: Whether the layer is a `fork` that was not updated yet: one row, standing for as many as come.
+        is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
     """
 
     def __init__(self) -> None:
         DynamicLayer.__init__(self)
-        self.is_shared = False
+        self.is_shared = self.is_open = False
         self._forget()
 
     def _forget(self) -> None:
@@ -89,7 +88,7 @@ class PrunedLayer(DynamicLayer):
         Keys and values are the same tensors until then, and are never written to: updates make new ones.
         """
         forked = copy(self)
-        forked.is_shared = True
+        forked.is_shared, forked.is_open = True, False
         return forked
 
     def _unshare(self, rows: int) -> None:
@@ -107,8 +106,7 @@ class PrunedLayer(DynamicLayer):
         Raises:
             RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
         """
-        call = active_call()
-        if self.columns is not None and (call is None or call.run is None):
+        if self.columns is not None and not self.is_open:
             raise RuntimeError(
                 "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
                 "`with vitcop_llava.prune(model, method)`, or start from a new cache"

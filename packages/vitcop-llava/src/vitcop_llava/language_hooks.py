@@ -26,7 +26,7 @@ from vitcop_llava.cutting import apply_cut, labels_after, restored
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.foreign import remember
-from vitcop_llava.patching import Removable, eager, unless_compiling
+from vitcop_llava.patching import HookSwitch, Removable, any_compiled, eager, unless_compiling
 from vitcop_llava.planning import Planner
 from vitcop_llava.reading import read_prompt
 from vitcop_llava.rope import packed, reindexed
@@ -43,6 +43,10 @@ class LanguageHooks:
     def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int, *, identity: bool) -> None:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
         self._identity = identity
+        # Where the budget keeps everything, hooks are there for caches that another pruner has cut.
+        self._guard = unless_compiling if identity else eager
+        self._stays, layers = False, enumerate(parts.decoder_layers)
+        self._switch = HookSwitch([(layer, self._guard(partial(self._before_layer, index))) for index, layer in layers])
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -51,17 +55,23 @@ class LanguageHooks:
 
     def attach(self) -> Iterator[Removable]:
         """Register the hooks, yielding the handle of each."""
-        # Where the budget keeps everything, they are there for caches that another pruner has cut.
-        guard, parts = unless_compiling if self._identity else eager, self._parts
-        yield parts.language_model.register_forward_pre_hook(guard(self._enter), with_kwargs=True)
-        yield parts.language_model.register_forward_hook(guard(self._leave))
-        for index, layer in enumerate(parts.decoder_layers):
-            hook = guard(partial(self._before_layer, index))
-            yield layer.register_forward_pre_hook(hook, with_kwargs=True)
+        yield self._parts.language_model.register_forward_pre_hook(self._guard(self._enter), with_kwargs=True)
+        yield self._parts.language_model.register_forward_hook(self._guard(self._leave))
+        yield self._switch
+        self._stay_if_compiled()
+
+    def _stay_if_compiled(self) -> None:
+        """Leave the layers' hooks on where layers are compiled: that code goes on with the hooks that it was made with,
+        or without any.
+        """
+        if not self._stays and any_compiled(self.modules):
+            self._stays = True
+            self._switch.hold()
 
     # The language model: columns become slots, and slots columns.
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
+        self._stay_if_compiled()
         call = active_call(self._owner)
         cache: Any = kwargs.get("past_key_values")
         if call is None:
@@ -94,6 +104,7 @@ class LanguageHooks:
             call.placeholders = None
             return None
         call.run = run = self._new_run(call, cache, mask if is_padded else None)
+        run.hold = self._switch.hold()
         layout.lay_out(call, run, self._planner, rows, position_ids)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
@@ -113,12 +124,16 @@ class LanguageHooks:
         positions = layout.logical_positions(kwargs.get("position_ids"), run, embeds.device) - run.entry_dropped
         run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
         run.is_plain = mask is None and is_plain(run, queries=embeds.shape[1])
+        if not run.is_plain:
+            run.hold = self._switch.hold()
         return {**kwargs, "position_ids": positions, "attention_mask": mask}
 
     def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:
         if cache is None:
             return Run(None, mask, past=0, continuation=call.continuation)
         layers = install_layers(cache, self._parts.shape.num_layers)
+        for layer in layers:
+            layer.is_open = True
         run = Run(layers, mask, layers[0].get_seq_length(), call.continuation, layers[0].entry_dropped)
         run.shifts = [layer.shift for layer in layers]
         return run
@@ -142,10 +157,10 @@ class LanguageHooks:
     # The decoder layers: cuts, and every layer's own positions and mask.
 
     def _before_layer(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs | None = None
     ) -> tuple[tuple[Any, ...], Kwargs] | None:
         call = active_call(self._owner)
-        if call is None or call.run is None or call.run.is_plain:
+        if kwargs is None or call is None or call.run is None or call.run.is_plain:
             return None
         run, hidden = call.run, args[0]
         if not run.segments:

@@ -5,8 +5,9 @@ Nothing of it goes into a copy. A model that is copied or pickled while it is pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +54,62 @@ class Replacement:
             self._attributes[self._name] = self._before
 
 
+class HookSwitch:
+    """Forward pre-hooks that are on their modules only while a call holds them.
+
+    A module without hooks costs nothing, and what a call has to do in every layer ends with its prefill. The hooks go
+    before all others. Several threads may hold them at once.
+
+    Args:
+        hooks: The modules, and the hook of each. A hook is called with ``kwargs`` None where it was taken off while
+            another thread was about to call it; it then has nothing to do.
+    """
+
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
+        self._hooks, self._lock, self._holders = hooks, Lock(), 0
+        self.handles: list[RemovableHandle] = []
+
+    def hold(self) -> _Hold:
+        """Put the hooks on until the returned handle is removed."""
+        with self._lock:
+            self._holders += 1
+            if not self.handles:
+                self.handles = [
+                    module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+                    for module, hook in self._hooks
+                ]
+        return _Hold(self)
+
+    def let_go(self) -> None:
+        """Take the hooks off, if nobody else holds them."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._take_off()
+
+    def remove(self) -> None:
+        """Take the hooks off, whoever holds them."""
+        with self._lock:
+            self._take_off()
+
+    def _take_off(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
+class _Hold:
+    """One call's hold on the hooks of a switch."""
+
+    def __init__(self, switch: HookSwitch) -> None:
+        self._switch: HookSwitch | None = switch
+
+    def remove(self) -> None:
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            switch.let_go()
+
+
 class CleanCopies:
     """Leaves hooks and replacements out of copies of some modules, until ``remove()``.
 
@@ -64,12 +121,11 @@ class CleanCopies:
     """
 
     def __init__(self, modules: Iterable[nn.Module], handles: Iterable[Removable]) -> None:
-        hooks = {handle.id for handle in handles if isinstance(handle, RemovableHandle)}
+        handles, self._modules = list(handles), list(modules)
         replaced = [handle for handle in handles if isinstance(handle, Replacement)]
-        self._modules = list(modules)
         for module in self._modules:
             names = {each._name: each._before for each in replaced if each._attributes is vars(module)}
-            vars(module)["__getstate__"] = _State(module, hooks, names)
+            vars(module)["__getstate__"] = _State(module, handles, names)
 
     def remove(self) -> None:
         """Let copies be as they were."""
@@ -78,13 +134,13 @@ class CleanCopies:
 
 
 class _State:
-    """What a copy of ``module`` is made from: its attributes without hooks of these numbers, methods put back."""
+    """What a copy of ``module`` is made from: its attributes without hooks of these handles, methods put back."""
 
-    def __init__(self, module: nn.Module, hooks: set[int], methods: dict[str, Any]) -> None:
-        self._module, self._hooks, self._methods = module, hooks, methods
+    def __init__(self, module: nn.Module, handles: list[Removable], methods: dict[str, Any]) -> None:
+        self._module, self._handles, self._methods = module, handles, methods
 
     def __call__(self) -> dict[str, Any]:
-        state = dict(vars(self._module))
+        state, hooks = dict(vars(self._module)), self._hooks()
         del state["__getstate__"]
         for name, before in self._methods.items():
             if before is None:
@@ -93,15 +149,27 @@ class _State:
                 state[name] = before
         for name, value in state.items():
             if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and isinstance(value, dict):
-                state[name] = type(value)((key, hook) for key, hook in value.items() if key not in self._hooks)
+                state[name] = type(value)((key, hook) for key, hook in value.items() if key not in hooks)
         return state
+
+    def _hooks(self) -> set[int]:
+        found = {handle.id for handle in self._handles if isinstance(handle, RemovableHandle)}
+        for handle in self._handles:
+            if isinstance(handle, HookSwitch):
+                found.update(each.id for each in handle.handles)
+        return found
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module`` or a part of it was compiled by itself."""
+    return any_compiled(module.modules())
+
+
+def any_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of these modules was compiled by itself."""
     return any(
-        part._compiled_call_impl is not None or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
-        for part in module.modules()
+        module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in modules
     )
 
 

@@ -16,6 +16,7 @@ from vitcop_llava.sequence import Segment
 
 if TYPE_CHECKING:
     from vitcop_llava.cache import KeyTap, PrunedLayer
+    from vitcop_llava.patching import Removable
 
 
 @dataclass(eq=False)
@@ -190,6 +191,7 @@ class Run:
         positions: The caller's position ids, less what was lost at the entry, while continuing from a pruned cache.
         rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
         is_plain: While continuing: whether no layer needs anything but what the first is given.
+        hold: What keeps the hooks of the decoder layers on; None where they need none.
     """
 
     layers: list[PrunedLayer] | None
@@ -219,6 +221,7 @@ class Run:
     positions: Tensor | None = None
     rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     is_plain: bool = False
+    hold: Removable | None = None
 
     @property
     def segment(self) -> Segment:
@@ -235,6 +238,10 @@ class Run:
 
     def release(self) -> None:
         """Lets go of everything that only the forward needed, the cache above all."""
+        for layer in self.layers or ():
+            layer.is_open = False
+        if self.hold is not None:
+            self.hold.remove()
         self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = (
             self.tap
         ) = None
