@@ -96,7 +96,7 @@ def test_bench_says_what_would_fit_into_memory(monkeypatch: pytest.MonkeyPatch) 
     result = bench("--device", "cpu", "--shape", "llava-1.5-7b")
     assert result.exit_code == 2
     assert "must fit into the 3 GiB that are free on cpu; those of llava-1.5-7b take 13.2 GiB" in result.stderr
-    assert "in bfloat16 these do: medium, medium-next, medium-video, quarter, small, " in result.stderr
+    assert "in bfloat16 these do: medium, medium-next, medium-video, quarter, narrow, small, " in result.stderr
 
 
 def test_bench_of_a_video_shape_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +134,23 @@ def test_bench_in_brief_says_three_things_in_lines_and_bars() -> None:
     whole, pruned = stored["rows"]
     assert pruned["macs"] / whole["macs"] == pruned["share_of_macs"]
     assert (pruned["oracle"], pruned["parts"]) == (None, None)
+
+
+def test_bench_of_the_host_compares_with_the_unpruned_model(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    given = ("--host", "--method", "vitcop,visionzip", "--retain", "8,2", "--repeats", "2", "--new-tokens", "3")
+    result = bench(*given, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "narrow: 32 layers, float32 on cpu" in " ".join(result.stdout.split())
+    assert "ViTCoP at 2: retained_tokens must be" in " ".join(result.stdout.split())
+    stored = json.loads(out.read_text())
+    assert stored["command"].startswith("vitcop bench --shape narrow --dtype float32 --device cpu")
+    assert stored["command"].endswith("--host")
+    assert {"packages", "processor"} <= set(stored["environment"])
+    whole, *pruned = stored["rows"]
+    assert (whole["prefill_ratio"], whole["token_ratio"]) == (1, 1)
+    assert ("ViTCoP", 8) in [(row["name"], row["retained_tokens"]) for row in pruned]
+    for row in pruned:
+        for part in ("prefill", "token"):
+            assert row[f"{part}_ratio"] == pytest.approx(min(row[part]) / min(whole[part]))
+            assert 0 < row[f"{part}_ratio"] < 5

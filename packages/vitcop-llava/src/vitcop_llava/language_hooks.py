@@ -32,7 +32,7 @@ from vitcop_llava.reading import read_prompt
 from vitcop_llava.rope import packed, reindexed
 from vitcop_llava.scoring import Scoring, own_padding
 from vitcop_llava.sequence import Segment, take
-from vitcop_llava.state import Call, Run
+from vitcop_llava.state import Call, Keys, Run
 
 Kwargs = dict[str, Any]
 
@@ -44,9 +44,9 @@ class LanguageHooks:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
         self._identity = identity
         # Where the budget keeps everything, hooks are there for caches that another pruner has cut.
-        self._guard = unless_compiling if identity else eager
-        self._stays, layers = False, enumerate(parts.decoder_layers)
-        self._switch = HookSwitch([(layer, self._guard(partial(self._before_layer, index))) for index, layer in layers])
+        self._guard, self._stays = unless_compiling if identity else eager, False
+        before = (partial(self._before_layer, index) for index in range(len(parts.decoder_layers)))
+        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)])
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -66,6 +66,7 @@ class LanguageHooks:
         """
         if not self._stays and any_compiled(self.modules):
             self._stays = True
+            self._switch.guard(self._guard)
             self._switch.hold()
 
     # The language model: columns become slots, and slots columns.
@@ -172,6 +173,7 @@ class LanguageHooks:
         if index in run.cut_layers:
             hidden = self._cut(call, run, index, hidden)
             run.keys = keys_of(self._parts, run, hidden, layer=index)
+            run.given = self._given(run, run.keys)
         if index + 1 in run.cut_layers:
             run.before = hidden
             if run.layers is None and not is_checkpointing(self._parts):
@@ -185,10 +187,13 @@ class LanguageHooks:
         if group == 0:
             # A model with a window makes a mask of its own, which counts what it sees.
             return args, kwargs if self._parts.window is None else {**kwargs, "attention_mask": keys.mask}
+        return (hidden, *args[1:]), {**kwargs, **run.given}
+
+    def _given(self, run: Run, keys: Keys) -> Kwargs:
+        """The arguments of the layers behind a cut that differ from the first layer's."""
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
         ids = None if "flash" in (self._parts.config._attn_implementation or "") else run.segment.position_ids
-        own = {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
-        return (hidden, *args[1:]), {**kwargs, **own}
+        return {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
 
     def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)

@@ -80,6 +80,11 @@ class HookSwitch:
                 ]
         return _Hold(self)
 
+    def guard(self, wrap: Callable[..., Any]) -> None:
+        """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place."""
+        with self._lock:
+            self._hooks = [(module, wrap(hook)) for module, hook in self._hooks]
+
     def let_go(self) -> None:
         """Take the hooks off, if nobody else holds them."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 
 from vitcop_core import Method, Plan, pooled_plan
 from vitcop_llava.families import Parts
@@ -13,6 +14,8 @@ _LARGER = 64
 """How many times the tokens of a plain image a budget is tried on where images may have any number."""
 _LENGTHS = (1, 8, 32)
 """Frames of the clips that a budget is tried on before there are any."""
+_KEPT = 256
+"""Plans that are kept."""
 
 
 class BudgetError(ValueError):
@@ -30,6 +33,9 @@ class Planner:
 
     def __init__(self, method: Method, num_layers: int, *, keep_newlines: bool) -> None:
         self._method, self._num_layers, self._keep_newlines = method, num_layers, keep_newlines
+        # Plans are exact fractions, and take longer than cutting does: those of the sizes seen are kept.
+        self._image = lru_cache(_KEPT)(self._plan_image)
+        self._plan = lru_cache(_KEPT)(partial(method.plan, num_layers))
 
     def keeps_all(self, parts: Parts) -> bool:
         """Whether the budget keeps every token, whatever comes.
@@ -83,8 +89,8 @@ class Planner:
                     ) from error
         return tuple(found[tiling] for tiling in tilings)
 
-    def _image(self, tiling: Tiling) -> PlannedImage:
-        plan = self._method.plan(self._num_layers, tiling.units)
+    def _plan_image(self, tiling: Tiling) -> PlannedImage:
+        plan = self._plan(tiling.units)
         has_patches = tiling.window[2] < tiling.window[3]
         stay = plan.is_identity or (self._keep_newlines and has_patches)
         return PlannedImage(tiling, plan, tiling.newlines if stay else 0)
@@ -93,6 +99,5 @@ class Planner:
         """The plan of a row: the images enter as they would alone, and are cut together; None without images."""
         if len(images) < 2:
             return images[0].plan if images else None
-        units = [unit for image in images for unit in image.tiling.units]
-        whole = self._method.plan(self._num_layers, units, images=len(images))
+        whole = self._plan(tuple(unit for image in images for unit in image.tiling.units), images=len(images))
         return pooled_plan(whole, [image.plan for image in images])

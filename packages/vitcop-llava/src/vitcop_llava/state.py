@@ -175,6 +175,7 @@ class Run:
         segments: What the layers run on, the current one last; empty while continuing from a pruned cache.
         keys: What the current segment attends to.
         rotary: Cosines and sines of the current segment.
+        given: What the layers of the current segment are given in place of the first one's arguments.
         clusters: The most clusters of any row.
         labels: ``[B, N]`` int64, clusters of the current segment's visual tokens (over the row), or None.
         visual: Visual tokens of each row in the current segment.
@@ -206,6 +207,7 @@ class Run:
     segments: list[Segment] = field(default_factory=list)
     keys: Keys | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    given: dict[str, Any] = field(default_factory=dict)
     clusters: int = 0
     labels: Tensor | None = None
     visual: list[int] = field(default_factory=list)
@@ -245,7 +247,7 @@ class Run:
         self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = (
             self.tap
         ) = None
-        self.shifts = []
+        self.shifts, self.given = [], {}
         self.notes.clear()
         self.rotaries.clear()
         self.masks.clear()

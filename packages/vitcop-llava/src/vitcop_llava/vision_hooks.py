@@ -144,6 +144,8 @@ class FeatureHooks:
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a function is called with, by name."""
+    if not args:
+        return dict(kwargs)
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     return {**bound, **bound.pop("kwargs", {})}
 

@@ -59,11 +59,13 @@ class Shape:
 
 _CLIP_QUARTER = Vision(hidden=256, intermediate=1024, layers=9, heads=4)
 _CLIP_LARGE, _CLIP_SMALL = Vision(), Vision(hidden=64, intermediate=128, layers=3, heads=4)
+_CLIP_NARROW = Vision(hidden=32, intermediate=64, layers=24, heads=4, side=84)
 _CLIP_TINY = Vision(hidden=64, intermediate=128, layers=3, heads=4, side=168)
 _7B = Language(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32)
 _13B = Language(hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40)
 _QUARTER = Language(hidden=1024, intermediate=2752, layers=12, heads=8, kv_heads=8)
 _1B = Language(hidden=2048, intermediate=5632, layers=22, heads=32, kv_heads=4)
+_NARROW = Language(hidden=32, intermediate=64, layers=32, heads=4, kv_heads=4)
 _SMALL = Language(hidden=64, intermediate=128, layers=8, heads=4, kv_heads=4)
 
 SHAPES = {
@@ -76,13 +78,15 @@ SHAPES = {
     "medium-next": Shape("llava_next", _CLIP_LARGE, _1B),
     "medium-video": Shape("llava_next_video", _CLIP_LARGE, _1B),
     "quarter": Shape("llava", _CLIP_QUARTER, _QUARTER),
+    "narrow": Shape("llava", _CLIP_NARROW, _NARROW),
     "small": Shape("llava", _CLIP_SMALL, _SMALL),
     "small-next": Shape("llava_next", _CLIP_TINY, _SMALL),
     "small-video": Shape("llava_next_video", _CLIP_TINY, _SMALL),
 }
 """By name. The medium ones have the language model of TinyLlama. The quarter is LLaVA-1.5-7B at a quarter of its width
 and three eighths of its depth, tower and language model alike, so that each takes the share of the time that it has
-there. The small ones are for tests."""
+there. The narrow one has as many layers as the 7B, and so little in each that the host's time is all there is to see.
+The small ones are for tests."""
 
 _CLASSES: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaConfig, LlavaForConditionalGeneration),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ from vitcop_llava.cli.running import Notes, quiet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitcop_llava.benchmark.host import HostResult
     from vitcop_llava.benchmark.prompts import Prompt
     from vitcop_llava.benchmark.result import Result
     from vitcop_llava.benchmark.run import Settings
@@ -45,7 +46,7 @@ Shape = Annotated[
     typer.Option(
         metavar="NAME",
         help="Random weights in the shape of llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
-        "llava-next-video-7b, or medium, medium-next, medium-video, quarter, small, small-next, small-video.",
+        "llava-next-video-7b, or medium, medium-next, medium-video, quarter, narrow, small, small-next, small-video.",
     ),
 ]
 Methods = Annotated[
@@ -100,6 +101,9 @@ def bench(
     brief: Annotated[
         bool, typer.Option("--brief", help="Only time to the first token, cache and MACs, in three lines and as bars.")
     ] = False,
+    host: Annotated[
+        bool, typer.Option("--host", help="Only what the host works, as ratios to unpruned; default shape: narrow.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -114,21 +118,28 @@ def bench(
     budgets = tuple(dict.fromkeys(parse_budgets(retain, DEFAULT_BUDGETS).values()))
     if out is not None:
         check_output(out, force, kind="JSON")
+    if brief and host:
+        raise UserError("--brief: does not go with --host; leave one out")
     notes = Notes()
+    if host:
+        device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
+        shape = shape or (None if model else "narrow")
     ready = open_bench_model(shape, model, device, dtype, attention, notes)
     from vitcop_llava.benchmark.run import Settings
 
     layout = Layout(batch, text_tokens, size, frames, seed)
     with quiet(Notes()):  # what pruning warns of is about answers, and there are none
         prompt = _prompt(ready, layout)
-        result, chosen = _run(ready, prompt, budgets, Settings(methods, (), repeats, new_tokens, seed, brief))
-    stored = _stored(ready, prompt, result, {"seed": seed, **chosen})
+        settings = Settings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief)
+        result: Any = _run_host(ready, prompt, settings) if host else _run(ready, prompt, settings)
+    stored = _stored(ready, prompt, result, asdict(settings) | {"host": host})
     if out is not None:
         write_file((json.dumps(stored, indent=1) + "\n").encode(), out, force)
     if as_json:
         print_json(stored)
         return
-    (_print_brief if brief else _print)(stored["command"], ready, result)
+    show = _print_host if host else _print_brief if brief else _print
+    show(stored["command"], ready, result)
     notes.print()
 
 
@@ -171,26 +182,35 @@ def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
         return make_prompt(ready.model, ready.parts, **given)
 
 
-def _run(
-    ready: BenchModel,
-    prompt: Prompt,
-    budgets: tuple[Budget, ...],
-    settings: Settings,
-) -> tuple[Result, dict[str, Any]]:
-    """Return the result, and the settings that it came from, which are ``settings`` with the budgets in tokens."""
-    from vitcop_llava.benchmark.run import run_bench
-
+def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, ...]:
+    """The budgets in visual tokens of a prompt."""
     every, retained = prompt.tiling.tokens, list[int | float]()
     for budget in budgets:
         tokens = budget.tokens or (budget.share or Fraction(1)) * every
         if tokens > every:
             raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
         retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
-    settings = replace(settings, retained_tokens=tuple(dict.fromkeys(retained)))
-    return run_bench(ready.model, ready.parts, prompt, settings), asdict(settings)
+    return tuple(dict.fromkeys(retained))
 
 
-def _stored(ready: BenchModel, prompt: Prompt, result: Result, settings: dict[str, Any]) -> dict[str, Any]:
+def _run(ready: BenchModel, prompt: Prompt, settings: Settings) -> Result:
+    from vitcop_llava.benchmark.run import run_bench
+
+    return run_bench(ready.model, ready.parts, prompt, settings)
+
+
+def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResult:
+    from vitcop_llava.benchmark.host import measure_host
+
+    if ready.model.device.type != "cpu":
+        raise UserError(f"--device: must be cpu with --host, got {ready.model.device.type}")
+    if settings.new_tokens < 2:
+        raise UserError(f"--new-tokens: must be at least 2 with --host, got {settings.new_tokens}")
+    with mistakes():
+        return measure_host(ready.model, ready.parts, prompt, settings)
+
+
+def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, settings: dict[str, Any]) -> dict[str, Any]:
     """The result with everything that it takes to repeat it."""
     from vitcop_llava.environment import environment
 
@@ -205,7 +225,7 @@ def _stored(ready: BenchModel, prompt: Prompt, result: Result, settings: dict[st
         **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    words += ["--brief"] if settings["brief"] else []
+    words += [f"--{name}" for name in ("brief", "host") if settings[name]]
     command = shlex.join(["vitcop", "bench", *words])
     return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
 
@@ -244,5 +264,18 @@ def _print_brief(command: str, ready: BenchModel, result: Result) -> None:
         print_result(line)
 
 
-def _heading(ready: BenchModel, result: Result) -> str:
+def _print_host(command: str, ready: BenchModel, result: HostResult) -> None:
+    table = make_table(("method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"), title=command)
+    for row in result.rows:
+        kept = "" if row.retained_tokens is None else f"{row.retained_tokens:g}"
+        spent = (1e3 * min(row.prefill), 1e3 * min(row.token))
+        cells = zip(spent, (row.prefill_ratio, row.token_ratio), strict=True)
+        add_row(table, row.name, kept, *(cell for ms, ratio in cells for cell in (f"{ms:.4g} ms", f"{ratio:.3f}")))
+    print_result(_heading(ready, result))
+    print_result(table)
+    for remark in result.missing:
+        print_result(remark)
+
+
+def _heading(ready: BenchModel, result: Result | HostResult) -> str:
     return f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt"

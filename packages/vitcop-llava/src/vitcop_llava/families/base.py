@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -79,7 +80,7 @@ class Parts:
         """The placeholder's id of each kind of input, by its name in ``mm_encoder_outputs``."""
         return {"image": self.image_token_id} | ({} if self.video is None else {"video": self.video.token_id})
 
-    @property
+    @cached_property
     def tiling(self) -> Tiling:
         """How an image lies in units; of several ways the one with most tokens."""
         return Tiling(self.grid) if self.anyres is None else self.anyres.largest
