@@ -40,7 +40,7 @@ DEMO_COMMANDS = (
 
 FIND_DEMO_WEIGHTS = "import pathlib, vitcop_llava, vitcop_video; " + (
     "folders = [pathlib.Path(package.__file__).parent for package in (vitcop_llava, vitcop_video)]; "
-    "assert all(list(folder.glob('demo/weights/*.safetensors')) for folder in folders), 'a wheel has no weights'"
+    "assert all(list(folder.glob('**/demo/weights/*.safetensors')) for folder in folders), 'a wheel has no weights'"
 )
 
 if sys.version_info < (3, 11):  # noqa: UP036  (nox itself runs on older versions)

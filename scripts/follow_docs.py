@@ -31,7 +31,7 @@ SUITE = "python3 -m nox -s tests"
 
 # The checkpoints that the pages name, and the demo model that stands in for each.
 CHECKPOINTS = {
-    "llava-hf/llava-1.5-7b-hf": "packages/vitcop-llava/src/vitcop_llava/demo/weights",
+    "llava-hf/llava-1.5-7b-hf": "packages/vitcop-llava/src/vitcop_llava/tools/demo/weights",
     "llava-hf/LLaVA-NeXT-Video-7B-hf": "packages/vitcop-video/src/vitcop_video/demo/weights",
 }
 

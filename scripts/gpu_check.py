@@ -33,7 +33,7 @@ SECONDS = 540
 """All steps of one run."""
 
 KERNELS = ROOT / "packages" / "vitcop-cuda"
-BENCH = ("-c", "from vitcop_llava.cli import main; main()", "bench", "--force")
+BENCH = ("-c", "from vitcop_llava.tools.cli import main; main()", "bench", "--force")
 SANITIZER = ("compute-sanitizer", "--print-limit", "10000", "--show-backtrace", "no", "--error-exitcode", "86")
 # Reports of torch's own kernels are none of ours; initcheck alone has to watch them, whose results ours read.
 OURS = ("--kernel-regex", "kns=vitcop")
@@ -77,7 +77,7 @@ PYTEST: tuple[str, ...] = (
 MACHINE = """
 import subprocess, sys
 from vitcop_core.files import write_json
-from vitcop_llava.environment import environment
+from vitcop_llava.tools.model.environment import environment
 write_json(sys.argv[1], environment())
 print(subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout if sys.argv[2:] else "a dry run")
 """

@@ -27,11 +27,11 @@ import vitcop_cuda
 import vitcop_video  # noqa: F401  (brings the family of clips)
 from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_core.files import write_json
-from vitcop_llava.benchmark.prompts import make_prompt
-from vitcop_llava.benchmark.shapes import SHAPES, random_model
-from vitcop_llava.environment import environment
 from vitcop_llava.families import locate
 from vitcop_llava.pruner import prune
+from vitcop_llava.tools.benchmark.prompts import make_prompt
+from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model
+from vitcop_llava.tools.model.environment import environment
 
 FAMILIES = {"llava": "small", "llava_next": "small-next", "llava_next_video": "small-video"}
 METHODS: dict[str, Method] = {

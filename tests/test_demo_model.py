@@ -7,12 +7,12 @@ from fractions import Fraction
 import pytest
 
 from vitcop_core import ViTCoP
-from vitcop_llava.comparison.answers import Answered, Asker
-from vitcop_llava.comparison.costs import CostCounter
-from vitcop_llava.comparison.questions import Item, demo_questions
-from vitcop_llava.comparison.result import Results
-from vitcop_llava.comparison.variants import UNPRUNED, Variant, at_budgets
-from vitcop_llava.loading import DEMO_FOLDER, Loaded, load
+from vitcop_llava.tools.comparison.answers import Answered, Asker
+from vitcop_llava.tools.comparison.costs import CostCounter
+from vitcop_llava.tools.comparison.questions import Item, demo_questions
+from vitcop_llava.tools.comparison.result import Results
+from vitcop_llava.tools.comparison.variants import UNPRUNED, Variant, at_budgets
+from vitcop_llava.tools.model.loading import DEMO_FOLDER, Loaded, load
 
 QUESTIONS = 120
 THIRD, TOKENS_48, TOKENS_16 = at_budgets(

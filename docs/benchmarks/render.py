@@ -18,17 +18,17 @@ from matplotlib.figure import Figure
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
-from vitcop_llava.benchmark.report import HEADINGS, PART_HEADINGS, part_cells
-from vitcop_llava.benchmark.report import cells as bench_cells
-from vitcop_llava.benchmark.result import Row
-from vitcop_llava.comparison.plot import draw_tradeoff
-from vitcop_llava.comparison.report import (
+from vitcop_llava.tools.benchmark.report import HEADINGS, PART_HEADINGS, part_cells
+from vitcop_llava.tools.benchmark.report import cells as bench_cells
+from vitcop_llava.tools.benchmark.result import Row
+from vitcop_llava.tools.comparison.plot import draw_tradeoff
+from vitcop_llava.tools.comparison.report import (
     caption,
     cells,
     headings,
     kinds_table,
 )
-from vitcop_llava.markdown import markdown_table
+from vitcop_llava.tools.markdown import markdown_table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from vitcop_llava import ViTCoP
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
-from vitcop_llava.images import read_image
+from vitcop_llava.tools.demo.build import demo_processor, initialised_model, save_demo
+from vitcop_llava.tools.media.images import read_image
 
 IMAGE_TOKEN = 99
 PATCHES = 144

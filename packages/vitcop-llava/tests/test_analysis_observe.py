@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava.analysis import Observation, observe
+from vitcop_llava.tools.analysis import Observation, observe
 
 Make = Callable[..., Tensor]
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]

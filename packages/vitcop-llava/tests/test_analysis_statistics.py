@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vitcop_llava.analysis.statistics import (
+from vitcop_llava.tools.analysis.statistics import (
     Floats,
     average_ranks,
     cumulative_share,

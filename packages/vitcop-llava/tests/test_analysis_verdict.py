@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vitcop_core import VisionCut
-from vitcop_llava.analysis import Accuracy, Analysis, Observation, Score, judge, summarize
-from vitcop_llava.analysis.accuracy import top_tokens
-from vitcop_llava.analysis.report import claims
+from vitcop_llava.tools.analysis import Accuracy, Analysis, Observation, Score, judge, summarize
+from vitcop_llava.tools.analysis.accuracy import top_tokens
+from vitcop_llava.tools.analysis.report import claims
 
 LAYERS, TOKENS, PROMPTS = 16, 36, 12
 

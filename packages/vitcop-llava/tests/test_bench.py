@@ -12,19 +12,19 @@ from torch._C._autograd import DeviceType
 
 from vitcop_core import FastV, ViTCoP
 from vitcop_llava import prune
-from vitcop_llava.benchmark import busy
-from vitcop_llava.benchmark.breakdown import PARTS, time_parts
-from vitcop_llava.benchmark.brief import WIDTH, bars, lines
-from vitcop_llava.benchmark.busy import busy_seconds
-from vitcop_llava.benchmark.memory import free_bytes
-from vitcop_llava.benchmark.oracle import run_oracle
-from vitcop_llava.benchmark.prompts import Prompt, largest_image, make_prompt
-from vitcop_llava.benchmark.report import BUSY_HEADINGS, busy_cells
-from vitcop_llava.benchmark.result import Result, Row, Spread
-from vitcop_llava.benchmark.rounds import interleave
-from vitcop_llava.benchmark.run import Settings, run_bench
-from vitcop_llava.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
 from vitcop_llava.families import locate
+from vitcop_llava.tools.benchmark import busy
+from vitcop_llava.tools.benchmark.breakdown import PARTS, time_parts
+from vitcop_llava.tools.benchmark.brief import WIDTH, bars, lines
+from vitcop_llava.tools.benchmark.busy import busy_seconds
+from vitcop_llava.tools.benchmark.memory import free_bytes
+from vitcop_llava.tools.benchmark.oracle import run_oracle
+from vitcop_llava.tools.benchmark.prompts import Prompt, largest_image, make_prompt
+from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, busy_cells
+from vitcop_llava.tools.benchmark.result import Result, Row, Spread
+from vitcop_llava.tools.benchmark.rounds import interleave
+from vitcop_llava.tools.benchmark.run import Settings, run_bench
+from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import Qwen2VLConfig
 
-from vitcop_llava.checkpoint_files import check_config
-from vitcop_llava.loading import DEMO_FOLDER, find_source, load
-from vitcop_llava.processors import ModelError
+from vitcop_llava.tools.model.checkpoint_files import check_config
+from vitcop_llava.tools.model.loading import DEMO_FOLDER, find_source, load
+from vitcop_llava.tools.model.processors import ModelError
 
 
 @pytest.fixture

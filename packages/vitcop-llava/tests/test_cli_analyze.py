@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vitcop_llava.cli import app
+from vitcop_llava.tools.cli import app
 
 FIGURES = ("figure-2a", "figure-2b", "figure-3a", "figure-4", "figure-6")
 

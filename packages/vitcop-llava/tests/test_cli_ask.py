@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
-from vitcop_llava.cli import app
-from vitcop_llava.demo.build import demo_processor
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.demo.build import demo_processor
 
 QUESTION = "What color is the circle?"
 TOKENS = 144
@@ -259,7 +259,7 @@ def test_ask_failures_have_exit_code_one(checkpoint: Path, image: Path, monkeypa
     def fail(*_: object) -> None:
         raise RuntimeError("the machine is on fire")
 
-    monkeypatch.setattr("vitcop_llava.answer.generate", fail)
+    monkeypatch.setattr("vitcop_llava.tools.model.answer.generate", fail)
     result = ask(image, QUESTION, "--model", checkpoint)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: RuntimeError: the machine is on fire (--debug shows where)\n"

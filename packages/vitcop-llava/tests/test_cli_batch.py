@@ -11,11 +11,11 @@ from typer.testing import CliRunner, Result
 
 from vitcop_core.journal import partial_path
 from vitcop_llava import tile_image
-from vitcop_llava.cli import app
-from vitcop_llava.cli.batch import MAX_LINE
-from vitcop_llava.cli.results import Output
-from vitcop_llava.loading import load
-from vitcop_llava.processors import ModelError
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.cli.batch import MAX_LINE
+from vitcop_llava.tools.cli.results import Output
+from vitcop_llava.tools.model.loading import load
+from vitcop_llava.tools.model.processors import ModelError
 
 QUESTION = "What color is the circle?"
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]

@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 from vitcop_llava import families
-from vitcop_llava.benchmark import memory
-from vitcop_llava.cli import app
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
+from vitcop_llava.tools.benchmark import memory
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.demo.build import demo_processor, initialised_model, save_demo
 
 QUICK = ("--repeats", "1", "--dtype", "float32", "--device", "cpu", "--text-tokens", "6")
 

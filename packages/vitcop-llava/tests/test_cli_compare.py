@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vitcop_llava.cli import app
-from vitcop_llava.comparison.answers import AnswerFile
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.comparison.answers import AnswerFile
 
 QUESTION = "What color is the circle?"
 FEW = ["--method", "fastv, vitcop", "--retain", "1/3"]

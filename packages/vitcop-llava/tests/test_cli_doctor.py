@@ -11,8 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vitcop_llava.cli import app
-from vitcop_llava.loading import DEMO_FOLDER, WEIGHTS
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.model.loading import DEMO_FOLDER, WEIGHTS
 
 
 def examine() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_doctor_knows_the_demo_weights() -> None:
 
 
 def test_doctor_says_why_an_installed_package_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("vitcop_llava.cli.doctor")  # the package has the function by that name
+    module = import_module("vitcop_llava.tools.cli.doctor")  # the package has the function by that name
     monkeypatch.setattr(module, "_version", lambda package: "1.2.3")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     finding = examine()["images"]["torchvision"]
@@ -57,7 +57,7 @@ def test_doctor_says_why_an_installed_package_does_not_load(monkeypatch: pytest.
 
 
 def test_doctor_says_what_kernels_were_built_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("vitcop_llava.cli.doctor")
+    module = import_module("vitcop_llava.tools.cli.doctor")
     built = SimpleNamespace(torch="2.13.0", compiler="C++ 12", no_cpu_because="", no_cuda_because="no nvcc was found")
     monkeypatch.setattr(module, "_version", lambda package: "1.2.3")
     monkeypatch.setitem(sys.modules, "vitcop_cuda", SimpleNamespace(build_information=lambda: built))

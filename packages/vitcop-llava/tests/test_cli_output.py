@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from vitcop_llava.cli import app, output
-from vitcop_llava.cli.output import add_row, make_table, print_result
+from vitcop_llava.tools.cli import app, output
+from vitcop_llava.tools.cli.output import add_row, make_table, print_result
 
 HEADINGS = ["method", "prefill (ms)", "token/question", "share kept", "accuracy, %", "visual tokens", "peak memory"]
 ROWS = [["ViTCoP, layers 1 and 6", "13.9 ± 0.2 ms", "a/very/long/path/of/words", "100.0 %", "1", "2", "3.25 MiB"]]
@@ -120,20 +120,20 @@ def test_a_full_stdout_is_told_once(arguments: list[str], tmp_path: Path) -> Non
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
-    main = "from vitcop_llava.cli import main; main()"
+    main = "from vitcop_llava.tools.cli import main; main()"
     program = f"{sys.executable} -c '{main}' scene --json | head -c 0"
     result = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.stderr == ""
 
 
 def run_command(arguments: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from vitcop_llava.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from vitcop_llava.tools.cli import main; main()", *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
 
 
 WITHOUT_TORCH = """
 import sys
-from vitcop_llava.cli import app
+from vitcop_llava.tools.cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as error:

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vitcop_llava.cli import app
-from vitcop_llava.demo.questions import questions_about
-from vitcop_llava.demo.scenes import render, sample_scene
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.demo.questions import questions_about
+from vitcop_llava.tools.demo.scenes import render, sample_scene
 
 
 def test_scene_draws_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

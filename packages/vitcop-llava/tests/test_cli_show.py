@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vitcop_llava.cli import app
-from vitcop_llava.drawing import GAP, LEGEND, PANEL, TITLE
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.pictures.survivors import GAP, LEGEND, PANEL, TITLE
 
 HEIGHT = TITLE + PANEL + LEGEND + GAP // 2
 

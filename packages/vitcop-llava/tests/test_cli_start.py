@@ -8,11 +8,11 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from vitcop_llava.cli import app
+from vitcop_llava.tools.cli import app
 
 HELP_ALONE = """
 import sys
-from vitcop_llava.cli import app
+from vitcop_llava.tools.cli import app
 try:
     app(sys.argv[1:])
 finally:
@@ -34,7 +34,7 @@ def test_command_line_itself_loads_no_library(arguments: list[str]) -> None:
 
 
 def test_vitcop_runs_as_a_process() -> None:
-    result = run("-W", "error", "-c", "from vitcop_llava.cli import main; main()", "frobnicate", "--json")
+    result = run("-W", "error", "-c", "from vitcop_llava.tools.cli import main; main()", "frobnicate", "--json")
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"] == "No such command 'frobnicate'."
     assert result.stderr == ""

@@ -14,11 +14,11 @@ from PIL import Image
 from vitcop_core import FastV, SparseVLM, ViTCoP
 from vitcop_core.journal import partial_path
 from vitcop_llava import prune
-from vitcop_llava.answer import prepare, prepare_batch
-from vitcop_llava.comparison.answers import Answered, AnswerFile
-from vitcop_llava.comparison.costs import CostCounter
-from vitcop_llava.comparison.questions import Fault, Item, chunks, demo_questions
-from vitcop_llava.comparison.variants import (
+from vitcop_llava.families import locate
+from vitcop_llava.tools.comparison.answers import Answered, AnswerFile
+from vitcop_llava.tools.comparison.costs import CostCounter
+from vitcop_llava.tools.comparison.questions import Fault, Item, chunks, demo_questions
+from vitcop_llava.tools.comparison.variants import (
     UNPRUNED,
     Variant,
     at_budgets,
@@ -27,11 +27,11 @@ from vitcop_llava.comparison.variants import (
     nearest_tokens,
     preset,
 )
-from vitcop_llava.demo.build import demo_processor, initialised_model
-from vitcop_llava.demo.language import FIRST_TRAINING_SEED
-from vitcop_llava.demo.questions import KINDS
-from vitcop_llava.families import locate
-from vitcop_llava.loading import Loaded
+from vitcop_llava.tools.demo.build import demo_processor, initialised_model
+from vitcop_llava.tools.demo.language import FIRST_TRAINING_SEED
+from vitcop_llava.tools.demo.questions import KINDS
+from vitcop_llava.tools.model.answer import prepare, prepare_batch
+from vitcop_llava.tools.model.loading import Loaded
 
 NINTH = {"1/9": {"retention_ratio": Fraction(1, 9)}}
 BUDGETS = {f"{share}": {"retention_ratio": share} for share in (Fraction(1, 3), Fraction(1, 9), Fraction(1, 18))}

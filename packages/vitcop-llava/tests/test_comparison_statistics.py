@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from vitcop_llava.comparison.matching import is_right, normalise
-from vitcop_llava.comparison.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from vitcop_llava.tools.comparison.matching import is_right, normalise
+from vitcop_llava.tools.comparison.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
 
 
 def answers(count: int, share: float, seed: int) -> list[bool]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcop_llava.demo.questions import KINDS, NUMBERS, listing, questions_about, sample_questions, vocabulary
-from vitcop_llava.demo.scenes import CELLS, COLORS, MAX_SHAPES, render, sample_scene, shape_map
+from vitcop_llava.tools.demo.questions import KINDS, NUMBERS, listing, questions_about, sample_questions, vocabulary
+from vitcop_llava.tools.demo.scenes import CELLS, COLORS, MAX_SHAPES, render, sample_scene, shape_map
 
 SEEDS = st.integers(0, 2**31 - 1)
 

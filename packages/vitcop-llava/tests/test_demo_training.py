@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from vitcop_llava.demo.build import demo_processor
-from vitcop_llava.demo.labels import patch_labels, presence
-from vitcop_llava.demo.language import warped
-from vitcop_llava.demo.packing import IGNORED, Packer
-from vitcop_llava.demo.questions import listing, questions_about
-from vitcop_llava.demo.scenes import CELLS, COLORS, render, sample_scene
-from vitcop_llava.demo.tower import normalised
-from vitcop_llava.demo.train import main
+from vitcop_llava.tools.demo.build import demo_processor
+from vitcop_llava.tools.demo.labels import patch_labels, presence
+from vitcop_llava.tools.demo.language import warped
+from vitcop_llava.tools.demo.packing import IGNORED, Packer
+from vitcop_llava.tools.demo.questions import listing, questions_about
+from vitcop_llava.tools.demo.scenes import CELLS, COLORS, render, sample_scene
+from vitcop_llava.tools.demo.tower import normalised
+from vitcop_llava.tools.demo.train import main
 
 
 def test_patch_labels_name_the_shape_over_each_patch() -> None:

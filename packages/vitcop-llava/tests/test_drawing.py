@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitcop_llava.demo.build import demo_processor
-from vitcop_llava.drawing import GAP, LEGEND, PANEL, TITLE, as_seen, survival_picture
-from vitcop_llava.panels import cluster_colors
 from vitcop_llava.report import StageSurvivors, Survivors
+from vitcop_llava.tools.demo.build import demo_processor
+from vitcop_llava.tools.pictures.panels import cluster_colors
+from vitcop_llava.tools.pictures.survivors import GAP, LEGEND, PANEL, TITLE, as_seen, survival_picture
 
 GRID = (4, 4)
 CELL = PANEL // 4

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, rope
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_llava.report import Survivors
-from vitcop_llava.sequence import grid_positions, on_device
+from vitcop_llava.sequence.segment import grid_positions, on_device
+from vitcop_llava.sequence.segment import rotary as rope
 
 SIDE, PATCHES, IMAGE_TOKEN = 192, 576, 99
 """24 x 24 patches, as LLaVA-1.5 has: bfloat16 does not hold their positions."""

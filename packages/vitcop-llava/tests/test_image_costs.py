@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitcop_llava.images import MAX_PIXELS, ImageError, read_image
-from vitcop_llava.jpeg_files import MAX_SEGMENTS, MAX_VISITS
-from vitcop_llava.picture_files import MAX_BLOCKS, MAX_RLE_BYTES
+from vitcop_llava.tools.media.images import MAX_PIXELS, ImageError, read_image
+from vitcop_llava.tools.media.jpeg_files import MAX_SEGMENTS, MAX_VISITS
+from vitcop_llava.tools.media.picture_files import MAX_BLOCKS, MAX_RLE_BYTES
 
 SIDE = 6320
 assert SIDE**2 <= MAX_PIXELS < (SIDE + 10) ** 2
@@ -26,7 +26,7 @@ MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # Everything is imported before it forks, so that the child's peak is that of one picture alone.
 MEASURE = """
 import json, os, re, resource, sys, time
-from vitcop_llava.images import read_image
+from vitcop_llava.tools.media.images import read_image
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 import torch
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from vitcop_llava import images
-from vitcop_llava.images import FirstFrameWarning, ImageError, read_image
+from vitcop_llava.tools.media import images
+from vitcop_llava.tools.media.images import FirstFrameWarning, ImageError, read_image
 
 RED = (200, 30, 30)
 

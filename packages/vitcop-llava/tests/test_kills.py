@@ -27,10 +27,10 @@ import contextlib, io, json, os, random, sys, time
 import torch
 torch.set_num_threads(1)
 import matplotlib.figure, transformers
-import vitcop_llava.analysis.report, vitcop_llava.benchmark.run, vitcop_llava.comparison.plot
-import vitcop_llava.comparison.run, vitcop_llava.loading, vitcop_llava.prefix
+import vitcop_llava.tools.analysis.report, vitcop_llava.tools.benchmark.run, vitcop_llava.tools.comparison.plot
+import vitcop_llava.tools.comparison.run, vitcop_llava.tools.model.loading, vitcop_llava.prefix.image_prefix
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from vitcop_llava.cli import app
+from vitcop_llava.tools.cli import app
 
 
 def run(arguments, steps, folder):

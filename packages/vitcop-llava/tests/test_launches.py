@@ -18,7 +18,9 @@ from transformers import (
 )
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, call_hooks, reading
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava.hooks import calls as call_hooks
+from vitcop_llava.hooks import reading
 
 KERNELS = {"vic": 8, "cls_saliency": 2, "co_prune": 2, "key_norm": 1, "top_tokens": 1, "gather_tokens": 1}
 """What vitcop-cuda launches for each operator; of vic one is torch's matrix product, and up to 256 tokens take 3."""

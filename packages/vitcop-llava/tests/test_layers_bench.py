@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitcop_llava import bench_layers
+from vitcop_llava.tools.benchmark import layers as bench_layers
 
 
 @pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
@@ -15,7 +15,7 @@ def test_bench_times_each_layer_beside_a_bare_one(tmp_path: Path, capsys: pytest
     bench_layers.main([*sizes, "--out", str(tmp_path / "layers.json")])
     stored = json.loads((tmp_path / "layers.json").read_text())
     assert stored["command"] == (
-        "python -m vitcop_llava.bench_layers --shape small --layers 8 --retain 64 --text-tokens 60 --batch 1 "
+        "python -m vitcop_llava.tools.benchmark.layers --shape small --layers 8 --retain 64 --text-tokens 60 --batch 1 "
         "--repeats 3 --dtype float32 --device cpu"
     )
     assert {"packages", "processor"} <= set(stored["environment"])

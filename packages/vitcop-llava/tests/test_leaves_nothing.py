@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 import vitcop_llava
 from vitcop_llava import ViTCoP
-from vitcop_llava.active import active_call, active_tower
+from vitcop_llava.hooks.active import active_call, active_tower
 
 Make = Callable[..., Tensor]
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vitcop_llava import loading
-from vitcop_llava.demo.build import demo_processor, initialised_model, save_demo
-from vitcop_llava.loading import HubError, find_device, find_source, load
-from vitcop_llava.processors import ModelError
+from vitcop_llava.tools.demo.build import demo_processor, initialised_model, save_demo
+from vitcop_llava.tools.model import loading
+from vitcop_llava.tools.model.loading import HubError, find_device, find_source, load
+from vitcop_llava.tools.model.processors import ModelError
 
 GRID = 4
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core.presets import equal_budgets
 from vitcop_llava import prune
 from vitcop_llava.families import locate
-from vitcop_llava.measuring import cache_bytes, measure
+from vitcop_llava.tools.model.measuring import cache_bytes, measure
 
 METHODS = ("FastV", "PyramidDrop", "SparseVLM", "VisionZip", "ViTCoP")
 pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import FastV, ViTCoP
-from vitcop_llava.images import ImageError, read_image
+from vitcop_llava.tools.media.images import ImageError, read_image
 
 Inputs = Callable[..., dict[str, Any]]
 PROMPT: list[list[Any]] = [[2, (96, 96), 3]]

@@ -13,7 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
-from vitcop_llava.fingerprint import fingerprint
+from vitcop_llava.weights.fingerprint import fingerprint
 
 # PEFT asks transformers for a property by its older name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitcop_llava import bench_reuse
+from vitcop_llava.tools.benchmark import reuse as bench_reuse
 
 
 @pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
@@ -25,5 +25,7 @@ def test_bench_stores_times_settings_and_machine(tmp_path: Path, capsys: pytest.
     ratio = statistics.median(stored["reuse"]) / statistics.median(stored["pruned"])
     assert stored["over_pruned"] == pytest.approx(ratio)
     assert {"packages", "processor"} <= set(stored["environment"])
-    assert stored["command"].startswith("python -m vitcop_llava.bench_reuse --shape small --retain 64 --questions 3 ")
+    assert stored["command"].startswith(
+        "python -m vitcop_llava.tools.benchmark.reuse --shape small --retain 64 --questions 3 "
+    )
     assert "3 questions, reuse" in capsys.readouterr().out

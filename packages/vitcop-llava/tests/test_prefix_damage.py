@@ -21,7 +21,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
-from vitcop_llava.sealed_file import MAX_HEADER, DamageError, read_header, read_tensors, write_sealed
+from vitcop_llava.prefix.sealed_file import MAX_HEADER, DamageError, read_header, read_tensors, write_sealed
 
 Make = Callable[..., Tensor]
 
@@ -249,8 +249,8 @@ from pathlib import Path
 import torch
 import vitcop_llava
 from vitcop_llava import ImagePrefix
-from vitcop_llava.demo.scenes import render, sample_scene
-from vitcop_llava.loading import load
+from vitcop_llava.tools.demo.scenes import render, sample_scene
+from vitcop_llava.tools.model.loading import load
 
 torch.set_num_threads(1)
 folder, picked = Path(sys.argv[1]), random.Random(0)

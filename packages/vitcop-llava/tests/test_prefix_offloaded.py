@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
-from vitcop_llava.fingerprint import fingerprint
-from vitcop_llava.offloading import execution_device
+from vitcop_llava.weights.fingerprint import fingerprint
+from vitcop_llava.weights.offloading import execution_device
 
 Make = Callable[..., Tensor]
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
-from vitcop_llava.sealed_file import write_sealed
+from vitcop_llava.prefix.sealed_file import write_sealed
 
 Make = Callable[..., Tensor]
 QUESTIONS = [[5, 6, 7, 8], [9], [10, 11]]

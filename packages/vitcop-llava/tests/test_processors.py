@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from vitcop_llava.loading import load
-from vitcop_llava.processors import ModelError, read_processor
+from vitcop_llava.tools.model.loading import load
+from vitcop_llava.tools.model.processors import ModelError, read_processor
 
 SETTINGS = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, active
-from vitcop_llava.tower_hooks import TowerHooks
+from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava.hooks import active
+from vitcop_llava.hooks.tower import TowerHooks
 
 Make = Callable[..., Tensor]
 METHODS: list[Any] = [

@@ -15,8 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vitcop_llava
 from vitcop_llava import ViTCoP
-from vitcop_llava.demo.scenes import render, sample_scene
-from vitcop_llava.loading import DEMO_FOLDER, load
+from vitcop_llava.tools.demo.scenes import render, sample_scene
+from vitcop_llava.tools.model.loading import DEMO_FOLDER, load
 
 Make = Callable[..., Tensor]
 METHOD = ViTCoP(retained_tokens=24, cutoff_distance=3.0)

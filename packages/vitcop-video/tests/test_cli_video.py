@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vitcop_llava.cli import app
-from vitcop_llava.cli.errors import UserError
-from vitcop_llava.cli.media import changed_option, parse_sampling
-from vitcop_llava.contact_sheet import FRAME
-from vitcop_llava.loading import load
-from vitcop_llava.processors import ModelError
-from vitcop_llava.video_support import Sampling
+from vitcop_llava.tools.cli import app
+from vitcop_llava.tools.cli.errors import UserError
+from vitcop_llava.tools.cli.media import changed_option, parse_sampling
+from vitcop_llava.tools.media.video_support import Sampling
+from vitcop_llava.tools.model.loading import load
+from vitcop_llava.tools.model.processors import ModelError
+from vitcop_llava.tools.pictures.contact_sheet import FRAME
 from vitcop_video import backend_status, read_video
 from vitcop_video.clips import Clip as Settings
 from vitcop_video.clips import write_clip
@@ -179,7 +179,7 @@ def test_ask_names_what_is_wrong(checkpoint: Path, clip: Clips, arguments: list[
 
 
 def test_a_model_of_images_refuses_clips(clip: Clips) -> None:
-    from vitcop_llava.loading import DEMO_FOLDER
+    from vitcop_llava.tools.model.loading import DEMO_FOLDER
 
     result = ask(DEMO_FOLDER, clip("one.mp4"), "What happens?", "--frames", 1)
     assert result.exit_code == 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitcop_llava.demo.questions import NUMBERS
-from vitcop_llava.demo.scenes import CELLS, COLORS
+from vitcop_llava.tools.demo.questions import NUMBERS
+from vitcop_llava.tools.demo.scenes import CELLS, COLORS
 from vitcop_video import read_video
 from vitcop_video.demo.build import words
 from vitcop_video.demo.events import FRAMES, MAX_SHAPES, Clip, render_clip, sample_clip

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import LlavaProcessor
 
-from vitcop_llava.demo.packing import Packer
-from vitcop_llava.demo.tower import normalised
+from vitcop_llava.tools.demo.packing import Packer
+from vitcop_llava.tools.demo.tower import normalised
 from vitcop_video.demo.build import demo_model, demo_processor, words
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
 from vitcop_video.demo.language import TURNS, clip_features, squeezed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitcop_llava.analysis import analyze, observe
+from vitcop_llava.tools.analysis import analyze, observe
 
 SIDE, PATCH, TOKENS, VIDEO_TOKEN = 64, 8, 16, 99
 

@@ -7,11 +7,11 @@ import torch
 from typer.testing import CliRunner
 
 from vitcop_core import ViTCoP
-from vitcop_llava.benchmark.oracle import run_oracle
-from vitcop_llava.benchmark.prompts import make_prompt
-from vitcop_llava.benchmark.shapes import SHAPES, random_model
-from vitcop_llava.cli import app
 from vitcop_llava.families import locate
+from vitcop_llava.tools.benchmark.oracle import run_oracle
+from vitcop_llava.tools.benchmark.prompts import make_prompt
+from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model
+from vitcop_llava.tools.cli import app
 
 
 def test_oracle_of_clips_runs_every_layer_at_the_length_of_the_plan() -> None:

@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import vitcop_llava
-from vitcop_llava.demo.build import demo_processor
+from vitcop_llava.tools.demo.build import demo_processor
 from vitcop_video.processing import ClipProcessor, expand_video_tokens
 
 PINPOINTS = [[64, 128], [128, 64], [128, 128]]

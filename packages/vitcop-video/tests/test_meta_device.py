@@ -9,7 +9,9 @@ import torch
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import FastV, VisionZip, ViTCoP, opening, vision_hooks
+from vitcop_llava import FastV, VisionZip, ViTCoP
+from vitcop_llava.hooks import opening
+from vitcop_llava.hooks import vision as vision_hooks
 
 FRAMES, TOKENS = 4, 16
 SHARE: Any = {"retention_ratio": Fraction(5, 12)}

@@ -36,7 +36,7 @@ for call in (read_video, open_video):
     except VideoError as error:
         print(error)
 from pathlib import Path
-from vitcop_llava.video_support import Sampling
+from vitcop_llava.tools.media.video_support import Sampling
 try:
     vitcop_video.support.read_clip(Path(sys.argv[1]), Sampling())
 except ValueError as error:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
         ViTCoP,
         find_method,
     )
-    from vitcop_llava.prefix import ImagePrefix, encode_image
+    from vitcop_llava.families.tiling import Tiling, tile_image
+    from vitcop_llava.prefix.image_prefix import ImagePrefix, encode_image
     from vitcop_llava.pruner import Pruner, prune
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
-    from vitcop_llava.tiling import Tiling, tile_image
 
 __all__ = [
     "FastV",
@@ -49,7 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "FastV": "vitcop_core",
     "FeatureScaleWarning": "vitcop_llava.report",
-    "ImagePrefix": "vitcop_llava.prefix",
+    "ImagePrefix": "vitcop_llava.prefix.image_prefix",
     "LanguageModelShape": "vitcop_core",
     "Method": "vitcop_core",
     "Plan": "vitcop_core",
@@ -58,13 +58,13 @@ _HOMES = {
     "Report": "vitcop_llava.report",
     "SparseVLM": "vitcop_core",
     "Survivors": "vitcop_llava.report",
-    "Tiling": "vitcop_llava.tiling",
+    "Tiling": "vitcop_llava.families.tiling",
     "ViTCoP": "vitcop_core",
     "VisionZip": "vitcop_core",
-    "encode_image": "vitcop_llava.prefix",
+    "encode_image": "vitcop_llava.prefix.image_prefix",
     "find_method": "vitcop_core",
     "prune": "vitcop_llava.pruner",
-    "tile_image": "vitcop_llava.tiling",
+    "tile_image": "vitcop_llava.families.tiling",
 }
 
 

@@ -15,17 +15,17 @@ from torch import nn
 
 from vitcop_core import Method
 from vitcop_core.shown import shown
-from vitcop_llava.call_hooks import CallHooks
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
+from vitcop_llava.hooks.calls import CallHooks
+from vitcop_llava.hooks.language import LanguageHooks
+from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
+from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.state import Call
+from vitcop_llava.hooks.tower import TowerHooks
+from vitcop_llava.hooks.vision import FeatureHooks, VisionHooks
 from vitcop_llava.kernels import load_kernels
-from vitcop_llava.language_hooks import LanguageHooks
-from vitcop_llava.patching import CleanCopies, Removable, forget_compiled, is_compiled
-from vitcop_llava.planning import Planner
 from vitcop_llava.report import Report, Survivors, survivors_of
-from vitcop_llava.state import Call
-from vitcop_llava.tower_hooks import TowerHooks
-from vitcop_llava.vision_hooks import FeatureHooks, VisionHooks
 
 
 class Settings(NamedTuple):

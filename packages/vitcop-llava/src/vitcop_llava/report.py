@@ -14,11 +14,11 @@ from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_core.shown import shown
-from vitcop_llava.counting import by_row, members_of, share_out
 from vitcop_llava.families import Parts
-from vitcop_llava.kept import PlannedImage
+from vitcop_llava.hooks.counting import by_row, members_of, share_out
+from vitcop_llava.hooks.kept import PlannedImage
+from vitcop_llava.hooks.state import Call, EncodedImages
 from vitcop_llava.report_rows import RowReport, Stage
-from vitcop_llava.state import Call, EncodedImages
 
 __all__ = ["FeatureScaleWarning", "Report", "RowReport", "Stage", "StageSurvivors", "Survivors", "survivors_of"]
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vitcop_llava.environment import VIDEO_PACKAGES
-from vitcop_llava.environment import environment as environment_with
+from vitcop_llava.tools.model.environment import VIDEO_PACKAGES
+from vitcop_llava.tools.model.environment import environment as environment_with
 
 
 def environment() -> dict[str, Any]:

@@ -1,17 +1,17 @@
-"""What the `vitcop` command needs of this package: see `vitcop_llava.video_support`, which finds this module."""
+"""What the `vitcop` command needs of this package: `vitcop_llava.tools.media.video_support` finds this module."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitcop_llava.video_support import Clip, Sampling
+from vitcop_llava.tools.media.video_support import Clip, Sampling
 from vitcop_video.readers.base import VideoError
 from vitcop_video.readers.choice import backend_status as readers
 from vitcop_video.video import read_video
 
 if TYPE_CHECKING:
-    from vitcop_llava.demo.questions import Question
+    from vitcop_llava.tools.demo.questions import Question
     from vitcop_video.processing import ClipProcessor
 
 __all__ = ["demo_folder", "processor", "read_clip", "readers", "write_demo"]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from vitcop_core import LanguageModelShape
-from vitcop_llava.tiling import Tiling, tile_image
+from vitcop_llava.families.tiling import Tiling, tile_image
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitcop_llava.families.base import Anyres, Parts
 from vitcop_llava.families.clip import clip_parts
-from vitcop_llava.tiling import check_pinpoints
+from vitcop_llava.families.tiling import check_pinpoints
 
 
 def locate(model: Any) -> Parts:

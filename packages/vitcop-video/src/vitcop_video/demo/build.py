@@ -18,9 +18,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from vitcop_core.files import write_text
-from vitcop_llava.demo.build import CHAT_TEMPLATE, PATCH_SIZE, SPECIAL_TOKENS, word_tokenizer
-from vitcop_llava.demo.questions import vocabulary
-from vitcop_llava.loading import DEMO_FOLDER as IMAGE_DEMO
+from vitcop_llava.tools.demo.build import CHAT_TEMPLATE, PATCH_SIZE, SPECIAL_TOKENS, word_tokenizer
+from vitcop_llava.tools.demo.questions import vocabulary
+from vitcop_llava.tools.model.loading import DEMO_FOLDER as IMAGE_DEMO
 from vitcop_video.demo.events import FRAMES, SIDE
 from vitcop_video.demo.questions import new_words
 from vitcop_video.processing import ClipProcessor

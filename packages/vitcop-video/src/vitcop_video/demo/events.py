@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcop_llava.demo.scenes import CELLS, COLORS, SHAPES, Scene, SceneShape, render
+from vitcop_llava.tools.demo.scenes import CELLS, COLORS, SHAPES, Scene, SceneShape, render
 
 FRAMES = 8
 SIDE = 168

@@ -15,11 +15,11 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaProcessor
 
-from vitcop_llava.demo.language import FIRST_TRAINING_SEED, QUESTIONS_PER_KIND
-from vitcop_llava.demo.optimise import descend, optimizer_for, shuffled
-from vitcop_llava.demo.packing import IGNORED, Packer
-from vitcop_llava.demo.questions import Question
-from vitcop_llava.demo.tower import normalised
+from vitcop_llava.tools.demo.language import FIRST_TRAINING_SEED, QUESTIONS_PER_KIND
+from vitcop_llava.tools.demo.optimise import descend, optimizer_for, shuffled
+from vitcop_llava.tools.demo.packing import IGNORED, Packer
+from vitcop_llava.tools.demo.questions import Question
+from vitcop_llava.tools.demo.tower import normalised
 from vitcop_video.demo.events import FRAMES, Clip, render_clip, sample_clip
 from vitcop_video.demo.questions import KINDS, listing, sample_questions
 from vitcop_video.demo.thinning import (
@@ -144,8 +144,8 @@ class LanguageTrainer:
 def squeezed(positions: Tensor, first: int, tokens: int, rng: np.random.Generator) -> Tensor:
     """Positions ``[b, length]`` with each row's clip squeezed at random, and the text after it moved up.
 
-    As :func:`vitcop_llava.demo.language.warped` does for images, and for its reason. Half of the rows are left as they
-    are, a quarter is squeezed evenly, and in the last quarter some frames are squeezed more than others. The first
+    As :func:`vitcop_llava.tools.demo.language.warped` does for images, and for its reason. Half of the rows are left as
+    they are, a quarter is squeezed evenly, and in the last quarter some frames are squeezed more than others. The first
     frame's tokens start at ``first``, and each frame has ``tokens``; none is left out.
     """
     rows = len(positions)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitcop_llava.demo.questions import NUMBERS, Question
-from vitcop_llava.demo.scenes import CELLS
+from vitcop_llava.tools.demo.questions import NUMBERS, Question
+from vitcop_llava.tools.demo.scenes import CELLS
 from vitcop_video.demo.events import DIRECTIONS, Clip, Event, sample_clip
 
 KINDS = ("order", "direction", "count", "change", "which", "start", "end")

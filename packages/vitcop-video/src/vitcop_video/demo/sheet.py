@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vitcop_core.files import write_whole
-from vitcop_llava.drawing import FAINT
-from vitcop_llava.panels import INK, PAPER
+from vitcop_llava.tools.pictures.panels import INK, PAPER
+from vitcop_llava.tools.pictures.survivors import FAINT
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
 from vitcop_video.demo.questions import listing, questions_about
 

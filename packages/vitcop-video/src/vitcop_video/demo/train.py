@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from vitcop_core.files import write_whole
-from vitcop_llava.demo.training_log import NOTE, training_log
+from vitcop_llava.tools.demo.training_log import NOTE, training_log
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
 from vitcop_video.demo.language import STAGES, LanguageTrainer, clip_features
 from vitcop_video.processing import ClipProcessor

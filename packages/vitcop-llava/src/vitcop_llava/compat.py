@@ -1,0 +1,46 @@
+"""What differs between the versions of transformers that are supported: the one place that knows of versions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+ENCODE_AHEAD = "_prepare_multimodal_encoder_kwargs_for_generation"
+"""The step of `generate` that encodes images ahead of the first forward; versions before 5.20 have none."""
+
+PLACEHOLDER_MASK = "get_placeholder_mask"
+"""The step of a forward that finds the placeholders, and holds their number against the features'. It waits for the
+device twice, with the tower still at work and before the first layer is launched."""
+
+
+def checkpoints_rerun_hooks() -> bool:
+    """Whether gradient checkpointing runs a layer's hooks a second time, outside of the call: before 5.20 it does."""
+    return "__call__" in vars(GradientCheckpointingLayer)
+
+
+def pixels_argument(get_features: Callable[..., Any]) -> str:
+    """What the pixels of `get_video_features` are called, its first argument: transformers has renamed it."""
+    return next(iter(inspect.signature(get_features).parameters))
+
+
+def split_clips(features: Tensor | Sequence[Tensor], frames: Sequence[int]) -> list[Tensor]:
+    """One entry for each clip, in the form in which this version of transformers expects it.
+
+    Entries that are objects of their own can be told apart when `generate` repeats them, rows of one tensor cannot.
+
+    Args:
+        features: ``[clips, F * m, d]``, or as many ``[F, m, d]`` (before 5.20 or so); of clips that were joined to one,
+            the same of that one.
+        frames: F of each clip.
+    """
+    if len(features) == len(frames):
+        return [*features]
+    (joined,) = features
+    if joined.ndim == 3:
+        return [*joined.split([*frames])]
+    each = joined.shape[0] // sum(frames)
+    return [*joined.split([count * each for count in frames])]

@@ -1,0 +1,62 @@
+"""Reads clips of video, of one length or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
+    """The frames of each clip, and all of them as the model takes them.
+
+    The model looks at each frame by itself, so clips of different lengths are to it one long clip.
+
+    Args:
+        pixels: ``[clips, F, 3, s, s]``; or a list with ``[F, 3, s, s]`` for each clip, where they differ in length.
+        frame_size: s.
+
+    Returns:
+        F of each clip; and ``[clips, F, 3, s, s]``, or ``[1, frames of all clips, 3, s, s]`` from a list.
+
+    Raises:
+        TypeError: There are no pixels, or a clip is no tensor.
+        ValueError: The shape is another, or a clip has no frame.
+    """
+    if isinstance(pixels, Tensor):
+        _check_shape(pixels, 5, frame_size)
+        return [pixels.shape[1]] * pixels.shape[0], pixels
+    if not isinstance(pixels, list | tuple) or not pixels or not all(isinstance(clip, Tensor) for clip in pixels):
+        kind = type(pixels).__name__
+        raise TypeError(f"pixel_values_videos: must be a tensor, or a list with a tensor for each clip, got {kind}")
+    for clip in pixels:
+        _check_shape(clip, 4, frame_size)
+    return [len(clip) for clip in pixels], torch.cat([*pixels])[None]
+
+
+def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
+    shape = tuple(pixels.shape)
+    if len(shape) != dimensions or shape[-3:] != (3, side, side) or 0 in shape:
+        wanted = f"[clips, frames, 3, {side}, {side}]" if dimensions == 5 else f"[frames, 3, {side}, {side}] in a list"
+        raise ValueError(f"pixel_values_videos: must be of shape {wanted}, with one frame at least, got {shape}")
+
+
+def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
+    """Raises unless the clips are those that the prompt has placeholders for; counts these once.
+
+    transformers counts them as well, a moment later, and says less.
+
+    Args:
+        frames: Of each clip of the batch.
+        tokens: Of each frame.
+        where: ``[B, L]`` bool, the placeholders.
+
+    Raises:
+        ValueError: They disagree.
+    """
+    needed, found = sum(frames) * tokens, int(where.sum().item())
+    if found != needed:
+        clips = f"clips of {', '.join(map(str, frames))} frames"
+        raise ValueError(f"pixel_values_videos: {clips} stand for {needed} placeholders, and input_ids holds {found}")

@@ -1,0 +1,130 @@
+"""What is running now, in context variables: threads, tasks and nested models never see each other's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from vitcop_llava.hooks.state import Call, TowerPass
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A running ``generate`` of the model that ``owner`` prunes; as an assistant's draft it sees no images."""
+
+    owner: int
+    is_draft: bool
+
+
+_call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)
+_tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
+_generation: ContextVar[Generation | None] = ContextVar("vitcop_generation", default=None)
+_ahead: ContextVar[int | None] = ContextVar("vitcop_ahead", default=None)
+_continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuation", default=None)
+_top: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_top", default=None)
+_expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
+
+
+def active_call(owner: int | None = None) -> Call | None:
+    """The forward pass that hooks are running in, in this thread or task; None if it is not ``owner``'s."""
+    call = _call.get()
+    return call if call is None or owner is None or call.owner == owner else None
+
+
+def open_call(owner: int) -> Call:
+    """Make a new call of ``owner`` the active one."""
+    announced = _continuation.get()
+    continuation = announced[1] if announced is not None and announced[0] == owner else 0
+    call = Call(owner, outer=_call.get(), continuation=continuation)
+    _call.set(call)
+    _continuation.set(None)
+    _expected.set(None)
+    return call
+
+
+def close_call(call: Call) -> None:
+    """Put back the call that was active before, and let go of what only the forward needed."""
+    _call.set(call.outer)
+    call.outer = call.seen = None
+    if call.run is not None:
+        call.run.release()
+
+
+def announce_continuation(owner: int, columns: int) -> None:
+    """Note how many columns at the end of ``owner``'s next call follow the prompt."""
+    _continuation.set((owner, columns))
+
+
+def expect_call(owner: int | None) -> None:
+    """Note that ``owner``'s base module begins to run, and is about to open a call; None where it has ended."""
+    _expected.set(owner)
+
+
+def is_expected(owner: int) -> bool:
+    """Whether ``owner``'s base module runs without having opened a call: its forward is no longer the pruner's."""
+    return _expected.get() == owner
+
+
+@contextmanager
+def generating(owner: int, *, is_draft: bool) -> Iterator[None]:
+    """Run a ``generate`` of the model that ``owner`` prunes."""
+    token = _generation.set(Generation(owner, is_draft))
+    try:
+        yield
+    finally:
+        _generation.reset(token)
+
+
+@contextmanager
+def encoding_ahead(owner: int) -> Iterator[None]:
+    """Run the step of ``generate`` that encodes images for the model that ``owner`` prunes."""
+    token = _ahead.set(owner)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
+def is_encoding_ahead(owner: int) -> bool:
+    """Whether ``generate`` of ``owner``'s model encodes images, in this thread or task."""
+    return _ahead.get() == owner
+
+
+def active_generation(owner: int) -> Generation | None:
+    """The ``generate`` of ``owner``'s model that is running, in this thread or task."""
+    generation = _generation.get()
+    return generation if generation is not None and generation.owner == owner else None
+
+
+def active_tower(owner: int) -> TowerPass | None:
+    """The image encoding that hooks of ``owner`` are running in."""
+    tower = _tower.get()
+    return tower if tower is not None and tower.encoded.owner == owner else None
+
+
+def set_tower(tower: TowerPass | None) -> None:
+    """Make ``tower`` the active one."""
+    _tower.set(tower)
+
+
+@contextmanager
+def tower_ends_at(owner: int, top: int | None) -> Iterator[None]:
+    """Let the vision tower of ``owner``'s model run once without the layers above hidden state ``top``; None: whole."""
+    token = _top.set(None if top is None else (owner, top))
+    try:
+        yield
+    finally:
+        _top.reset(token)
+
+
+def tower_top(owner: int) -> int | None:
+    """The last hidden state that is wanted of the tower of ``owner``'s model; None where all are."""
+    wanted = _top.get()
+    return wanted[1] if wanted is not None and wanted[0] == owner else None
+
+
+def tower_has_ended() -> None:
+    """Note that the tower has run: whoever calls it next gets all of it."""
+    _top.set(None)

@@ -1,0 +1,151 @@
+"""What opens and closes a call: around the base module's forward, and around ``generate``, which may encode ahead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from vitcop_llava.compat import ENCODE_AHEAD, PLACEHOLDER_MASK
+from vitcop_llava.families import Parts
+from vitcop_llava.hooks import layout
+from vitcop_llava.hooks.active import (
+    active_call,
+    active_generation,
+    announce_continuation,
+    close_call,
+    encoding_ahead,
+    expect_call,
+    generating,
+    open_call,
+)
+from vitcop_llava.hooks.checks import PIXELS
+from vitcop_llava.hooks.counting import either
+from vitcop_llava.hooks.opening import check_continuing, check_opening
+from vitcop_llava.hooks.patching import Removable, Replacement, eager
+from vitcop_llava.hooks.reading import read_prompt
+from vitcop_llava.hooks.state import Call, Source
+from vitcop_llava.hooks.vision import arguments_of, encoded_of
+
+Kwargs = dict[str, Any]
+
+
+class CallHooks:
+    """Opens and closes a call around the base module's forward. Holds no state of any call.
+
+    Compiled code that calls the base module leaves it, and whatever is pruned, to Python. Where the budget keeps every
+    token there is nothing to leave.
+    """
+
+    def __init__(
+        self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
+    ) -> None:
+        self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
+        self._signature = inspect.signature(parts.base.forward)
+        self._identity = identity
+
+    def attach(self) -> Iterator[Removable]:
+        """Put the hooks on, yielding what takes each off."""
+        yield Replacement(self._parts.base, "forward", self._run if self._identity else eager(self._run))
+        yield Replacement(self._model, "generate", self._generate)
+        if hasattr(self._model, ENCODE_AHEAD):
+            yield Replacement(self._model, ENCODE_AHEAD, self._encode_ahead)
+        if not self._identity:
+            if hasattr(self._parts.base, PLACEHOLDER_MASK):
+                yield Replacement(self._parts.base, PLACEHOLDER_MASK, self._placeholder_mask)
+            yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
+            yield self._parts.base.register_forward_pre_hook(eager(self._expect))
+            yield self._parts.base.register_forward_hook(eager(self._expect_no_more), always_call=True)
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        config = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        with generating(self._owner, is_draft=bool(getattr(config, "is_assistant", None))):
+            return original(*args, **kwargs)
+
+    def _encode_ahead(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with encoding_ahead(self._owner):
+            return original(*args, **kwargs)
+
+    def _placeholder_mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The mask of each kind of placeholder. Their number is known on the host; a wrong one is left to transformers,
+        which refuses it. On a device without values there is nothing to count.
+        """
+        call, given = active_call(self._owner), arguments_of(original, args, kwargs)
+        embeds, kinds = given["inputs_embeds"], self._parts.token_ids
+        if call is None or call.placeholders is None or call.placeholders.shape != embeds.shape[:2]:
+            return original(*args, **kwargs)
+        features = {kind: given.get(f"{kind}_features") for kind in kinds}
+        sizes = {kind: each.numel() // embeds.shape[-1] for kind, each in features.items() if each is not None}
+        if not embeds.is_meta and (call.seen is None or not call.seen.holds(sizes)):
+            return original(*args, **kwargs)
+        found = (
+            call.sources[kind].where if kind in call.sources else layout.placeholders(given, self._parts, token_id)
+            for kind, token_id in kinds.items()
+        )
+        masks = tuple(each[..., None].to(embeds.device) for each in found)
+        return masks if len(masks) > 1 else masks[0]
+
+    def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+        # In `generate` the prompt ends where logits are first asked for: verifying candidates asks for all of theirs.
+        last = kwargs.get("logits_to_keep") if active_generation(self._owner) is not None else None
+        announce_continuation(self._owner, last - 1 if isinstance(last, int) and last > 0 else 0)
+
+    def _expect(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        expect_call(self._owner)
+
+    def _expect_no_more(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        expect_call(None)
+
+    def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            if self._identity:
+                return original(*args, **kwargs)
+            raise ValueError(
+                "model: must not be exported or traced into one graph while it is pruned: what is cut differs from "
+                "call to call; leave the `with` block first, or compile with fullgraph=False"
+            )
+        given = kwargs
+        if args:
+            given = self._signature.bind_partial(*args, **kwargs).arguments
+            given = {**given, **given.get("kwargs", {})}
+        call = open_call(self._owner)
+        try:
+            self._open(call, given)
+            output = original(*args, **kwargs)
+        finally:
+            close_call(call)
+        self._finished(call)
+        return output
+
+    def _open(self, call: Call, given: Kwargs) -> None:
+        cache = given.get("past_key_values")
+        past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
+        call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
+        sources = self._sources(given)
+        for kind, source in sources.items():
+            output = (given.get("mm_encoder_outputs") or {}).get(kind)
+            source.encoded = None if output is None else encoded_of(output)
+        if self._identity:
+            check_continuing(given, self._parts, past, brings_images=bool(sources))
+        else:
+            generation = active_generation(self._owner)
+            is_draft = generation is not None and generation.is_draft
+            check_opening(given, sources, self._parts, call, past=past, is_draft=is_draft)
+        if sources:
+            call.sources, call.placeholders = sources, either([source.where for source in sources.values()])
+            if not self._identity:
+                where = {kind: source.where for kind, source in sources.items()}
+                call.seen = read_prompt(where, given, self._parts.token_ids)
+
+    def _sources(self, given: Kwargs) -> dict[str, Source]:
+        """The images and clips of a call, by kind."""
+        found, outputs = {}, given.get("mm_encoder_outputs") or {}
+        for kind, token_id in self._parts.token_ids.items():
+            pixels = given.get(PIXELS[kind])
+            if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
+                found[kind] = Source(layout.placeholders(given, self._parts, token_id))
+        return found

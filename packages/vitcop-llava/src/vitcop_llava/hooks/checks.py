@@ -1,0 +1,209 @@
+"""Reject calls that cannot be pruned, naming the argument. Checks read shapes only, unless noted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vitcop_llava.compat import checkpoints_rerun_hooks
+from vitcop_llava.families import Parts
+from vitcop_llava.families.clip import one_layer
+from vitcop_llava.hooks.state import EncodedImages
+
+Given = dict[str, Any]
+
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument of ``forward`` that each kind of input comes in."""
+
+_SEAMS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""Arguments that tell an attention kernel where packed samples meet."""
+
+_REPLACED = "leave the `with` block, or remove() the pruner, and prune the model as it is then"
+
+
+def check_call(given: Given, parts: Parts) -> None:
+    """Raise for a call with images or clips that cannot be pruned.
+
+    Raises:
+        ValueError: More images or clips than the prompt has room for, packed samples, or gradient checkpointing in a
+            version of transformers whose checkpoints run hooks twice.
+    """
+    ids = given.get("input_ids")
+    room = (given["inputs_embeds"][..., 0] if ids is None else ids).numel()
+    for kind in parts.token_ids:
+        images, needed = _needed(kind, given, parts)
+        if needed > room:  # the reverse takes counting placeholders, which is done with the layout
+            raise ValueError(
+                f"{PIXELS[kind]}: {images} {kind}s stand for {needed} placeholders in input_ids, which has {room} "
+                "tokens in all; prompt and images must agree"
+            )
+    seams = [name for name in _SEAMS if given.get(name) is not None]
+    if seams:
+        raise ValueError(
+            f"{seams[0]}: must be None in a call with images, got the seams of packed samples: what is cut would move "
+            "them; give each sample a row of its own, padded"
+        )
+    if is_checkpointing(parts) and checkpoints_rerun_hooks():
+        raise ValueError(
+            "model: gradient checkpointing runs the layers a second time outside the call that pruned them in this "
+            "version of transformers; switch it off, call model.eval(), or use transformers 5.20 or newer"
+        )
+
+
+def is_checkpointing(parts: Parts) -> bool:
+    """Whether the language model forgets activations in this call, to compute them again for the gradients."""
+    return parts.language_model.training and bool(getattr(parts.language_model, "gradient_checkpointing", False))
+
+
+def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
+    """How many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
+    encoded = (given.get("mm_encoder_outputs") or {}).get(kind)
+    if encoded is not None:
+        return len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)
+    # Sizes may be on the device, and clips are looked at when they are encoded: then the images themselves tell.
+    pixels = given.get(PIXELS[kind])
+    images = 0 if pixels is None else len(pixels)
+    is_known = kind == "image" and parts.anyres is None and parts.scored is not None
+    return images, images * parts.visual_tokens if is_known else 0
+
+
+def check_unchanged(parts: Parts) -> None:
+    """Raise unless the model still has the parts that hooks are on.
+
+    Raises:
+        ValueError: Its vision tower, projector, language model or a decoder layer was replaced since.
+    """
+    base: Any = parts.base
+    language_model: Any = parts.language_model
+    found = {
+        "vision tower": base.vision_tower is parts.vision_tower,
+        "projector": base.multi_modal_projector is parts.projector,
+        "language model": base.language_model is parts.language_model,
+        "decoder layers": [*language_model.layers] == [*parts.decoder_layers],
+    }
+    for name, is_same in found.items():
+        if not is_same:
+            raise ValueError(f"model: must keep its {name} while it is pruned, got another; {_REPLACED}")
+
+
+def check_expected(*, is_opened: bool) -> None:
+    """Raise where the language model runs for a base module whose forward is no longer the pruner's.
+
+    Raises:
+        ValueError: It does.
+    """
+    if not is_opened:
+        raise ValueError(
+            "model: must keep the forward of its base module while it is pruned, got another: hooks of accelerate were "
+            f"removed, or somebody put back an older one; {_REPLACED}"
+        )
+
+
+def check_ran(ran: int, layers: int) -> None:
+    """Raise unless every decoder layer ran under its hook, once, in a call that lost tokens.
+
+    Raises:
+        ValueError: Some did not.
+    """
+    if ran != layers:
+        raise ValueError(
+            f"model: must run each of its {layers} decoder layers once in a call that is pruned, got {ran} runs: "
+            f"a part of it was replaced; {_REPLACED}"
+        )
+
+
+def check_feature_choice(given: Given, parts: Parts) -> None:
+    """Raise where a call asks for another feature of the vision tower than the configured one.
+
+    Raises:
+        ValueError: It does, or the configured one is none that patches can be scored for.
+    """
+    scored = parts.scored
+    if scored is None:
+        raise ValueError(f"model: {parts.obstacle}")
+    layer = one_layer(given.get("vision_feature_layer"))
+    if layer is not None and layer not in (scored.index, scored.index - scored.states):
+        raise ValueError(f"vision_feature_layer: must be {scored.index}, as configured, got {layer!r}")
+    if given.get("vision_feature_select_strategy") not in (None, "default"):
+        raise ValueError(
+            f"vision_feature_select_strategy: must be 'default', got {given['vision_feature_select_strategy']!r}"
+        )
+
+
+def check_window(length: int, parts: Parts) -> None:
+    """Raise for a sequence that some layer would not attend to as a whole.
+
+    Raises:
+        ValueError: It is longer than the language model's sliding window.
+    """
+    if parts.window is not None and length > parts.window:
+        raise ValueError(
+            f"input_ids: must be at most {parts.window} tokens in all, which is the language model's sliding_window, "
+            f"got {length}: a window would count what was dropped. Shorten the prompt or the answer, or load the model "
+            "with sliding_window=None in its text configuration if it was trained so"
+        )
+
+
+def check_text(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
+    """Raise for a prompt that has placeholders of a kind that there is none of. Reads the prompt.
+
+    Args:
+        ids: ``[B, L]`` int64, the prompt, or the part of it that is new.
+        token_ids: The placeholders of the kinds that the call brings nothing of.
+        past: Tokens in the cache.
+
+    Raises:
+        ValueError: It has.
+    """
+    for kind, token_id in token_ids.items():
+        found = 0 if ids.device.type == "meta" else int((ids == token_id).sum().item())
+        if not found:
+            continue
+        if past:
+            raise ValueError(
+                f"past_key_values: must hold the {kind}s of the prompt whose placeholders (token {token_id}) are in "
+                f"input_ids, got a cache of {past} tokens and {found} placeholders after them, without "
+                f"{PIXELS[kind]}. Give the {kind}s of a new turn with it. A pruned cache that was rebuilt from its "
+                "keys and values, or cut, has lost which placeholders they stand for: pass on the cache itself"
+            )
+        raise ValueError(
+            f"{PIXELS[kind]}: the prompt holds {found} {kind} placeholders (token {token_id}) in input_ids, and "
+            f"there is no {kind}; give the {kind}s with the prompt, or leave the placeholders out"
+        )
+
+
+def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:
+    """Return images that were encoded ahead of the call, if they were encoded under the same pruner, and whole.
+
+    Raises:
+        ValueError: They were not.
+    """
+    if encoded is None or encoded.owner != owner:
+        raise ValueError(
+            "mm_encoder_outputs: must be whole and encoded under the same pruner, by generate; images that were "
+            "encoded by get_image_features or outside the `with` block, or sliced by chunked prefill "
+            "(prefill_chunk_size), cannot be pruned; give pixel_values"
+        )
+    return encoded
+
+
+def check_mask(given: Given, past: int) -> None:
+    """Raise unless the attention mask is 2-D and covers the whole sequence, the cached part included.
+
+    Raises:
+        ValueError: It is not, or does not.
+    """
+    mask = given.get("attention_mask")
+    if mask is None:
+        return
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise ValueError(f"attention_mask: must be 2-D, [batch, length], in a call that is pruned, got {shape}")
+    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+    if mask.shape[1] != past + tokens.shape[1]:
+        raise ValueError(
+            f"attention_mask: must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "
+            f"got shape {shape}"
+        )

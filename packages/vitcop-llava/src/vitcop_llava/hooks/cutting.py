@@ -1,0 +1,68 @@
+"""Applies what a cut has decided: the segment after it, and the hidden states that go on. Decides nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcop_core import Selection
+from vitcop_llava.hooks import aligned
+from vitcop_llava.hooks.state import Call, Run
+from vitcop_llava.sequence.appending import append_segment
+from vitcop_llava.sequence.segment import Segment, cut_segment, on_device, put, restore, survivor_slots, take
+
+
+def apply_cut(
+    run: Run, selection: Selection, keeps: Tensor | None, counts: list[int], slots: int, hidden: Tensor
+) -> tuple[Segment, Tensor, Tensor]:
+    """The segment after a cut.
+
+    Args:
+        run: Its segment is the one before; gets the rotations of the one after, where nothing was appended.
+        selection: What stays.
+        keeps: ``[B]`` int64, visual tokens of each row that stay; None where all rows keep as many.
+        counts: Visual tokens of each row after the cut, those that were appended included.
+        slots: Physical length after the cut.
+        hidden: ``[B, P, d]``.
+
+    Returns:
+        The new segment; ``[B, slots]`` int64, the old slot of each new one, P or more for tokens that were appended
+        (where rows are not aligned); ``[B, slots, d]``.
+    """
+    segment = run.segment
+    assert run.rotary is not None  # set by the first layer
+    if selection.appended is None or selection.appended_at is None:
+        if isinstance(segment.places, range):
+            after, origin, hidden, run.rotary = aligned.cut(run, selection, hidden, run.rotary)
+            return after, origin, hidden
+        survivors = survivor_slots(segment, selection.index, keeps)
+        if selection.hidden is not None:
+            hidden = put(hidden, selection.hidden, survivors)
+        along = (hidden, *run.rotary)
+        after, origin, moved = cut_segment(segment, survivors, keeps, slots, selection.is_merged, along)
+        hidden, cosines, sines = moved
+        # Gathered beside the hidden states they would share their graph, which checkpoints run through by layer.
+        run.rotary = (cosines.detach(), sines.detach())
+        return after, origin, hidden
+    if isinstance(segment.places, range):
+        return aligned.append(run, selection.index, selection.appended_at, selection.appended, hidden)
+    totals = None if keeps is None else on_device(counts, hidden.device)
+    after, origin = append_segment(segment, selection.index, selection.appended_at, totals, slots)
+    return after, origin, take(torch.cat([hidden, selection.appended], dim=1), origin)
+
+
+def labels_after(labels: Tensor | None, index: Tensor, keeps: Tensor | None) -> Tensor | None:
+    """Labels ``[B, N]`` of the tokens at ``index`` [B, k]; N or more past what a row keeps, if rows differ in that."""
+    if labels is None:
+        return None
+    return labels.gather(1, index if keeps is None else index.clamp(max=labels.shape[1] - 1))
+
+
+def restored(call: Call, run: Run, hidden: Tensor, segment: Segment) -> Tensor:
+    """Puts the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``."""
+    assert call.placeholders is not None  # or nothing was cut
+    if isinstance(segment.places, range):
+        assert call.rows is not None  # counted by now
+        assert call.rows.span is not None  # or rows are not aligned
+        return aligned.restore(hidden, segment, run.length, call.rows.span.stop - 1)
+    return restore(hidden, segment, call.placeholders)

@@ -1,0 +1,243 @@
+"""The language model's hooks: logical lengths outside, physical lengths inside.
+
+The base module's forward opens and closes a call. The language model's hooks drop the placeholders that Stage I did not
+keep and put the hidden states back. The decoder layers' apply the cuts, and give each layer the positions and the mask
+of its own segment. None of them decides anything: a method's cuts do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from vitcop_core import DecoderCut, DecoderView, Method
+from vitcop_llava.families import Parts
+from vitcop_llava.families.decoder import check_scoring
+from vitcop_llava.hooks import layout
+from vitcop_llava.hooks.active import active_call, is_expected
+from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotary_of_group
+from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
+from vitcop_llava.hooks.counting import count_rows, without_padding
+from vitcop_llava.hooks.cutting import apply_cut, labels_after, restored
+from vitcop_llava.hooks.patching import HookSwitch, Removable, any_compiled, eager, unless_compiling
+from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.reading import read_prompt
+from vitcop_llava.hooks.scoring import Scoring, own_padding
+from vitcop_llava.hooks.state import Call, Keys, Run
+from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
+from vitcop_llava.sequence.foreign import remember
+from vitcop_llava.sequence.rotary import packed, reindexed
+from vitcop_llava.sequence.segment import Segment, take
+
+Kwargs = dict[str, Any]
+
+
+class LanguageHooks:
+    """The hooks on language model and decoder layers. Holds no state of any call."""
+
+    def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int, *, identity: bool) -> None:
+        self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
+        self._identity = identity
+        # Where the budget keeps everything, hooks are there for caches that another pruner has cut.
+        self._guard, self._stays = unless_compiling if identity else eager, False
+        before = (partial(self._before_layer, index) for index in range(len(parts.decoder_layers)))
+        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)])
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What the hooks go on."""
+        return [self._parts.language_model, *self._parts.decoder_layers]
+
+    def attach(self) -> Iterator[Removable]:
+        """Register the hooks, yielding the handle of each."""
+        yield self._parts.language_model.register_forward_pre_hook(self._guard(self._enter), with_kwargs=True)
+        yield self._parts.language_model.register_forward_hook(self._guard(self._leave))
+        yield self._switch
+        self._stay_if_compiled()
+
+    def _stay_if_compiled(self) -> None:
+        """Leave the layers' hooks on where layers are compiled: that code goes on with the hooks that it was made with,
+        or without any.
+        """
+        if not self._stays and any_compiled(self.modules):
+            self._stays = True
+            self._switch.guard(self._guard)
+            self._switch.hold()
+
+    # The language model: columns become slots, and slots columns.
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
+        self._stay_if_compiled()
+        call = active_call(self._owner)
+        cache: Any = kwargs.get("past_key_values")
+        if call is None:
+            check_expected(is_opened=not is_expected(self._owner))
+            return None
+        if call.placeholders is not None and not self._identity:
+            given = self._begin(call, kwargs)
+            if given is not None:
+                return args, given
+        if is_pruned(cache):
+            return args, self._continue(call, kwargs)
+        return None
+
+    def _begin(self, call: Call, kwargs: Kwargs) -> Kwargs | None:
+        """The arguments of a prefill with images; None where the mask hides them all."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        if is_checkpointing(self._parts):  # keeps no keys
+            cache, use_cache = None, False
+        elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        seen = call.seen
+        if seen is None or not seen.is_of(mask, position_ids):  # somebody has changed them on the way
+            where = {kind: source.where for kind, source in call.sources.items()}
+            seen = read_prompt(where, {"attention_mask": mask, "position_ids": position_ids}, self._parts.token_ids)
+        rows, is_padded = count_rows(call.sources, seen, mask, may_be_packed=mask is None and cache is None)
+        call.sources = {kind: source for kind, source in call.sources.items() if source.images}
+        if not call.sources:
+            call.placeholders = None
+            return None
+        call.run = run = self._new_run(call, cache, mask if is_padded else None)
+        run.hold = self._switch.hold()
+        layout.lay_out(call, run, self._planner, rows, position_ids)
+        if cache is not None:
+            check_cuts(cache, run.cut_layers)
+        if run.segment.slots < run.length or run.segment.valid is not None:
+            embeds = take(embeds, run.segment.columns)
+        if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
+            run.entry = embeds
+        run.keys = keys_of(self._parts, run, embeds, layer=0)
+        given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
+        return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
+
+    def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
+        embeds: Tensor = kwargs["inputs_embeds"]
+        mask = without_padding(kwargs.get("attention_mask"))
+        call.run = run = self._new_run(call, kwargs["past_key_values"], mask)
+        run.length = embeds.shape[1]
+        positions = layout.logical_positions(kwargs.get("position_ids"), run, embeds.device) - run.entry_dropped
+        run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
+        run.is_plain = mask is None and is_plain(run, queries=embeds.shape[1])
+        if not run.is_plain:
+            run.hold = self._switch.hold()
+        return {**kwargs, "position_ids": positions, "attention_mask": mask}
+
+    def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:
+        if cache is None:
+            return Run(None, mask, past=0, continuation=call.continuation)
+        layers = install_layers(cache, self._parts.shape.num_layers)
+        for layer in layers:
+            layer.is_open = True
+        run = Run(layers, mask, layers[0].get_seq_length(), call.continuation, layers[0].entry_dropped)
+        run.shifts = [layer.shift for layer in layers]
+        return run
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call = active_call(self._owner)
+        if call is None or call.run is None or call.placeholders is None or not call.run.segments:
+            return None
+        run, restore = call.run, partial(restored, call, call.run)
+        check_ran(run.ran, self._parts.shape.num_layers)
+        remember(run.layers)
+        output.last_hidden_state = restore(output.last_hidden_state, run.segment)
+        states = getattr(output, "hidden_states", None)
+        if states is not None:
+            # The first is the input of layer 0, the last the normed output, which is restored already.
+            segments = [run.segment_of(max(index - 1, 0)) for index in range(len(states) - 1)]
+            inner = [None if h is None else restore(h, s) for h, s in zip(states, segments, strict=False)]
+            output.hidden_states = (*inner, None if states[-1] is None else output.last_hidden_state)
+        return output
+
+    # The decoder layers: cuts, and every layer's own positions and mask.
+
+    def _before_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs | None = None
+    ) -> tuple[tuple[Any, ...], Kwargs] | None:
+        call = active_call(self._owner)
+        if kwargs is None or call is None or call.run is None or call.run.is_plain:
+            return None
+        run, hidden = call.run, args[0]
+        if not run.segments:
+            own = {"attention_mask": mask_of_group(self._parts, run, hidden, layer=index)}
+            return args, {**kwargs, **own, **rotary_of_group(self._parts, run, hidden, layer=index)}
+        run.ran += 1
+        if run.rotary is None:
+            run.rotary = kwargs["position_embeddings"]
+        if index in run.cut_layers:
+            hidden = self._cut(call, run, index, hidden)
+            run.keys = keys_of(self._parts, run, hidden, layer=index)
+            run.given = self._given(run, run.keys)
+        if index + 1 in run.cut_layers:
+            run.before = hidden
+            if run.layers is None and not is_checkpointing(self._parts):
+                run.tap = kwargs["past_key_values"] = KeyTap()
+        keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
+        assert keys is not None  # made where the segment began
+        if run.layers is not None:
+            what = (keys.columns, covered, run.entry_dropped, run.text_tail)
+            shift = run.shifts[index] + run.packed
+            run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
+        if group == 0:
+            # A model with a window makes a mask of its own, which counts what it sees.
+            return args, kwargs if self._parts.window is None else {**kwargs, "attention_mask": keys.mask}
+        return (hidden, *args[1:]), {**kwargs, **run.given}
+
+    def _given(self, run: Run, keys: Keys) -> Kwargs:
+        """The arguments of the layers behind a cut that differ from the first layer's."""
+        # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
+        ids = None if "flash" in (self._parts.config._attn_implementation or "") else run.segment.position_ids
+        return {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
+
+    def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
+        cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
+        selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
+        if cut.pack_positions:
+            run.packed = run.packed + layout.lost(run, counts, hidden.device)
+        slots = layout.after_cut(run, counts)
+        after, origin, hidden = apply_cut(run, selection, keeps, counts, slots, hidden)
+        after = self._renumber(run, index, cut, after, origin, hidden)
+        is_last = index == run.cut_layers[-1]
+        run.labels = None if is_last else labels_after(run.labels, selection.index, keeps)
+        run.segments.append(after)
+        run.before = run.tap = None
+        return hidden
+
+    def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
+        """Gives the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
+        if cut.pack_positions:
+            first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
+            positions = packed(first, own_padding(run, after), after.slots).expand(origin.shape[0], -1)
+        elif cut.reindex_positions:
+            positions = reindexed(run.segment.position_ids, own_padding(run, run.segment)).gather(1, origin)
+        else:
+            return after
+        run.rotary = self._parts.rotary(like, positions)
+        return replace(after, position_ids=positions)
+
+    def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
+        segment = run.segment
+        held = None if run.layers is None else run.layers[index - 1].keys
+        held = run.tap.keys if held is None and run.tap is not None else held
+        if held is None:
+            check_scoring(self._parts.decoder_layers[index - 1].self_attn)
+        scoring = Scoring(self._parts, run, index, hidden, None if held is None else held.to(hidden.device))
+        own = scoring.own_keys
+        return DecoderView(
+            hidden=segment.visual_of(hidden),
+            keys=segment.visual_of(own, dim=2),
+            labels=run.labels,
+            num_clusters=run.clusters,
+            lengths=segment.lengths,
+            attention=scoring.of_last,
+            own_attention=scoring.of_own_layer,
+            attention_of=scoring.of_text,
+            prompt=scoring.prompt,
+            notes=run.notes,
+        )

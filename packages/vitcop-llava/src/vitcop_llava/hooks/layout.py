@@ -1,0 +1,224 @@
+"""How a batch lies: which row holds which images and clips, what each row keeps, where every token stands.
+
+Counts come from shapes, plans and `counting`, which reads once a prefill. Positions are worked out here and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcop_core import DecoderCut, Plan
+from vitcop_llava.families import Parts
+from vitcop_llava.hooks import aligned
+from vitcop_llava.hooks.counting import by_row, either, members_of
+from vitcop_llava.hooks.kept import DROPPED
+from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.state import Call, Rows, Run, Source
+from vitcop_llava.sequence.segment import Segment, compact, on_device, places_of
+
+Given = dict[str, Any]
+
+
+def find_origin(source: Source, features: Sequence[Tensor]) -> None:
+    """Find out which encoded image each feature is, where `generate` repeated the images of each row.
+
+    `generate` repeats the tensors themselves, in groups that keep the order, so an image is known by being the same
+    object. Where each was moved by itself they are not, and the rows have to tell.
+
+    Args:
+        source: Encoded; gets its ``origin``, or how often its rows were repeated.
+        features: The features as they came, an entry an image.
+
+    Raises:
+        ValueError: The entries are not those that were encoded.
+    """
+    count = len(source.results.images)
+    if len(features) == count:
+        return
+    numbers: dict[int, int] = {}
+    origin = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
+    if len(numbers) == count:
+        source.origin = origin
+    elif count and len(numbers) == len(features) and len(features) % count == 0:
+        source.repeats = len(features) // count
+    else:
+        raise ValueError(
+            f"mm_encoder_outputs: holds {len(features)} image features, {len(numbers)} of them different, "
+            f"but {count} images were encoded"
+        )
+
+
+def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
+    """Where the placeholders of one kind stand: ``[B, L]`` bool."""
+    ids: Tensor | None = given.get("input_ids")
+    if ids is not None:
+        return ids == token_id
+    embeds: Tensor = given["inputs_embeds"]
+    token: Tensor = parts.embeddings(torch.full((), token_id, dtype=torch.int64, device=embeds.device))
+    return (embeds == token).all(-1)
+
+
+def logical_positions(position_ids: Tensor | None, run: Run, device: torch.device) -> Tensor:
+    """The caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
+    if position_ids is not None:
+        return position_ids
+    return torch.arange(run.past, run.past + run.length, device=device)[None]
+
+
+def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, position_ids: Tensor | None) -> None:
+    """Work out the first segment of a call with images, and everything that later cuts count with.
+
+    Args:
+        call: With placeholders and encoded images; gets its plans.
+        run: Gets its first segment, cut layers, labels, counts, and what each row has lost.
+        planner: Gives each row its plan.
+        rows: What each row holds.
+        position_ids: The caller's, ``[B or 1, L]``, or None.
+    """
+    call.rows, sources = rows, list(call.sources.values())
+    call.placeholders = where = either([source.where for source in sources])
+    earlier, first = run.entry_dropped, run.past if position_ids is None else rows.first
+    members = members_of(sources, rows.counts)
+    plans = {row: planner.row(row) for row in set(members)}
+    call.plans = tuple(plans[row] for row in members)
+    run.cut_layers = _cut_layers(call.plans)
+    run.length = where.shape[1]
+    run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
+    lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
+    if rows.span is not None and aligned.is_aligned(call):
+        first = first - earlier if first is not None and isinstance(earlier, int) else None
+        positions = None if first is not None else logical_positions(position_ids, run, where.device) - earlier
+        aligned.enter(call, run, rows.span, first, positions)
+        return
+    codes = _codes_of_columns(sources)
+    visual, kept = where, torch.ones_like(where)
+    if codes is not None:
+        visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
+    positions = logical_positions(position_ids, run, where.device) - earlier - (~kept).cumsum(1)
+    if rows.tokens is not None and run.attention_mask is not None:
+        kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
+    run.text_tail = _text_tail(kept & ~where)
+    columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
+    visual = visual.gather(1, columns)
+    visual = visual if valid is None else visual & valid
+    positions = positions.expand(where.shape[0], -1).gather(1, columns)
+    run.segments = [Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions)]
+    _label(call, run, codes)
+
+
+def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
+    return tuple(sorted({cut.layer for plan in plans if plan is not None for cut in plan.decoder}))
+
+
+def _codes_of_columns(sources: Sequence[Source]) -> Tensor | None:
+    """``[B, L]`` int64: the code of each placeholder, whatever elsewhere; None where every placeholder stays."""
+    found = None
+    if all(source.results.codes is None for source in sources):
+        return None
+    for source in sources:
+        own = _codes_of_source(source)
+        found = own if found is None else torch.where(source.where, own, found)
+    return found
+
+
+def _codes_of_source(source: Source) -> Tensor:
+    codes, where = source.results.codes, source.where
+    if codes is None:
+        return torch.zeros_like(where, dtype=torch.int64)
+    if source.origin is not None:
+        codes = torch.cat(source.batch_codes(codes))
+    number = (where.flatten().cumsum(0) - 1).clamp(min=0, max=codes.shape[0] - 1)
+    return codes.to(where.device).gather(0, number).view_as(where)
+
+
+def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
+    """Books what each row loses before the language model; returns the rows' visual tokens where ragged."""
+    if rows.tokens is None:
+        run.slots = [run.length - tokens for tokens in lost]
+        run.entry_dropped = run.entry_dropped + lost[0]
+        return None
+    run.slots = [tokens - fewer for tokens, fewer in zip(rows.tokens, lost, strict=True)]
+    run.entry_dropped = run.entry_dropped + on_device(lost, device)[:, None]
+    return on_device(run.visual, device)
+
+
+def _text_tail(text: Tensor) -> Tensor:
+    """How many columns at the end are True in every row of ``[B, L]`` bool."""
+    return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
+
+
+def _label(call: Call, run: Run, codes: Tensor | None) -> None:
+    """Gives the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
+    if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
+        return
+    segment, sources = run.segment, list(call.sources.values())
+    slots = segment.visual
+    if codes is None or not any(source.results.labels for source in sources):
+        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
+        run.clusters = max(run.visual)
+        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(slots)
+        return
+    codes = codes.gather(1, segment.columns).gather(1, slots)
+    assert call.rows is not None  # counted by now
+    counts, labels, before = call.rows.counts, None, [0] * len(run.visual)
+    for source, count in zip(sources, counts, strict=True):
+        is_own = source.where.gather(1, segment.columns).gather(1, slots)
+        own, clusters = _labels_of_source(source, count, codes, is_own, ragged=call.rows.tokens is not None)
+        if labels is not None:
+            own = torch.where(is_own, own + on_device(before, own.device)[:, None], labels)
+        labels, before = own, [first + more for first, more in zip(before, clusters, strict=True)]
+    run.clusters, run.labels = max(before), labels
+    if segment.lengths is not None and labels is not None:
+        beyond = torch.arange(labels.shape[1], device=labels.device) >= segment.lengths[:, None]
+        run.labels = labels.masked_fill(beyond, -1)
+
+
+def _labels_of_source(
+    source: Source, count: Sequence[int], codes: Tensor, is_own: Tensor, *, ragged: bool
+) -> tuple[Tensor, list[int]]:
+    """Labels of a source's tokens, counted from 0 in each row, and how many each row has; arbitrary elsewhere."""
+    encoded = source.results
+    if not encoded.labels:  # beside others that are clustered, each of its tokens stands for itself
+        kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, count)]
+        return (is_own.cumsum(1) - 1).clamp(min=0), kept
+    clusters = [sum(encoded.labels[image] for image in row) for row in by_row(source.numbers, count)]
+    if not ragged:
+        starts = torch.arange(len(clusters), device=codes.device) * clusters[0]
+    else:
+        starts = on_device([*accumulate(clusters, initial=0)][:-1], codes.device)
+    return codes - starts[:, None], clusters
+
+
+def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:
+    """The cut before ``layer``, with the most that any row keeps and recycles; how many each keeps, on the device (None
+    where rows are alike); and how many it then has, on the host.
+
+    Rows without images, and rows whose plan has nothing to cut here, keep what they have.
+    """
+    cuts = [next((cut for cut in plan.decoder if cut.layer == layer), None) if plan else None for plan in call.plans]
+    stay = [visual if cut is None else cut.keep for cut, visual in zip(cuts, run.visual, strict=True)]
+    made = [0 if cut is None else cut.recycled for cut in cuts]
+    cut = next(cut for cut in cuts if cut is not None)
+    keeps = None if run.segment.lengths is None else on_device(stay, device)
+    cut = replace(cut, keep=max(stay), recycled=max(made))
+    return cut, keeps, [keep + recycled for keep, recycled in zip(stay, made, strict=True)]
+
+
+def lost(run: Run, counts: list[int], device: torch.device) -> Tensor | int:
+    """By how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
+    fewer = [had - has for had, has in zip(run.visual, counts, strict=True)]
+    return fewer[0] if len(set(fewer)) == 1 else on_device(fewer, device)[:, None]
+
+
+def after_cut(run: Run, counts: list[int]) -> int:
+    """Books a cut that leaves ``counts`` visual tokens in the rows; returns the new physical length."""
+    run.slots = [slots - had + has for slots, had, has in zip(run.slots, run.visual, counts, strict=True)]
+    run.visual = counts
+    return max(run.slots)

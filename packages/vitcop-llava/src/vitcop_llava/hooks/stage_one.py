@@ -1,0 +1,208 @@
+"""Stage I over the units of a call: which patches go through the projector, and what becomes of every placeholder.
+
+Counts come from the plans, on the host; indices stay on the device. Units that use different parts of their grid, or
+keep different numbers, are one ragged batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitcop_core import Method, VisionSelection, VisionView
+from vitcop_llava.families.tiling import Box, Tiling
+from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
+from vitcop_llava.hooks.state import EncodedImages
+from vitcop_llava.sequence.segment import on_device, places_of, take
+
+
+@dataclass(frozen=True)
+class UnitCut:
+    """What one unit offers, keeps, and how many labels its tokens have; all 0 for a tile that is padding alone."""
+
+    box: Box
+    eligible: int
+    keep: int
+    clusters: int
+    is_cut: bool = True
+
+    @property
+    def labels(self) -> int:
+        """Labels of its tokens. Beside units that are clustered, each token of one that is not stands for itself."""
+        return self.clusters or self.keep
+
+
+class _Ragged(NamedTuple):
+    """Units that differ, on the device: ``[C, n]`` eligible patches, and ``[C]`` numbers; all int64."""
+
+    eligible: Tensor
+    lengths: Tensor
+    keeps: Tensor
+    clusters: Tensor
+
+
+def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> tuple[Tensor | None, Tensor | None]:
+    """Chooses patches, and writes into ``encoded`` what became of the placeholders.
+
+    Args:
+        method: Decides.
+        seen: The tower's units, without what is eligible.
+        encoded: With its images planned; gets ``codes``, ``labels`` and ``keys``.
+
+    Returns:
+        ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units, None
+        where they are all kept as they are; and ``[N, d_v]`` what goes through the projector for them, None where it is
+        the patches themselves.
+    """
+    cuts = _unit_cuts(encoded.images)
+    units, patches = seen.hidden.shape[:2]
+    total = sum(cut.keep for cut in cuts)
+    is_cut = any(image.plan.vision is not None for image in encoded.images)
+    if not is_cut and not any(image.lost for image in encoded.images):
+        return None, None
+    ragged = None
+    if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
+        ragged = _ragged(cuts, encoded.images[0].tiling, seen.hidden.device)
+        seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
+    made, keeps = None, None if ragged is None else ragged.keeps
+    if is_cut:
+        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded)
+    else:  # newlines and padding alone are left out
+        index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
+        index = index if ragged is None else ragged.eligible
+    places = index.flatten()
+    if units > 1:
+        places = (index + torch.arange(0, units * patches, patches, device=index.device)[:, None]).flatten()
+    if ragged is None and keeps is None and units == len(encoded.images) and not encoded.images[0].tiling.newlines:
+        encoded.kept = Kept(index, labels, cuts[0].clusters, patches)
+        return (None if total == units * patches and made is None else places), made
+    values = torch.zeros_like(places) if labels is None else labels.flatten()
+    if keeps is not None:
+        used = torch.arange(index.shape[1], device=index.device) < keeps[:, None]
+        own = places_of(used.flatten()[None], total)[0]
+        places, values = places[own], values[own]
+        made = None if made is None else made[own]
+    codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
+    encoded.coded = _packed(codes.view(units, patches), encoded.images)
+    return (None if total == units * patches and made is None else places), made
+
+
+def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor | None:
+    """What becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as in
+    `EncodedImages`; None where all are visual tokens, and stay.
+    """
+    if not any(image.tiling.newlines for image in images):
+        return None
+    codes = torch.zeros(sum(image.tiling.placeholders for image in images), dtype=torch.int64)
+    start = 0
+    for image in images:
+        places = [start + place for place in image.tiling.newline_places]
+        codes[places] = NEWLINE if image.newlines else DROPPED
+        start += image.tiling.placeholders
+    return codes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else codes.to(device)
+
+
+def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
+    """The units of all images, in the order in which the tower sees them."""
+    found = []
+    for image in images:
+        cut, tiling = image.plan.vision, image.tiling
+        keeps, clusters = (tiling.units, (0,) * len(tiling.units)) if cut is None else (cut.keep, cut.clusters)
+        planned = iter(zip(keeps, clusters, strict=True))
+        for box, eligible in zip(tiling.boxes, tiling.counts, strict=True):
+            keep, labels = next(planned) if eligible else (0, 0)
+            found.append(UnitCut(box, eligible, keep, labels, cut is not None))
+    return found
+
+
+def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragged:
+    (rows, columns), table = tiling.grid, []
+    for cut in cuts:
+        top, _, left, right = cut.box
+        table.append((top * columns + left, max(right - left, 1), cut.eligible, cut.keep, cut.clusters))
+    corners, widths, lengths, keeps, clusters = on_device(table, device).unbind(1)
+    number = torch.arange(max(cut.eligible for cut in cuts), device=device)
+    down = torch.div(number, widths[:, None], rounding_mode="floor")
+    eligible = corners[:, None] + down * columns + number - down * widths[:, None]
+    return _Ragged(eligible.clamp(max=rows * columns - 1), lengths, keeps, clusters)
+
+
+def _chosen(
+    method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What Stage I chose in each unit.
+
+    Returns:
+        ``[C, k]`` the patches kept; ``[C, k]`` their labels, counted over the call; ``[C k, d_v]`` features that are to
+        be projected instead of those of patches; ``[C]`` how many are a unit's own, where less than k. The first three
+        are arbitrary past a unit's own number.
+    """
+    keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
+    given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
+    selection = method.cut_vision(seen, keep, clusters, *given)
+    keeps = given[0] if selection.counts is None else selection.counts
+    if selection.clusters is None:
+        return selection.index, None, _made(selection, seen, cuts), keeps
+    index, labels = selection.index, selection.clusters.labels
+    encoded.keys = seen.pooled(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach())[0]
+    if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
+        encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
+    encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
+    if ragged is None and selection.spans is None:
+        if len(cuts) != len(encoded.images):  # otherwise they are counted image by image
+            labels = labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
+        return index, labels, None, keeps
+    firsts = _first_labels(cuts, selection.spans, labels.device)
+    if ragged is not None and keeps is not None:
+        # Where a clip's tokens are shared out anew, those of a frame begin where the frames before it end now.
+        drift = (keeps - ragged.keeps).cumsum(0) - (keeps - ragged.keeps)
+        itself = torch.arange(labels.shape[1], device=labels.device) + drift[:, None]
+        labels = torch.where(ragged.clusters[:, None] > 0, labels, itself)
+    return index, labels + firsts[:, None], None, keeps
+
+
+def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> Tensor | None:
+    """``[C k, d_v]``: the features that a selection brings along; those of the patches for units that are not cut."""
+    if selection.hidden is None:
+        return None
+    made = selection.hidden
+    if not all(cut.is_cut for cut in cuts):
+        own = take(seen.hidden, selection.index.clamp(max=seen.hidden.shape[1] - 1))
+        is_cut = on_device([int(cut.is_cut) for cut in cuts], made.device) > 0
+        made = torch.where(is_cut[:, None, None], made, own)
+    return made.flatten(0, 1)
+
+
+def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torch.device) -> Tensor:
+    """``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together."""
+    starts = list(accumulate((cut.labels for cut in cuts), initial=0))
+    firsts = accumulate(spans or (1,) * len(cuts), initial=0)
+    leaders = [first for first, span in zip(firsts, spans or (1,) * len(cuts), strict=False) for _ in range(span)]
+    own = [starts[first if cut.clusters else unit] for unit, (cut, first) in enumerate(zip(cuts, leaders, strict=True))]
+    return on_device(own, device)
+
+
+def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
+    """Codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
+    if not any(image.tiling.tiles[0] for image in images):
+        return codes.flatten()
+    found, start = [], 0
+    for image in images:
+        stop = start + len(image.tiling.boxes)
+        found.append(_pack(codes[start:stop], image.tiling, NEWLINE if image.newlines else DROPPED))
+        start = stop
+    return torch.cat(found)
+
+
+def _pack(codes: Tensor, tiling: Tiling, newline: int) -> Tensor:
+    """``[units, m]`` in the order of transformers' packing: the base, then the merged grid without its padding."""
+    (rows, columns), (down, across), (top, bottom, left, right) = tiling.grid, tiling.tiles, tiling.window
+    merged = codes[1:].view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
+    lines = functional.pad(merged[top:bottom, left:right], (0, 1), value=newline)
+    return torch.cat([codes[0], lines.flatten()])

@@ -1,0 +1,250 @@
+"""Stage I's hooks: score the patches as the tower runs, project only what is kept, put it back at its places.
+
+They act where the model encodes for itself: inside its forward, or ahead of it in ``generate``. Whoever else calls
+the tower, the projector or ``get_image_features`` gets what they give unpruned. The tower keeps its fused attention:
+the CLS row is computed from what the scored layer's attention is called with. What was kept travels as one more
+field of the encoder's output.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field, make_dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcop_core import Method, VisionView
+from vitcop_llava.compat import pixels_argument, split_clips
+from vitcop_llava.families import Parts
+from vitcop_llava.families.clips import check_frames, read_clips
+from vitcop_llava.families.image_sizes import check_sizes, read_sizes
+from vitcop_llava.families.tiling import Tiling
+from vitcop_llava.hooks.active import active_call, active_tower, is_encoding_ahead, set_tower, tower_ends_at
+from vitcop_llava.hooks.checks import check_feature_choice, check_unchanged
+from vitcop_llava.hooks.patching import Removable, Replacement, eager
+from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.stage_one import run_stage_one, whole_codes
+from vitcop_llava.hooks.state import EncodedImages, TowerPass
+from vitcop_llava.hooks.tower import TowerHooks
+from vitcop_llava.sequence.segment import grid_positions
+from vitcop_llava.weights.offloading import weights_in_place
+
+_FIELD = "vitcop_encoded"
+
+
+def encoded_of(output: object) -> EncodedImages | None:
+    """What Stage I left on an encoder's output, or None where it never saw it."""
+    found = output.get(_FIELD) if isinstance(output, Mapping) else None
+    return found if isinstance(found, EncodedImages) else None
+
+
+@cache
+def _carrier(kind: type) -> type:
+    """An output class like ``kind`` with one more field: whoever rebuilds an output from its items hands it on."""
+    return make_dataclass(kind.__name__, [(_FIELD, Any, field(default=None))], bases=(kind,))
+
+
+def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
+    kind: Any = type(output)
+    return _carrier(kind)(**output, **{_FIELD: encoded})
+
+
+class FeatureHooks:
+    """Wraps the functions of the base module that encode: they know when images are encoded to be pruned, their sizes
+    and the lengths of clips. Without a vision tower to cut in, they count what it gives.
+    """
+
+    def __init__(
+        self, parts: Parts, planner: Planner, owner: int, tower: TowerHooks, *, cuts_tower: bool, identity: bool
+    ) -> None:
+        self._parts, self._planner, self._owner, self._tower = parts, planner, owner, tower
+        self._cuts_tower, self._identity = cuts_tower, identity
+
+    def attach(self) -> Iterator[Removable]:
+        """Replace the functions, yielding what undoes it."""
+        parts = self._parts
+        if not self._identity or parts.anyres is not None or parts.scored is None:
+            yield Replacement(parts.base, "get_image_features", self._encode_images)
+        if parts.video is not None:
+            yield Replacement(parts.base, "get_video_features", self._encode_clips)
+
+    def _is_own_call(self, kind: str) -> bool:
+        """Whether the model encodes for a call that is to be pruned, and nobody else does."""
+        if self._identity and torch.compiler.is_compiling():
+            return False
+        call = active_call(self._owner)
+        waits = call is not None and kind in call.sources and call.sources[kind].encoded is None
+        return waits or is_encoding_ahead(self._owner)
+
+    def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_own_call("image"):
+            return original(*args, **kwargs)
+        given, anyres = arguments_of(original, args, kwargs), self._parts.anyres
+        if self._cuts_tower:
+            check_feature_choice(given, self._parts)
+        encoded = EncodedImages(self._owner)
+        if anyres is not None:
+            sizes = read_sizes(given.get("image_sizes"))
+            tilings = [anyres.tile(*size) for size in sizes]
+            check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
+            # From here on they are numbers on the host: transformers need not read them back once more for every image.
+            given["image_sizes"] = sizes
+            encoded.images = self._planner.images(tilings, sizes)
+        return self._encode(original, given, encoded)
+
+    def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_own_call("video"):
+            return original(*args, **kwargs)
+        given, video = arguments_of(original, args, kwargs), self._parts.video
+        assert video is not None  # only then attached
+        if self._cuts_tower:
+            check_feature_choice(given, self._parts)
+        name = pixels_argument(original)
+        frames, given[name] = read_clips(given.get(name), video.frame_size)
+        images = self._planner.images([video.clip(count) for count in frames])
+        call = active_call(self._owner)
+        if call is not None and "video" in call.sources:
+            check_frames(frames, images[0].tiling.tokens // frames[0], call.sources["video"].where)
+        output = self._encode(original, given, EncodedImages(self._owner, "video", images))
+        if hasattr(output, "pooler_output"):
+            output.pooler_output = split_clips(output.pooler_output, frames)
+        return output
+
+    def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
+        if self._cuts_tower:
+            check_unchanged(self._parts)
+            set_tower(TowerPass(encoded))
+        try:
+            with tower_ends_at(self._owner, None if self._identity else self._tower.last_wanted(given)):
+                output = original(**given)
+        finally:
+            if self._cuts_tower:
+                set_tower(None)
+        if hasattr(output, "pooler_output"):
+            if not self._cuts_tower:
+                self._count(output.pooler_output, encoded)
+            output = _with_encoded(output, encoded)
+        call = active_call(self._owner)
+        if call is not None:
+            call.take(encoded)
+        return output
+
+    def _count(self, features: Any, encoded: EncodedImages) -> None:
+        """Plan images by what the encoder gave for each, unless their sizes have told already."""
+        counts = [each.shape[:-1].numel() for each in features]
+        if encoded.kind == "image" and counts != [image.tiling.placeholders for image in encoded.images]:
+            rows, columns = self._parts.grid
+            own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
+            encoded.images = self._planner.images([Tiling(grid) for grid in own])
+        encoded.coded = whole_codes(encoded.images, features[0].device)
+
+
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a function is called with, by name."""
+    if not args:
+        return dict(kwargs)
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    return {**bound, **bound.pop("kwargs", {})}
+
+
+class VisionHooks:
+    """The hooks on vision tower and projector. Holds the parts and the method, and no state of any call."""
+
+    def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int) -> None:
+        self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
+        # The same for all calls: made once for each device.
+        self._positions = cache(grid_positions)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What the hooks go on."""
+        scored = self._parts.scored
+        return [] if scored is None else [self._parts.vision_tower, scored.attention, self._parts.projector]
+
+    def attach(self) -> Iterator[Removable]:
+        """Register the hooks, yielding the handle of each."""
+        parts, scored = self._parts, self._parts.scored
+        assert scored is not None  # a method that cuts here is refused without
+        yield scored.attention.register_forward_pre_hook(eager(self._before_attention), with_kwargs=True)
+        yield parts.vision_tower.register_forward_hook(eager(self._after_tower))
+        yield parts.projector.register_forward_pre_hook(eager(self._before_projector))
+        yield parts.projector.register_forward_hook(eager(self._after_projector), always_call=True)
+
+    def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tower = active_tower(self._owner)
+        if tower is not None:
+            tower.normed = args[0] if args else kwargs["hidden_states"]
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tower, scored = active_tower(self._owner), self._parts.scored
+        hidden_states = getattr(output, "hidden_states", None)
+        if tower is not None and scored is not None and hidden_states is not None:
+            tower.feature = hidden_states[scored.index]
+
+    def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        tower = active_tower(self._owner)
+        if tower is None:
+            return None
+        features, encoded = args[0], tower.encoded
+        seen = self._view(tower, features)
+        if not encoded.images:
+            encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
+        tower.places, made = run_stage_one(self._method, seen, encoded)
+        if tower.places is None:
+            return None
+        tower.patches = features.shape[:2]
+        return (features.flatten(0, 1).index_select(0, tower.places)[None] if made is None else made[None],)
+
+    def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
+        tower = active_tower(self._owner)
+        if tower is None:
+            return None
+        set_tower(None)
+        if tower.places is None or output is None:
+            return None
+        units, patches = tower.patches
+        room = output.new_zeros((units * patches, output.shape[-1]))
+        return room.index_copy(0, tower.places, output[0]).view(units, patches, -1)
+
+    def _view(self, tower: TowerPass, features: Tensor) -> VisionView:
+        """What the tower has shown, if the features are the scored layer's patches, pooled or not."""
+        scored, normed, feature = self._parts.scored, tower.normed, tower.feature
+        assert scored is not None  # else nothing is attached
+        if normed is None or feature is None:
+            raise ValueError(
+                "model: its vision tower ran without the layer that Stage I reads, or gave no hidden states: a part of "
+                "it was replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+            )
+        video = self._parts.video if tower.encoded.kind == "video" else None
+        rows, columns = grid = self._parts.grid
+        wanted = features.shape[1] if video is None else rows * columns
+        if wanted != normed.shape[1] - 1:
+            raise ValueError(
+                "vision_feature_layer and vision_feature_select_strategy: must select hidden state "
+                f"{scored.index} of the vision tower without CLS, as the model's configuration says; this "
+                f"call selected features of shape {tuple(features.shape)}"
+            )
+        rows, columns = own_grid = grid if video is None else video.grid
+        if features.shape[1] != rows * columns:
+            raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
+        of_video: dict[str, Any] = {}
+        if video is not None:
+            frames = tuple(image.tiling.frames for image in tower.encoded.images)
+            of_video = {"pool": video.pool, "grid": grid, "frames": frames}
+        # The projections of this moment, adapters and all; of the queries CLS's alone is needed.
+        projected: Any = scored.attention
+        with weights_in_place(projected):
+            queries, keys = projected.q_proj(normed[:, :1]), projected.k_proj(normed)
+        return VisionView(
+            query_cls=queries[:, 0].unflatten(-1, (scored.heads, -1)),
+            keys=keys.unflatten(-1, (scored.heads, -1)).transpose(1, 2),
+            scale=scored.scale,
+            positions=self._positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
+            hidden=features,
+            hidden_cls=feature[:, 0],
+            **of_video,
+        )

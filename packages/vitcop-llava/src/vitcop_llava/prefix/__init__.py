@@ -1,0 +1,1 @@
+"""One pruned image for many questions, in memory and in a file."""

@@ -1,0 +1,185 @@
+"""Runs an unpruned model once, and takes down what ViTCoP would rank its visual tokens by, in every layer.
+
+Attention is computed from queries and keys for the rows that matter alone, under whatever attention backend the model
+has; what is kept of a layer is a number or two for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vitcop_core import VisionView, ops
+from vitcop_llava.families import Parts, locate
+from vitcop_llava.families.base import ScoredLayer
+from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
+from vitcop_llava.pruner import active_settings
+from vitcop_llava.sequence.rotary import row_attention
+from vitcop_llava.sequence.segment import take
+from vitcop_llava.tools.analysis.prompts import Prompt, read_prompt
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one row of a prompt shows: its n visual tokens in L layers, newlines of tiles left out.
+
+    Attributes:
+        attention: ``[L, n]`` float32, what the last prompt token pays to each visual token, mean over heads; the sum of
+            a layer is the share of its attention that goes to the picture.
+        text_attention: ``[L, n]`` float32, the same of all text tokens after the last image, mean over them.
+        key_norms: ``[L, n]`` float32, what ViTCoP ranks by in a cut before the layer that follows.
+        cls_attention: For each unit (image, tile or frame), ``[m]`` float32: what CLS pays to those of its patches
+            that the model uses, sum over heads, in the layer that Stage I reads; pooled where the model pools.
+        grid: Rows and columns of the first unit, whose tokens come first.
+    """
+
+    attention: Array
+    text_attention: Array
+    key_norms: Array
+    cls_attention: tuple[Array, ...]
+    grid: tuple[int, int]
+
+
+@torch.no_grad()
+def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
+    """Runs the model on a prompt, without a cache, and leaves it as it was.
+
+    Args:
+        model: One that `prune` takes, unpruned.
+        inputs: What its forward takes: ``input_ids`` with images or clips in each row, and, as far as the model has
+            them, ``attention_mask``, ``pixel_values``, ``image_sizes`` and ``pixel_values_videos``.
+
+    Returns:
+        One observation for each row.
+
+    Raises:
+        TypeError: The model is of another family, or an input is of the wrong type.
+        ValueError: The model is pruned, a row has neither image nor clip, prompt and images disagree, or a layer gives
+            what is not finite.
+    """
+    parts = locate(model)
+    if active_settings(parts.base) is not None:
+        raise ValueError("model: must not be pruned while it is observed; remove() the pruner first")
+    if parts.scored is None:
+        raise ValueError(f"model: {parts.obstacle}")
+    check_scoring(parts.decoder_layers[0].self_attn)
+    prompt = read_prompt(parts, inputs)
+    recorder = _Recorder(parts, parts.scored, prompt)
+    with ExitStack() as stack:
+        for handle in recorder.attach():
+            stack.callback(handle.remove)
+        parts.base(**prompt.inputs, use_cache=False)
+    return recorder.observations()
+
+
+class _Recorder:
+    """The hooks of one run, and what they have seen."""
+
+    def __init__(self, parts: Parts, scored: ScoredLayer, prompt: Prompt) -> None:
+        self._parts, self._scored, self._prompt = parts, scored, prompt
+        self._projections: dict[str, Tensor] = {}
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._rows: dict[str, list[Tensor]] = {"attention": [], "text_attention": [], "key_norms": []}
+        self._saliencies: list[Array] = []
+
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Registers the hooks, yielding the handle of each."""
+        parts = self._parts
+        attentions = [("vision ", self._scored.attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
+        for prefix, attention in attentions:
+            for name in ("q_proj", "k_proj"):
+                projection: Any = getattr(attention, name)
+                yield projection.register_forward_hook(partial(self._keep, prefix + name))
+        yield parts.vision_tower.register_forward_hook(self._after_tower)
+        for index, layer in enumerate(parts.decoder_layers):
+            yield layer.register_forward_pre_hook(self._before_layer, with_kwargs=True)
+            yield layer.register_forward_hook(partial(self._after_layer, index))
+
+    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._projections[name] = output
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        source, heads = self._prompt.sources[len(self._saliencies)], self._scored.heads
+        queries, keys = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
+        rows, columns = source.grid
+        seen = VisionView(
+            query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
+            keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
+            scale=self._scored.scale,
+            positions=keys.new_empty(0),
+            hidden=keys.new_empty((keys.shape[0], rows * columns, 0)),
+            pool=source.pool,
+            grid=self._parts.grid,
+        )
+        pooled = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
+        if not bool(pooled.isfinite().all()):
+            raise ValueError("model: its vision tower gives attention that is not finite in this dtype; try float32")
+        self._saliencies.append(pooled.float().cpu().numpy().reshape(-1, rows, columns))
+
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._rotary = kwargs["position_embeddings"]
+
+    def _after_layer(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        prompt = self._prompt
+        queries, keys = self._projections.pop("q_proj"), self._projections.pop("k_proj")
+        assert self._rotary is not None  # set as the layer began
+        cosines, sines = (part.expand(queries.shape[0], -1, -1) for part in self._rotary)
+        attention = module.self_attn
+        keys = as_heads(attention, keys, "k").transpose(1, 2)
+        self._book(index, "key_norms", ops.key_norm(keys))
+        keys = rotate(attention, keys, cosines, sines)
+        padding = None if prompt.padding is None else prompt.padding.to(keys.device)
+        for name, (places, weights) in (("attention", prompt.last), ("text_attention", prompt.text)):
+            at = places.to(keys.device)
+            rows = as_heads(attention, take(queries, at), "q").transpose(1, 2)
+            rows = rotate(attention, rows, take(cosines, at), take(sines, at))
+            scale = attention.scaling
+            paid = row_attention(rows, keys, at, weights.to(keys.device), scale=scale, padding=padding)
+            self._book(index, name, paid)
+
+    def _book(self, index: int, name: str, values: Tensor) -> None:
+        found = values.float().cpu()
+        # Keys of padding may be anything.
+        seen = found if self._prompt.padding is None else found[self._prompt.padding.cpu()]
+        if not bool(seen.isfinite().all()):
+            raise ValueError(
+                f"model: layer {index} gives {name.replace('_', ' ')} that are not finite in this dtype; try float32"
+            )
+        self._rows[name].append(found)
+
+    def observations(self) -> list[Observation]:
+        """What was seen of each row."""
+        units = [self._units(number) for number in range(len(self._saliencies))]
+        rows = {name: torch.stack(values, dim=1).numpy() for name, values in self._rows.items()}
+        found = []
+        for row, members in enumerate(self._prompt.rows):
+            kept = {name: values[row][:, members.columns] for name, values in rows.items()}
+            seen = [unit for source, image in members.images for unit in units[source][image]]
+            found.append(Observation(**kept, cls_attention=tuple(seen), grid=members.grid))
+        return found
+
+    def _units(self, number: int) -> list[list[Array]]:
+        """By image or clip of a source, what CLS pays to the patches that the model uses of each unit."""
+        source, given = self._prompt.sources[number], iter(self._saliencies[number])
+        found = []
+        for tiling in source.tilings:
+            own = zip(tiling.boxes, (next(given) for _ in tiling.boxes), strict=True)
+            found.append(
+                [
+                    unit[top:bottom, left:right].ravel()
+                    for (top, bottom, left, right), unit in own
+                    if bottom > top and right > left
+                ]
+            )
+        return found

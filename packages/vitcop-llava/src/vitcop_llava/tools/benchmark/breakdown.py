@@ -1,0 +1,61 @@
+"""Where the time of a prefill goes.
+
+Waiting for the device around every part slows the whole down: good for shares, not for totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcop_llava.families import Parts
+from vitcop_llava.hooks.patching import Replacement
+from vitcop_llava.tools.benchmark.prompts import Prompt
+from vitcop_llava.tools.model.measuring import now
+
+PARTS = ("tower", "projector", "layers", "head", "rest")
+"""Vision tower, projector, decoder layers, language head; and all that is left: pruning above all, where there is any,
+and what every prefill does between those modules."""
+
+
+def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
+    """Seconds of each of `PARTS` in one prefill of the model as it is: plain, or under `prune`.
+
+    A method works in hooks around those modules. Clocks run inside of these, so that its work is in none of the modules
+    but in the rest.
+    """
+    modules = {"tower": [parts.vision_tower], "projector": [parts.projector], "layers": [*parts.decoder_layers]}
+    device, spent = prompt.inputs["input_ids"].device, dict.fromkeys(PARTS, 0.0)
+    with ExitStack() as stack, torch.inference_mode():
+        for name, group in (modules | {"head": [model.lm_head]}).items():
+            for module in group:
+                stack.enter_context(clock(module, name, spent, device))
+        started = now(device)
+        model(**prompt.inputs, use_cache=True, logits_to_keep=1)
+        whole = now(device) - started
+    spent["rest"] = whole - sum(spent.values())
+    return spent
+
+
+@contextmanager
+def clock(
+    module: nn.Module, name: str, spent: dict[str, float], device: torch.device, *, method: str = "forward"
+) -> Iterator[None]:
+    """Add the time of a module's method to ``spent[name]``, without a hook: a tower that is hooked runs whole."""
+
+    def timed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        started = now(device)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            spent[name] += now(device) - started
+
+    replacement = Replacement(module, method, timed)
+    try:
+        yield
+    finally:
+        replacement.remove()

@@ -1,0 +1,115 @@
+"""A batch of equal prompts for any supported model: text, and an image or a clip of random pixels in each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcop_llava.families import Parts
+from vitcop_llava.families.tiling import Tiling
+from vitcop_llava.hooks.checks import PIXELS
+
+TEXT_BEFORE = 35
+"""Of 60 tokens of text, those of LLaVA-1.5's system prompt, before the image; the question comes after it."""
+
+_SYSTEM_SHARE = TEXT_BEFORE / 60
+_WORDS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What every variant is given.
+
+    Attributes:
+        inputs: As ``forward`` takes them, on the model's device.
+        tiling: How the image or clip of each row lies in units.
+        text_tokens: Of each row, newlines of tiles apart.
+        kind: ``"image"`` or ``"video"``.
+    """
+
+    inputs: dict[str, Tensor]
+    tiling: Tiling
+    text_tokens: int
+    kind: str
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.inputs["input_ids"].shape[0]
+
+
+def make_prompt(
+    model: Any,
+    parts: Parts,
+    *,
+    batch: int = 1,
+    text_tokens: int = 60,
+    image_size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    seed: int = 0,
+) -> Prompt:
+    """Random pixels, and random words around their placeholders.
+
+    Args:
+        model: Takes the prompt.
+        parts: Of the model.
+        batch: Rows.
+        text_tokens: Of each row; seven of twelve come before the image.
+        image_size: Width and height in pixels, for a model that tiles; None for the one with most tokens.
+        frames: Of a clip, for a model that reads them; None for an image.
+        seed: Of pixels and words.
+
+    Raises:
+        ValueError: The model does not tile, or reads no clips, and is asked to; or there is too little text.
+    """
+    if text_tokens < 2:
+        raise ValueError(f"text_tokens: must be at least 2, before and after the image; got {text_tokens}")
+    tiling, pixels = _visual(parts, batch, image_size, frames)
+    kind = "image" if frames is None else "video"
+    generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
+    # A placeholder among the words would be one too many.
+    known = [*set(range(min(_WORDS, parts.config.vocab_size))) - set(parts.token_ids.values())]
+    drawn = torch.randint(len(known), (batch, text_tokens), generator=generator, device="cpu")
+    words = torch.tensor(known, device="cpu")[drawn]
+    places = torch.full((batch, tiling.placeholders), parts.token_ids[kind], device="cpu")
+    before = min(max(round(text_tokens * _SYSTEM_SHARE), 1), text_tokens - 1)
+    ids = torch.cat([words[:, :before], places, words[:, before:]], dim=1).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    noise = torch.randn(pixels, generator=generator, dtype=torch.float32, device="cpu")
+    inputs[PIXELS[kind]] = noise.to(model.device, dtype)
+    if parts.anyres is not None and frames is None:
+        width, height = image_size or largest_image(parts)
+        inputs["image_sizes"] = torch.tensor([[height, width]] * batch, device=model.device)
+    return Prompt(inputs, tiling, text_tokens, kind)
+
+
+def largest_image(parts: Parts) -> tuple[int, int]:
+    """Width and height of an image that fills the pinpoint with most tokens."""
+    anyres = parts.anyres
+    assert anyres is not None  # asked for by callers
+    height, width = max(anyres.pinpoints, key=lambda point: anyres.tile(*point).tokens)
+    return width, height
+
+
+def _visual(
+    parts: Parts, batch: int, image_size: tuple[int, int] | None, frames: int | None
+) -> tuple[Tiling, tuple[int, ...]]:
+    """How an image or clip lies, and the shape of the batch's pixels."""
+    vision: Any = parts.vision_tower.config
+    side = vision.image_size
+    if frames is not None:
+        if parts.video is None:
+            raise ValueError(f"frames: this model reads no clips; got {frames}")
+        if image_size is not None:
+            raise ValueError("image_size: does not go with frames, which make a clip")
+        return parts.video.clip(frames), (batch, frames, 3, side, side)
+    if parts.anyres is None:
+        if image_size is not None:
+            raise ValueError(f"image_size: this model sees every image at {side} x {side} pixels; leave it out")
+        return parts.tiling, (batch, 3, side, side)
+    width, height = image_size or largest_image(parts)
+    tiling = parts.anyres.tile(height, width)
+    return tiling, (batch, len(tiling.boxes), 3, side, side)

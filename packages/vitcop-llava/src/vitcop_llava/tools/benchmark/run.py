@@ -1,0 +1,207 @@
+"""The bench: the unpruned model, every method at every budget, and their oracles, all in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from vitcop_core import Method, Plan, identity_plan
+from vitcop_core.presets import equal_budgets
+from vitcop_llava.families import Parts
+from vitcop_llava.pruner import prune
+from vitcop_llava.tools.benchmark.breakdown import PARTS, time_parts
+from vitcop_llava.tools.benchmark.busy import Busy, busy_fields, measure_busy
+from vitcop_llava.tools.benchmark.oracle import run_oracle
+from vitcop_llava.tools.benchmark.prompts import Prompt
+from vitcop_llava.tools.benchmark.result import Result, Row, Spread
+from vitcop_llava.tools.benchmark.rounds import interleave
+from vitcop_llava.tools.model.measuring import Measured, measure, now
+
+UNPRUNED = "unpruned"
+_PART_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often.
+
+    Attributes:
+        methods: By the names of `vitcop_core.presets.equal_budgets`.
+        retained_tokens: Budgets of each image or clip.
+        repeats: Rounds, after one that warms up.
+        new_tokens: Tokens to generate for each row.
+        seed: Of the order of the variants.
+        brief: Leave out the oracles, and where the time goes.
+    """
+
+    methods: tuple[str, ...]
+    retained_tokens: tuple[int | float, ...]
+    repeats: int = 5
+    new_tokens: int = 8
+    seed: int = 0
+    brief: bool = False
+
+
+class Variant(NamedTuple):
+    """A method at a budget; no method for the unpruned model."""
+
+    name: str
+    retained_tokens: float | None
+    method: Method | None
+    plan: Plan
+
+
+def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> Result:
+    """Measure, after one round to warm up, ``settings.repeats`` rounds of everything, and then where the time goes.
+
+    Methods whose plans have the same length in every layer share an oracle.
+    """
+    units, layers = prompt.tiling.units, parts.shape.num_layers
+    unpruned = Variant(UNPRUNED, None, None, identity_plan(layers, units))
+    variants, missing = plan_variants(model, settings, layers, units)
+    groups: dict[tuple[int, ...], dict[Any, Callable[[], Any]]] = {}
+    for variant in variants:
+        lengths = variant.plan.tokens_per_layer
+        group = groups.setdefault(lengths, {})
+        if not settings.brief:
+            group.setdefault(lengths, partial(_time_oracle, model, parts, prompt, variant.plan))
+        group[variant] = partial(_measure, model, prompt, variant, settings.new_tokens)
+    alone: dict[Any, Callable[[], Any]] = {unpruned: partial(_measure, model, prompt, unpruned, settings.new_tokens)}
+    runs = interleave([alone, *groups.values()], repeats=settings.repeats, seed=settings.seed, what="rounds")
+    ready = [variant for variant in (unpruned, *variants) if variant not in runs.failed and not settings.brief]
+    passes = interleave(
+        [{variant: partial(_time_parts, model, parts, prompt, variant)} for variant in ready],
+        repeats=min(settings.repeats, _PART_PASSES),
+        warm_up=0,
+        seed=settings.seed,
+        what="where the time goes",
+    )
+    busy = _watch_gpu(model, prompt, unpruned, ready, settings)
+    whole, text = runs.found[unpruned], prompt.text_tokens + prompt.tiling.newlines
+    size = next(model.parameters()).element_size() * prompt.batch
+    full_macs = unpruned.plan.macs(parts.shape, text)
+    rows = []
+    for variant in (unpruned, *variants):
+        stays = text if variant is unpruned else prompt.text_tokens
+        row = replace(
+            _row(variant, runs.found[variant], runs.found.get(variant.plan.tokens_per_layer, [])),
+            missing=runs.failed.get(variant),
+            share_of_unpruned=_ratio([run.prefill_seconds for run in runs.found[variant]], whole),
+            macs=(macs := variant.plan.macs(parts.shape, stays)),
+            share_of_macs=macs / full_macs,
+            planned_cache_bytes=variant.plan.kv_bytes(parts.shape, stays, size),
+            parts=_medians(passes.found.get(variant, [])),
+            **busy.get(variant, {}),
+        )
+        rows.append(row)
+    return Result(prompt.tiling.tokens, prompt.tiling.newlines, prompt.text_tokens, _in_order(rows, missing, settings))
+
+
+def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[int]) -> tuple[list[Variant], list[Row]]:
+    """Every method at every budget that it can meet, and a row for each that it cannot, with the method's reason."""
+    variants, missing = [], []
+    for tokens in settings.retained_tokens:
+        methods = equal_budgets(tokens)
+        for name in settings.methods:
+            try:
+                plan = methods[name].plan(layers, units)
+                prune(model, methods[name]).remove()  # which knows more of the model than its layers
+            except ValueError as error:
+                missing.append(Row(name, tokens, missing=str(error)))
+            else:
+                variants.append(Variant(name, tokens, methods[name], plan))
+    return variants, missing
+
+
+def _measure(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Measured:
+    if variant.method is None:
+        return measure(model, prompt.inputs, new_tokens=new_tokens)
+    with prune(model, variant.method):
+        return measure(model, prompt.inputs, new_tokens=new_tokens)
+
+
+def _time_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> float:
+    device = prompt.inputs["input_ids"].device
+    with torch.inference_mode():
+        started = now(device)
+        run_oracle(model, parts, prompt, plan)
+        return now(device) - started
+
+
+def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> dict[str, float]:
+    if variant.method is None:
+        return time_parts(model, parts, prompt)
+    with prune(model, variant.method):
+        return time_parts(model, parts, prompt)
+
+
+def _watch_gpu(
+    model: Any, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
+) -> dict[Variant, dict[str, Any]]:
+    """The fields of each variant's row about what a GPU works; none on a CPU."""
+    if prompt.inputs["input_ids"].device.type != "cuda":
+        return {}
+    runs = interleave(
+        [{variant: partial(_measure_busy, model, prompt, variant, settings.new_tokens)} for variant in variants],
+        repeats=min(settings.repeats, _PART_PASSES),
+        seed=settings.seed,
+        what="what the GPU works",
+    )
+    return busy_fields(runs.found, unpruned)
+
+
+def _measure_busy(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
+    with nullcontext() if variant.method is None else prune(model, variant.method):
+        return measure_busy(model, prompt.inputs, new_tokens=new_tokens)
+
+
+def _row(variant: Variant, runs: Sequence[Measured], oracle: Sequence[float]) -> Row:
+    plan = variant.plan
+    row = Row(variant.name, variant.retained_tokens, None, float(plan.average_tokens), plan.tokens_per_layer)
+    if not runs:
+        return row
+    prefill = [run.prefill_seconds for run in runs]
+    steps = [run.token_seconds for run in runs if run.token_seconds is not None]
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    row = replace(
+        row,
+        prefill=Spread.of(prefill),
+        token=Spread.of(steps) if steps else None,
+        peak_bytes=statistics.median_low(peaks) if peaks else None,
+        cache_bytes=runs[0].cache_bytes,
+    )
+    if variant.method is None or not oracle:
+        return row
+    return replace(
+        row,
+        oracle=Spread.of(oracle),
+        over_oracle=Spread.of([took / could for took, could in zip(prefill, oracle, strict=True)]),
+        over_oracle_of_medians=statistics.median(prefill) / statistics.median(oracle),
+    )
+
+
+def _ratio(seconds: Sequence[float], whole: Sequence[Measured]) -> float | None:
+    if not seconds or not whole:
+        return None
+    return statistics.median(seconds) / statistics.median(run.prefill_seconds for run in whole)
+
+
+def _medians(passes: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    return {name: statistics.median(each[name] for each in passes) for name in PARTS} if passes else None
+
+
+def _in_order(rows: Sequence[Row], missing: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
+    """The unpruned model, then by budget, then by method, as they were asked for."""
+
+    def place(row: Row) -> tuple[int, int]:
+        if row.retained_tokens is None:
+            return -1, 0
+        return settings.retained_tokens.index(row.retained_tokens), settings.methods.index(row.method)
+
+    return tuple(sorted([*rows, *missing], key=place))

@@ -1,0 +1,127 @@
+"""The vision tower under pruning beside the unpruned one: ``python -m vitcop_llava.tools.benchmark.tower``.
+
+CLIP ViT-L/14 at 336 pixels with random weights, in a LLaVA whose language model is narrow and has the depth of the 7B.
+All variants take turns in each round, in an order that rotates. *Tower* is the tower's forward; *encoding* is all from
+pixels to projected features, Stage I included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from vitcop_core import Method
+from vitcop_core.files import write_json
+from vitcop_llava.families import Parts, locate
+from vitcop_llava.pruner import prune
+from vitcop_llava.tools.benchmark.breakdown import clock
+from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
+from vitcop_llava.tools.benchmark.shapes import Language, Shape, Vision, random_model
+from vitcop_llava.tools.model.environment import environment
+
+_NARROW = Language(hidden=256, intermediate=512, layers=32, heads=4, kv_heads=4)
+_TOWERS = {
+    "large": Vision(),
+    "small": Vision(hidden=64, intermediate=128, layers=3, heads=4),
+}
+_METHODS = ("ViTCoP", "VisionZip", "FastV")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One variant in one dtype.
+
+    Attributes:
+        method: None where nothing is pruned.
+        dtype: Of weights and pixels.
+        tower, encoding: Seconds of every round.
+        over_unpruned: Ratios of medians to the unpruned of the same dtype: of the tower, and of the encoding.
+    """
+
+    method: str | None
+    dtype: str
+    tower: list[float]
+    encoding: list[float]
+    over_unpruned: dict[str, float]
+
+
+def measure(vision: Vision, dtype: str, methods: Mapping[str, Method], *, images: int, rounds: int) -> list[Result]:
+    """Time the tower unpruned and under each method, in turn, after one round to warm up."""
+    model = random_model(Shape("llava", vision, _NARROW), getattr(torch, dtype), "cpu")
+    parts = locate(model)
+    prompt = make_prompt(model, parts, batch=images)
+    variants: dict[str | None, Method | None] = {None: None}
+    variants.update(methods.items())
+    spent: dict[str | None, list[dict[str, float]]] = {name: [] for name in variants}
+    order = [*variants]
+    for number in tqdm(range(rounds + 1), desc=f"rounds in {dtype}", file=sys.stderr):
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            seconds = _seconds(model, parts, prompt, variants[name])
+            if number:
+                spent[name].append(seconds)
+    times = {name: {part: [each[part] for each in spent[name]] for part in ("tower", "encoding")} for name in variants}
+    medians = {name: {part: statistics.median(own[part]) for part in own} for name, own in times.items()}
+    return [
+        Result(name, dtype, **own, over_unpruned={part: medians[name][part] / medians[None][part] for part in own})
+        for name, own in times.items()
+    ]
+
+
+def _seconds(model: Any, parts: Parts, prompt: Prompt, method: Method | None) -> dict[str, float]:
+    spent = {"tower": 0.0, "encoding": 0.0}
+    device = prompt.inputs["input_ids"].device
+    with ExitStack() as stack, torch.inference_mode():
+        if method is not None:
+            stack.enter_context(prune(model, method))
+        stack.enter_context(clock(parts.vision_tower, "tower", spent, device))
+        stack.enter_context(clock(parts.base, "encoding", spent, device, method="get_image_features"))
+        model(**prompt.inputs, use_cache=True, logits_to_keep=1)
+    return spent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print a table, and store the result."""
+    import vitcop_core
+
+    options = argparse.ArgumentParser(prog="python -m vitcop_llava.tools.benchmark.tower", description=__doc__)
+    options.add_argument("--tower", choices=[*_TOWERS], default="large")
+    options.add_argument("--retain", type=int, default=64)
+    options.add_argument("--images", type=int, default=1)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"])
+    options.add_argument("--out", type=Path, help="JSON file for the result")
+    args = options.parse_args(arguments)
+    methods = {name: getattr(vitcop_core, name)(retained_tokens=args.retain) for name in _METHODS}
+    results = []
+    for dtype in (dtypes := args.dtype or ["bfloat16", "float32"]):
+        results += measure(_TOWERS[args.tower], dtype, methods, images=args.images, rounds=args.rounds)
+    command = (
+        f"python -m vitcop_llava.tools.benchmark.tower --tower {args.tower} --retain {args.retain} "
+        f"--images {args.images} --rounds {args.rounds} --dtype {' '.join(dtypes)}"
+    )
+    if args.out is not None:
+        settings = {"tower": asdict(_TOWERS[args.tower]), "retained_tokens": args.retain, "images": args.images}
+        rows = [asdict(result) for result in results]
+        write_json(args.out, {"command": command, "environment": environment(), **settings, "rows": rows})
+    shown = Table("", "dtype", "tower (ms)", "of unpruned", "encoding (ms)", "of unpruned", title=command)
+    for result in results:
+        cells = [result.method or "unpruned", result.dtype]
+        for part, seconds in (("tower", result.tower), ("encoding", result.encoding)):
+            cells += [f"{1000 * statistics.median(seconds):.4g}", f"{result.over_unpruned[part]:.3f}"]
+        shown.add_row(*cells)
+    Console(width=110).print(shown)
+
+
+if __name__ == "__main__":
+    main()

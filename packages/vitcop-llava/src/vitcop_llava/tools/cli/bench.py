@@ -1,0 +1,281 @@
+"""``vitcop bench``: prefill, time per token and memory of every method, beside what its plan allows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitcop_llava.tools.cli.bench_model import open_bench_model
+from vitcop_llava.tools.cli.errors import UserError, mistakes
+from vitcop_llava.tools.cli.methods import METHODS
+from vitcop_llava.tools.cli.options import (
+    AsJson,
+    Budget,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    check_output,
+    parse_budgets,
+    write_file,
+)
+from vitcop_llava.tools.cli.output import add_row, make_table, print_json, print_result
+from vitcop_llava.tools.cli.running import Notes, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitcop_llava.tools.benchmark.host import HostResult
+    from vitcop_llava.tools.benchmark.prompts import Prompt
+    from vitcop_llava.tools.benchmark.result import Result
+    from vitcop_llava.tools.benchmark.run import Settings
+    from vitcop_llava.tools.cli.bench_model import BenchModel
+
+DEFAULT_BUDGETS = ("1/3", "2/9", "1/9")
+"""192, 128 and 64 of LLaVA-1.5's 576 tokens."""
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Random weights in the shape of llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
+        "llava-next-video-7b, or medium, medium-next, medium-video, quarter, narrow, small, small-next, small-video.",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeatable; default: all."),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retain",
+        metavar="N|N%,...",
+        help="Visual tokens an image or clip to keep on average, or their share; repeatable; default: 1/3, 2/9, 1/9.",
+    ),
+]
+ImageSize = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Pixels, for models that tile; default: the most tokens.")
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="eager, sdpa, flash_attention_2, ...; default: sdpa, or the checkpoint's."),
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every prompt looks like; see `vitcop_llava.tools.benchmark.prompts.make_prompt`."""
+
+    batch: int
+    text_tokens: int
+    image_size: tuple[int, int] | None
+    frames: int | None
+    seed: int
+
+
+def bench(
+    shape: Shape = None,
+    model: Model = None,
+    method: Methods = None,
+    retain: Budgets = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds, after one that warms up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens to generate for each prompt.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at a time.")] = 1,
+    image_size: ImageSize = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Of a clip, for video models; default: 8.")
+    ] = None,
+    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="Tokens of text in a prompt.")] = 60,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the prompt and of the order of runs.")] = 0,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Only time to the first token, cache and MACs, in three lines and as bars.")
+    ] = False,
+    host: Annotated[
+        bool, typer.Option("--host", help="Only what the host works, as ratios to unpruned; default shape: narrow.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure prefill, time per token and memory: unpruned, and each method at each budget.
+
+    All variants take turns in one run. Beside each prefill stands its oracle, the same model at the plan's lengths with
+    nothing to decide, and what the plan saves in multiply-accumulates. Then comes where the time goes.
+    """
+    methods, size = parse_methods(method), parse_size(image_size)
+    budgets = tuple(dict.fromkeys(parse_budgets(retain, DEFAULT_BUDGETS).values()))
+    if out is not None:
+        check_output(out, force, kind="JSON")
+    if brief and host:
+        raise UserError("--brief: does not go with --host; leave one out")
+    notes = Notes()
+    if host:
+        device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
+        shape = shape or (None if model else "narrow")
+    ready = open_bench_model(shape, model, device, dtype, attention, notes)
+    from vitcop_llava.tools.benchmark.run import Settings
+
+    layout = Layout(batch, text_tokens, size, frames, seed)
+    with quiet(Notes()):  # what pruning warns of is about answers, and there are none
+        prompt = _prompt(ready, layout)
+        settings = Settings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief)
+        result: Any = _run_host(ready, prompt, settings) if host else _run(ready, prompt, settings)
+    stored = _stored(ready, prompt, result, asdict(settings) | {"host": host})
+    if out is not None:
+        write_file((json.dumps(stored, indent=1) + "\n").encode(), out, force)
+    if as_json:
+        print_json(stored)
+        return
+    show = _print_host if host else _print_brief if brief else _print
+    show(stored["command"], ready, result)
+    notes.print()
+
+
+def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods of ``--method``, by the names that papers use; all where there is none.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    names = [name.strip().lower() for text in given or () for name in text.split(",")] or [*METHODS]
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
+    return tuple(METHODS[name] for name in dict.fromkeys(names))
+
+
+def parse_size(given: str | None) -> tuple[int, int] | None:
+    """Width and height of ``--image-size``.
+
+    Raises:
+        UserError: where it is not two positive numbers with an x between them.
+    """
+    if given is None:
+        return None
+    sides = given.lower().split("x")
+    if len(sides) != 2 or not all(
+        side.isascii() and side.isdecimal() and len(side) < 6 and int(side) > 0 for side in sides
+    ):
+        raise UserError(f"--image-size: must be width and height in pixels, such as 672x336; got {given!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
+    from vitcop_llava.tools.benchmark.prompts import make_prompt
+
+    given = asdict(layout)
+    if ready.parts.video is not None and layout.frames is None and layout.image_size is None:
+        given["frames"] = 8
+    with mistakes():
+        return make_prompt(ready.model, ready.parts, **given)
+
+
+def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, ...]:
+    """The budgets in visual tokens of a prompt."""
+    every, retained = prompt.tiling.tokens, list[int | float]()
+    for budget in budgets:
+        tokens = budget.tokens or (budget.share or Fraction(1)) * every
+        if tokens > every:
+            raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
+        retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
+    return tuple(dict.fromkeys(retained))
+
+
+def _run(ready: BenchModel, prompt: Prompt, settings: Settings) -> Result:
+    from vitcop_llava.tools.benchmark.run import run_bench
+
+    return run_bench(ready.model, ready.parts, prompt, settings)
+
+
+def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResult:
+    from vitcop_llava.tools.benchmark.host import measure_host
+
+    if ready.model.device.type != "cpu":
+        raise UserError(f"--device: must be cpu with --host, got {ready.model.device.type}")
+    if settings.new_tokens < 2:
+        raise UserError(f"--new-tokens: must be at least 2 with --host, got {settings.new_tokens}")
+    with mistakes():
+        return measure_host(ready.model, ready.parts, prompt, settings)
+
+
+def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result with everything that it takes to repeat it."""
+    from vitcop_llava.tools.model.environment import environment
+
+    sizes = prompt.inputs.get("image_sizes")
+    tiled = {} if sizes is None else {"image_size": "x".join(map(str, reversed(sizes[0].tolist())))}
+    clip = {"frames": prompt.tiling.frames} if prompt.tiling.frames else {}
+    given: dict[str, Any] = {
+        **ready.options,
+        "method": ",".join(name for name, kind in METHODS.items() if kind in settings["methods"]),
+        "retain": ",".join(f"{tokens:.10g}" for tokens in settings["retained_tokens"]),
+        **{name: settings[name] for name in ("repeats", "new_tokens", "seed")},
+        **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},
+    }
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += [f"--{name}" for name in ("brief", "host") if settings[name]]
+    command = shlex.join(["vitcop", "bench", *words])
+    return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
+
+
+def _print(command: str, ready: BenchModel, result: Result) -> None:
+    from vitcop_llava.tools.benchmark import report
+
+    table = make_table(report.SHORT_HEADINGS, title=command, caption=report.CAPTION)
+    busy = make_table(report.BUSY_HEADINGS, title="What the GPU works", caption=report.BUSY_CAPTION)
+    parts = make_table(report.PART_HEADINGS, title="Where the prefill's time goes")
+    for row in result.rows:
+        add_row(table, *report.cells(row))
+        if row.busy_prefill is not None:
+            add_row(busy, *report.busy_cells(row))
+        if row.parts is not None:
+            add_row(parts, *report.part_cells(row))
+    print_result(_heading(ready, result))
+    print_result(table)
+    for remark in report.remarks(result):
+        print_result(remark)
+    if busy.row_count:
+        print_result(busy)
+    print_result(parts)
+
+
+def _print_brief(command: str, ready: BenchModel, result: Result) -> None:
+    from vitcop_llava.tools.benchmark.brief import bars, lines, measured, name
+    from vitcop_llava.tools.benchmark.report import remarks
+
+    table = make_table(("", *map(name, measured(result))), title=command)
+    for cells in lines(result):
+        add_row(table, *cells)
+    print_result(_heading(ready, result))
+    print_result(table)
+    for line in (*bars(result), *remarks(result)):
+        print_result(line)
+
+
+def _print_host(command: str, ready: BenchModel, result: HostResult) -> None:
+    table = make_table(("method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"), title=command)
+    for row in result.rows:
+        kept = "" if row.retained_tokens is None else f"{row.retained_tokens:g}"
+        spent = (1e3 * min(row.prefill), 1e3 * min(row.token))
+        cells = zip(spent, (row.prefill_ratio, row.token_ratio), strict=True)
+        add_row(table, row.name, kept, *(cell for ms, ratio in cells for cell in (f"{ms:.4g} ms", f"{ratio:.3f}")))
+    print_result(_heading(ready, result))
+    print_result(table)
+    for remark in result.missing:
+        print_result(remark)
+
+
+def _heading(ready: BenchModel, result: Result | HostResult) -> str:
+    return f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt"

@@ -1,0 +1,104 @@
+"""What ends a command: exit code 2 for the user's mistakes, 1 for failures, and no traceback without --debug."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperGroup
+
+from vitcop_llava.tools.cli.output import OutputError, print_error, print_json, silence_stdout
+
+MISTAKE, FAILURE = 2, 1
+
+
+class UserError(Exception):
+    """Something that the user gave cannot be used; the message names it, what was expected and what came."""
+
+
+# What a caller can mend by naming another file; a full disk is none of it.
+_CALLERS = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EEXIST EAGAIN EINVAL EISDIR ELOOP ENAMETOOLONG ENOENT ENOTDIR EPERM EROFS".split()
+)
+
+
+def cannot_write(option: str, path: Path, error: OSError) -> Exception:
+    """What to raise where ``path``, which ``option`` names, could not be written.
+
+    Returns:
+        A `UserError` where another name would help, and otherwise an `OutputError`.
+    """
+    if isinstance(error, FileExistsError):
+        return UserError(f"{option}: {path} is there already; --force overwrites it")
+    said = f"{option}: cannot write {path}: {error.strerror or error}"
+    return UserError(said) if error.errno in _CALLERS else OutputError(said)
+
+
+@contextmanager
+def mistakes(about: str = "") -> Iterator[None]:
+    """Inside, a ``ValueError`` or ``TypeError`` is about what the user gave.
+
+    Args:
+        about: the argument, where the message does not name it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{about}: {error}" if about else str(error)) from error
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that all end as this module says, also when their arguments cannot be parsed."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command line and exits."""
+        given = list(sys.argv[1:] if args is None else args)
+        flags = given[: given.index("--")] if "--" in given else given
+        as_json, debug = "--json" in flags, "--debug" in flags
+        try:
+            # typer prints its own errors, for people; with --json they come here.
+            code = super().main(
+                given, prog_name, complete_var, standalone_mode and not as_json, windows_expand_args, **extra
+            )
+        except BrokenPipeError:  # whoever read the output has what they wanted
+            silence_stdout()
+            code = FAILURE
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            code = _report(error, as_json, debug)
+        sys.exit(code)
+
+
+def _report(error: Exception, as_json: bool, debug: bool) -> int:
+    """Prints an error, on stderr where stdout may be what failed; returns the exit code."""
+    # typer's errors are click's, and by version it brings its own click, so they are known by what they offer.
+    parsing = getattr(error, "format_message", None)
+    if parsing is not None:
+        message, code = str(parsing()), int(getattr(error, "exit_code", MISTAKE))
+    elif isinstance(error, UserError):
+        message, code = str(error), MISTAKE
+    elif type(error).__module__.startswith("vitcop_"):  # our own failures say what they are
+        message, code = str(error), FAILURE
+    else:
+        message, code = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, FAILURE
+    if as_json and not isinstance(error, OutputError):
+        print_json({"error": message, "exit_code": code})
+    else:
+        hint = "" if debug or code == MISTAKE else " (--debug shows where)"
+        print_error(message + hint)
+    return code

@@ -1,0 +1,156 @@
+"""The options that commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitcop_core.files import check_writable, write_bytes
+from vitcop_llava.tools.cli.errors import UserError, cannot_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|ID",
+        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model.",
+    ),
+]
+Retain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|N%|M/N|all",
+        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all; "
+        "default: 1/9.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What ``--retain`` says: tokens an image, or a share of them; exactly one is set."""
+
+    tokens: Fraction | None = None
+    share: Fraction | None = None
+
+    @property
+    def settings(self) -> dict[str, Fraction | int | float]:
+        """The same as an argument of a method."""
+        if self.share is not None:
+            return {"retention_ratio": self.share}
+        tokens = self.tokens or Fraction(1)
+        return {"retained_tokens": int(tokens) if tokens.denominator == 1 else float(tokens)}
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return "all" if self.share == 1 else f"{float(self.share):.1%}"
+        return f"{float(self.tokens or 0):.10g}"
+
+
+_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
+_DECIMAL = re.compile(r"[0-9]{0,9}(\.[0-9]{0,9})?")
+
+DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
+
+
+def parse_budget(text: str | None) -> Budget:
+    """The budget that ``--retain`` says; one ninth where it is not given.
+
+    Raises:
+        UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
+    """
+    if text is None:
+        return DEFAULT_BUDGET
+    word = text.strip().lower()
+    if word == "all":
+        return Budget(share=Fraction(1))
+    if _FRACTION.fullmatch(word):
+        above, below = map(int, word.split("/"))
+        if not 0 < above <= below:
+            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r:.80}")
+        return Budget(share=Fraction(above, below))
+    digits = word.removesuffix("%").strip()
+    value = parse_decimal(digits)
+    if value is None:
+        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r:.80}")
+    if word.endswith("%"):
+        if not 0 < value <= 100:
+            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r:.80}")
+        return Budget(share=value / 100)
+    if value < 1:
+        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r:.80}")
+    return Budget(tokens=value)
+
+
+def parse_decimal(text: str) -> Fraction | None:
+    """The number that a text is, of at most nine digits on either side of its point; None where it is none."""
+    is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
+    return Fraction(text) if is_one else None
+
+
+def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:
+    """The budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    words = [word.strip() for text in given or () for word in text.split(",")]
+    return {word: parse_budget(word) for word in words or default}
+
+
+def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:
+    """Raises unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
+
+    Raises:
+        UserError: where it is not such a file's name, its folder is missing, it is there already, or it is one of the
+            inputs.
+    """
+    suffix = f".{kind.lower()}"
+    if path.suffix.lower() != suffix:
+        raise UserError(f"--out: must be the name of a {kind} file ({suffix}); got {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: its folder must exist; there is no {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--out: must be a file; {path} is a folder")
+    try:
+        check_writable(path, overwrite=force)
+    except OSError as error:
+        raise cannot_write("--out", path, error) from error
+    if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
+        raise UserError(f"--out: must not be the input {path}")
+
+
+def write_picture(picture: Image, path: Path, force: bool) -> None:
+    """Writes a picture as PNG; see `write_file`."""
+    data = BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    write_file(data.getvalue(), path, force)
+
+
+def write_file(data: bytes, path: Path, force: bool) -> None:
+    """Writes a file whole; without ``force`` never over one, not even one that came since it was checked.
+
+    Raises:
+        UserError: where the file is there, or cannot be written under that name.
+        OutputError: where it cannot be written otherwise.
+    """
+    try:
+        write_bytes(path, data, overwrite=force)
+    except OSError as error:
+        raise cannot_write("--out", path, error) from error

@@ -1,0 +1,132 @@
+"""A comparison in words: a table for people, and a report in Markdown."""
+
+from __future__ import annotations
+
+from vitcop_llava.tools.comparison.result import Row
+from vitcop_llava.tools.markdown import markdown_table
+
+COLUMNS = ("method", "budget", "tokens", "accuracy", "of unpruned", "MACs", "cache")
+TIMES = ("prefill (ms)", "token (ms)", "memory (MiB)")
+
+
+def headings(result: Row) -> list[str]:
+    """The headings of `cells`."""
+    return [*COLUMNS, *(TIMES if result["timing"] else ())]
+
+
+def cells(result: Row) -> list[list[str]]:
+    """A line for each variant: what it is, what it costs, and how well it answers.
+
+    Args:
+        result: The whole result, with ``comparison`` and ``timing``.
+    """
+    compared = result["comparison"]
+    whole = next(row for row in compared["variants"] if row["settings"] is None)
+    lines = []
+    for row in compared["variants"]:
+        line = [row["label"], row["retain"]]
+        if row["problem"] is not None:
+            line += ["", *problem_cells(row)]
+            lines.append([*line, *[""] * (len(headings(result)) - len(line))])
+            continue
+        shares = (f"{row[name] / whole[name]:.1%}" for name in ("macs", "kv_bytes"))
+        line += [f"{row['tokens']:.4g}", f"{row['accuracy']['value']:.1%}", interval(row["kept"]), *shares]
+        lines.append([*line, *_times(result["timing"], row["name"])])
+    return lines
+
+
+def problem_cells(row: Row) -> tuple[str, str]:
+    """What stands in the place of accuracy and its share, where a budget is out of reach."""
+    if row["nearest_tokens"] is None:
+        return "does not fit", ""
+    return "out of reach", f"nearest: {row['nearest_tokens']} tokens"
+
+
+def interval(found: Row | None) -> str:
+    """A share with its interval, where it has a width, in per cent."""
+    if found is None:
+        return "-"
+    if found["low"] is None or found["low"] == found["high"]:
+        return f"{found['value']:.1%}"
+    return f"{found['value']:.1%} ({100 * found['low']:.1f}–{100 * found['high']:.1f})"
+
+
+def _times(timing: Row | None, name: str) -> list[str]:
+    if timing is None:
+        return []
+    row = timing["variants"][name]
+    scales = {"prefill_seconds": 1e3, "token_seconds": 1e3, "peak_bytes": 2**-20}
+    return ["-" if row[key] is None else _number(scale * row[key]) for key, scale in scales.items()]
+
+
+def _number(value: float) -> str:
+    """Three digits, or all those before the point."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def kinds_table(compared: Row) -> str | None:
+    """Accuracy by kind of question, in Markdown; None where questions have no kinds."""
+    rows = [row for row in compared["variants"] if row["problem"] is None]
+    kinds = [*dict.fromkeys(kind for row in rows for kind in row["kinds"])]
+    if not kinds:
+        return None
+    lines = []
+    for row in rows:
+        shares = (f"{row['kinds'][kind][0] / row['kinds'][kind][1]:.1%}" for kind in kinds)
+        lines.append([row["label"], row["retain"], f"{row['tokens']:.4g}", *shares])
+    return markdown_table(["method", "budget", "tokens", *kinds], lines)
+
+
+def asked(compared: Row) -> str:
+    """How many questions there were, and what the brackets mean."""
+    clips = compared.get("clips", 0)  # results stored before clips could be asked about do not have it
+    about = "images" if not clips else "clips" if clips == compared["images"] else "images and clips"
+    return (
+        f"{compared['questions']:,} questions about {compared['images']:,} {about}; in brackets "
+        f"{compared['confidence']:.0%} intervals of {compared['resamples']:,} resamples of the {about}, paired with "
+        "the unpruned model's."
+    )
+
+
+def caption(result: Row) -> str:
+    """What the columns mean."""
+    compared, timing = result["comparison"], result["timing"]
+    whole = next(row for row in compared["variants"] if row["settings"] is None)
+    said = (
+        f"{asked(compared)} Tokens are averages over the language model's layers and the questions, of "
+        f"{whole['tokens']:.4g}; MACs and cache are the language model's prefill, of {whole['macs'] / 1e9:.4g} G and "
+        f"{whole['kv_bytes'] / 2**20:.4g} MiB."
+    )
+    if timing is not None:
+        runs = len(next(iter(timing["variants"].values()))["runs"])
+        said += f" Times and memory are medians of {runs} questions, one at a time."
+    return said
+
+
+def markdown(result: Row) -> str:
+    """The whole report."""
+    compared, model = result["comparison"], result["comparison"]["model"]
+    per_frame = model.get("visual_tokens_per_frame")  # of models for clips alone
+    a_frame = "" if per_frame is None else f" and {per_frame} a frame"
+    lines = [
+        "# Comparison",
+        f"{model['class']} ({model['source']}): {model['layers']} layers, {model['visual_tokens_per_image']} visual "
+        f"tokens an image{a_frame}, {model['dtype']} on {model['device']}. Questions: {compared['source']}.",
+        "![Accuracy against visual tokens](tradeoff.png)",
+        markdown_table(headings(result), cells(result)),
+        caption(result),
+    ]
+    if (kinds := kinds_table(compared)) is not None:
+        lines += ["## By kind of question", kinds]
+    if problems := [row for row in compared["variants"] if row["problem"] is not None]:
+        lines += ["## Out of reach", "\n".join(f"- {row['name']}: {row['problem']}" for row in problems)]
+    if compared["faults"]:
+        faults = "\n".join(f"- line {fault['number']}: {fault['error']}" for fault in compared["faults"])
+        lines += ["## Questions that could not be asked", faults]
+    settings = "\n".join(f"- {row['name']}: `{row['settings']}`" for row in compared["variants"] if row["settings"])
+    lines += ["## Settings", compared["matching"], settings, f"`{result['command']}`"]
+    place = result["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in place["packages"].items() if version)
+    where = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
+    lines.append(f"{where}, {place['system']}, Python {place['python']}, {packages}.")
+    return "\n\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""A model with its processor: loaded, asked, and measured from outside."""

@@ -1,0 +1,148 @@
+"""A checkpoint's processor: read, and held against the model before anything is asked."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from transformers import AutoProcessor, ProcessorMixin
+
+from vitcop_llava.families import Parts
+from vitcop_llava.families.base import Video
+from vitcop_llava.families.tiling import Tiling
+from vitcop_llava.tools.media.video_support import need_support
+
+MAX_SIDE = 4096
+"""Of a picture, a patch or a tile that a model looks at, in pixels."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be used, or a place that holds none: the message says why."""
+
+
+def read_processor(name: str, parts: Parts) -> Any:
+    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision.
+
+    What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
+    """
+    if parts.video is not None:
+        return need_support().processor(name)
+    processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    # A setting that is not there has a default by now, which the file alone tells from a choice.
+    saved, _ = ProcessorMixin.get_processor_dict(name)
+    for setting, value in _settings(parts).items():
+        if hasattr(processor, setting) and saved.get(setting) is None:
+            setattr(processor, setting, value)
+    return processor
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """What a processor that counts the model's placeholders has to be set to."""
+    vision, base = cast(Any, parts.vision_tower.config), cast(Any, parts.base.config)
+    has_cls = any(name.endswith("class_embedding") for name, _ in parts.vision_tower.named_parameters())
+    return {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": base.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(has_cls),
+    }
+
+
+def check_processor(name: str, processor: Any, parts: Parts) -> None:
+    """Holds a processor against the model.
+
+    Raises:
+        ModelError: Processor and model do not fit together.
+    """
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
+    vision: Any = parts.vision_tower.config
+    words = parts.config.vocab_size
+    if len(processor.tokenizer) > words:
+        raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
+    _check_numbers(processor)
+    _check_image(processor, parts, vision.image_size)
+    if parts.video is not None:
+        _check_clip(processor, parts.video)
+    pinpoints = parts.anyres and [[*point] for point in parts.anyres.pinpoints]
+    given = [[*point] for point in getattr(processor.image_processor, "image_grid_pinpoints", None) or ()]
+    if pinpoints and given != pinpoints:
+        raise ModelError(
+            f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
+        )
+
+
+def _check_numbers(processor: Any) -> None:
+    """Raises where a processor makes pictures or prompts that no model looks at, before it makes one."""
+    images = processor.image_processor
+    points = getattr(images, "image_grid_pinpoints", None) or ()
+    found = {"image_grid_pinpoints": [side for point in points for side in point]}
+    for name in ("size", "crop_size"):
+        given = getattr(images, name, None) or {}
+        found[name] = [side for side in dict(given).values() if side is not None]
+    found |= {"patch_size": [getattr(processor, "patch_size", 1)]}
+    found |= {"num_additional_image_tokens": [getattr(processor, "num_additional_image_tokens", 0)]}
+    for name, numbers in found.items():
+        least = int(name != "num_additional_image_tokens")
+        if not all(isinstance(number, int) and least <= number <= MAX_SIDE for number in numbers):
+            raise ModelError(f"model: {name} of its processor must be {least} to {MAX_SIDE}, got {str(numbers)[:80]}")
+
+
+def _check_image(processor: Any, parts: Parts, side: int) -> None:
+    """Raises unless a plain image becomes the pixels and placeholders that the model expects."""
+    try:
+        inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}{_explain(processor, parts)}"
+        raise ModelError(f"model: its processor fails on a plain image: {why}") from error
+    tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
+    tiles = () if parts.anyres is None else (len(tiling.boxes),)
+    if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
+        wanted = " x ".join(map(str, (*tiles, 3, side, side)))
+        raise ModelError(
+            f"model: its image processor must give images of {wanted} for this vision tower, "
+            f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
+        )
+    _check_count(inputs, "an image", parts.image_token_id, tiling.placeholders, _explain(processor, parts))
+
+
+def _explain(processor: Any, parts: Parts) -> str:
+    """What of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
+    reasons = [
+        f"its {setting} must be {value!r}, got {getattr(processor, setting)!r} (see processor_config.json)"
+        for setting, value in _settings(parts).items()
+        if getattr(processor, setting, value) != value
+    ]
+    name = getattr(processor, "image_token", "<image>")
+    token = processor.tokenizer.convert_tokens_to_ids(name)
+    if token != parts.image_token_id:
+        known = "does not know it" if token in (None, processor.tokenizer.unk_token_id) else f"has it as {token}"
+        reasons.append(
+            f"its tokenizer must have {name!r} as token {parts.image_token_id} (image_token_id in "
+            f"config.json), and {known}"
+        )
+    return "".join(f"; {reason}" for reason in reasons)
+
+
+def _check_clip(processor: Any, video: Video) -> None:
+    """The same for a clip of two plain frames."""
+    side = video.frame_size
+    try:
+        inputs = processor(text=processor.video_token, videos=[np.zeros((2, side, side, 3), np.uint8)])
+    except Exception as error:
+        raise ModelError(f"model: its processor fails on a plain clip: {type(error).__name__}: {error}") from error
+    shape = tuple(inputs["pixel_values_videos"].shape)
+    if shape != (1, 2, 3, side, side):
+        wanted, got = f"3 x {side} x {side}", " x ".join(map(str, shape[2:]))
+        raise ModelError(f"model: its processor must give frames of {wanted} for this vision tower, got {got}")
+    _check_count(inputs, "a clip of two frames", video.token_id, video.clip(2).placeholders)
+
+
+def _check_count(inputs: Any, what: str, token: int, wanted: int, why: str = "") -> None:
+    count = int((inputs["input_ids"] == token).sum())
+    if count != wanted:
+        raise ModelError(
+            f"model: its processor must give {wanted} placeholders {what} (token {token}), as many as the model has "
+            f"visual tokens, got {count}{why}"
+        )

@@ -1,0 +1,1 @@
+"""The weights that a model computes with: where they are, and how to tell one set from another."""
