@@ -56,12 +56,17 @@ def install_group(session: nox.Session, group: str) -> None:
     install(session, *nox.project.dependency_groups(GROUPS, group))
 
 
-def install_packages(session: nox.Session, *packages: str) -> None:
+# What the sessions use of packages beyond pruning and reading: the command line, the demo, a second reader of videos.
+EXTRAS = {LLAVA: "[tools]", VIDEO: "[tools,decord]"}
+
+
+def install_packages(session: nox.Session, *packages: str, extras: bool = True) -> None:
     """Installs packages of this repository as editable, built with the session's own setuptools and torch."""
     install(session, "setuptools", "wheel")
     if CUDA in packages:
         install_group(session, "kernels")
-    install(session, "--no-build-isolation", *(part for package in packages for part in ("--editable", package)))
+    named = [package + EXTRAS.get(package, "") if extras else package for package in packages]
+    install(session, "--no-build-isolation", *(part for package in named for part in ("--editable", package)))
 
 
 def install_torchcodec(session: nox.Session) -> None:
@@ -118,6 +123,24 @@ def tests(session: nox.Session) -> None:
     install(session, "--no-deps", "--upgrade", "--target", str(folder), "torchvision")
     # The packages are named: only then does pytest know the options that their conftest.py add.
     session.run("pytest", *PARALLEL, f"--torchvision={folder}", *PACKAGES, "tests")
+
+
+# What holds of pruning whatever is installed beside it, and of prefixes in files.
+LEAN = ("lean_import", "keep_all", "batches", "decoding", "conversations", "leaves_nothing", "prefix", "prefix_store")
+NOT_LEAN = (
+    "from importlib.util import find_spec; "
+    "found = [name for name in ('PIL', 'matplotlib') if find_spec(name)]; assert not found, found"
+)
+
+
+@nox.session
+def lean(session: nox.Session) -> None:
+    """Run the properties of pruning with torch, transformers, numpy and safetensors alone."""
+    install_group(session, "lean")
+    install_packages(session, CORE, LLAVA, extras=False)
+    session.run("python", "-c", NOT_LEAN)
+    session.run("vitcop", silent=True, success_codes=[2])
+    session.run("pytest", "-q", *PARALLEL, *(f"{LLAVA}/tests/test_{name}.py" for name in LEAN))
 
 
 @nox.session
@@ -211,7 +234,7 @@ def abi(session: nox.Session) -> None:
 OLDEST_TRANSFORMERS = "transformers==5.17.0"
 GO_WITH_THEM = ("torch", "transformers", "huggingface-hub", "tokenizers", "torchcodec", "torchvision", "setuptools")
 ASK_FOR_TORCH = ("accelerate", "peft", "torchao")
-RUN_ON = ("psutil", "av", "decord", "pillow", "rich", "safetensors", "tqdm", "typer")
+RUN_ON = ("psutil", "av", "decord", "matplotlib", "pillow", "rich", "safetensors", "tqdm", "typer")
 
 
 @nox.session
@@ -340,4 +363,9 @@ def build(session: nox.Session) -> None:
     for name in names:
         session.run(python, "-I", "-W", "error", "-c", report.format(name), external=True)
     session.run(python, "-I", "-c", FIND_DEMO_WEIGHTS, external=True)
-    session.run(str(fresh / "bin" / "vitcop"), "--help", silent=True, external=True)
+    # The wheels bring what pruning needs; the command says what it needs beyond that.
+    vitcop = (str(fresh / "bin" / "vitcop"), "--help")
+    session.run(*vitcop, silent=True, external=True, success_codes=[2])
+    tools = [f"{wheel}[tools]" for wheel in wheels if "vitcop_llava" in wheel]
+    session.run(python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS), *tools, external=True)
+    session.run(*vitcop, silent=True, external=True)

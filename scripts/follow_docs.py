@@ -35,13 +35,16 @@ CHECKPOINTS = {
     "llava-hf/LLaVA-NeXT-Video-7B-hf": "packages/vitcop-video/src/vitcop_video/demo/weights",
 }
 
+# The first page installs no command line yet.
+DRAW = """
+from vitcop_llava.tools.demo.scenes import render, sample_scene
+render(sample_scene(206)).save("scene.png")
+render(sample_scene(34)).convert("RGB").save("photo.jpg")
+"""
+
 # What a reader of the pages has, made once the package that can make it is installed.
 FILES = {
-    "vitcop-llava": """
-        vitcop scene --seed 206 --out scene.png
-        vitcop scene --seed 34 --out photo.png
-        python3 -c 'from PIL import Image; Image.open("photo.png").convert("RGB").save("photo.jpg")'
-    """,
+    "vitcop-llava": f"""python3 -c '{DRAW}' """,
     "vitcop-video": "vitcop scene --clip --seed 3 --out clip.mp4",
 }
 
@@ -146,9 +149,10 @@ class Reader:
                     continue
                 self.run(block.place, command, ["bash", "-euc", command])
                 words = shlex.split(command, comments=True)
-                if words[:2] == ["pip", "install"] and words[2] in self.missing:
-                    self.missing.remove(words[2])
-                    self.get_files(words[2])
+                named = {word.partition("[")[0] for word in words[2:]} if words[:2] == ["pip", "install"] else set()
+                for package in sorted(named & self.missing):
+                    self.missing.remove(package)
+                    self.get_files(package)
         python = [(block.place, block.source) for block in blocks if block.language == "python"]
         self.run(page, f"{len(python)} Python snippets", ["python3", "-c", PASTE], json.dumps(python))
 

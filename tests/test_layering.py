@@ -1,42 +1,62 @@
-"""Imports point one way, and nothing in the repository is about one machine."""
+"""Imports point one way, modules and functions stay small, and nothing in the repository is about one machine."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "vitcop-core": {"vitcop_core"},
-    "vitcop-cuda": {"vitcop_cuda", "vitcop_core"},
-    "vitcop-llava": {"vitcop_llava", "vitcop_core", "vitcop_cuda"},
-    "vitcop-video": {"vitcop_video", "vitcop_llava", "vitcop_core"},
-}
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
-MACHINE = re.compile(r"/(work|tmp|root|home|opt|Users)/|helper-\d|issue \d|\bCEO\b|10\.\d+\.\d+\.\d+|192\.168\.")
+MACHINE = re.compile(r"/(work|tmp|root|home|opt|Users)/|10\.\d+\.\d+\.\d+|192\.168\.")
+CHECK_CONTRACTS = (
+    "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True, no_logo=True))"
+)
+
+# Before the modules of vitcop_llava were put into folders there were 221.
+MOST_EDGES = 71
+MOST_AT_THE_TOP = 8
 
 
-def imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+def room_of(module: str) -> str:
+    """The folder or module right below vitcop_llava, or below its tools, that a module is in."""
+    names = module.split(".")[1:]
+    return ".".join(names[: 2 if names[:1] == ["tools"] else 1])
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_point_one_way(package: str) -> None:
-    for path in (ROOT / "packages" / package / "src").rglob("*.py"):
-        own = {name.partition(".")[0] for name in imported(path)}
-        assert {name for name in own if name.startswith("vitcop")} <= MAY_IMPORT[package], path
+def test_contracts_between_modules_hold() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", CHECK_CONTRACTS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_core_needs_torch_alone() -> None:
-    for path in (ROOT / "packages/vitcop-core/src").rglob("*.py"):
-        assert not {"transformers", "numpy", "PIL", "triton"} & {n.partition(".")[0] for n in imported(path)}, path
+def test_architecture_names_every_room() -> None:
+    graph, page = grimp.build_graph("vitcop_llava", cache_dir=None), (ROOT / "docs/architecture.md").read_text()
+    rooms = {room_of(module) for module in graph.modules} - {"", "tools"}
+    assert {"families", "hooks", "prefix", "sequence", "weights", "tools.cli"} < rooms
+    assert not {room for room in rooms if f"| `{room.replace('.', '/')}` |" not in page}
+
+
+def test_rooms_import_few_others() -> None:
+    graph = grimp.build_graph("vitcop_llava", cache_dir=None)
+    pairs = {
+        (room_of(importer), room_of(imported))
+        for importer in graph.modules
+        for imported in graph.find_modules_directly_imported_by(importer)
+    }
+    edges = {(importer, imported) for importer, imported in pairs if importer != imported}
+    assert ("prefix", "pruner") in edges
+    assert len(edges) <= MOST_EDGES
+
+
+def test_top_level_of_vitcop_llava_is_small() -> None:
+    top = sorted(path.name for path in (ROOT / "packages/vitcop-llava/src/vitcop_llava").glob("*.py"))
+    assert "pruner.py" in top
+    assert len(top) <= MOST_AT_THE_TOP
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,9 +67,12 @@ def test_source_names_no_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_is_small(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            if body:
-                assert (body[-1].end_lineno or 0) - body[0].lineno < 50, node.name
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        if body:
+            assert (body[-1].end_lineno or 0) - body[0].lineno < 60, node.name
+        if "cli" not in path.parts:  # where parameters are the options of a command
+            assert len(node.args.posonlyargs) + len(node.args.args) <= 7, node.name

@@ -1,15 +1,19 @@
-"""Small random LLaVA models, prompts, pictures and budgets."""
+"""Small random LLaVA models, prompts, pictures and budgets.
+
+What needs the extra ``tools`` is imported where it is used: the properties of pruning are tested without the extra too.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -19,15 +23,14 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
     MistralConfig,
     Qwen2Config,
 )
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from vitcop_llava import ViTCoP
-from vitcop_llava.tools.demo.build import demo_processor, initialised_model, save_demo
-from vitcop_llava.tools.media.images import read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_TOKEN = 99
 PATCHES = 144
@@ -47,6 +50,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the demo model's shape, tokenizer and image processor, and random weights."""
+    from vitcop_llava.tools.demo.build import demo_processor, initialised_model, save_demo
+
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
     save_demo(initialised_model(12), demo_processor(12), folder)
@@ -122,6 +127,11 @@ def _build_next(kind: str, attention: str) -> Any:
 
 @cache
 def _next_processor() -> Any:
+    from transformers import LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    from vitcop_llava.tools.demo.build import demo_processor
+
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": NEXT_TILE},
         crop_size={"height": NEXT_TILE, "width": NEXT_TILE},
@@ -271,6 +281,10 @@ def next_processor() -> Any:
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Image.Image]:
     """A picture of a width and height, read from a PNG or JPEG file."""
+    from PIL import Image
+
+    from vitcop_llava.tools.media.images import read_image
+
     folder = tmp_path_factory.mktemp("photos")
 
     @cache

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from vitcop_llava.tools import command
 from vitcop_llava.tools.cli import app
 
 HELP_ALONE = """
@@ -34,10 +37,28 @@ def test_command_line_itself_loads_no_library(arguments: list[str]) -> None:
 
 
 def test_vitcop_runs_as_a_process() -> None:
-    result = run("-W", "error", "-c", "from vitcop_llava.tools.cli import main; main()", "frobnicate", "--json")
+    result = run("-W", "error", "-c", "from vitcop_llava.tools.command import main; main()", "frobnicate", "--json")
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"] == "No such command 'frobnicate'."
     assert result.stderr == ""
+
+
+def test_vitcop_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = command.find_spec
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name in ("PIL", "matplotlib") else there(name))
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", 'vitcop needs matplotlib, PIL: pip install "vitcop-llava[tools]"\n')
+
+
+def test_extra_installs_what_the_command_looks_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["vitcop"] == "vitcop_llava.tools.command:main"
+    wanted = {{"pillow": "PIL"}.get(name, name) for name in project["optional-dependencies"]["tools"]}
+    assert wanted == set(command.NEEDS)
 
 
 def test_help_lists_every_command() -> None:
