@@ -366,6 +366,6 @@ def build(session: nox.Session) -> None:
     # The wheels bring what pruning needs; the command says what it needs beyond that.
     vitcop = (str(fresh / "bin" / "vitcop"), "--help")
     session.run(*vitcop, silent=True, external=True, success_codes=[2])
-    tools = [f"{wheel}[tools]" for wheel in wheels if "vitcop_llava" in wheel]
+    tools = [f"{wheel}[tools]" for wheel in wheels if Path(wheel).name.startswith("vitcop_llava-")]
     session.run(python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS), *tools, external=True)
     session.run(*vitcop, silent=True, external=True)

@@ -1,5 +1,6 @@
 """The statistics of an analysis, against loops that say what they mean."""
 
+import importlib
 import math
 
 import numpy as np
@@ -95,3 +96,9 @@ def test_statistics_name_bad_input(call: object, said: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_former_place_of_the_analysis_warns_and_works() -> None:
+    with pytest.warns(DeprecationWarning, match="will go: import vitcop_llava.tools.analysis"):
+        former = importlib.reload(importlib.import_module("vitcop_llava.analysis"))
+    assert former.judge is importlib.import_module("vitcop_llava.tools.analysis").judge

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ def test_vitcop_runs_as_a_process() -> None:
 def test_vitcop_without_its_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = command.find_spec
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name in ("PIL", "matplotlib") else there(name))
+    def without(name: str) -> object:
+        return None if name in ("PIL", "matplotlib") else find_spec(name)
+
+    monkeypatch.setattr(command, "find_spec", without)
     with pytest.raises(SystemExit) as stopped:
         command.main()
     assert stopped.value.code == 2

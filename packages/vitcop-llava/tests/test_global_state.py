@@ -13,8 +13,8 @@ from torch import Tensor
 import vitcop_llava
 from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_llava.report import Survivors
+from vitcop_llava.sequence import rotary
 from vitcop_llava.sequence.segment import grid_positions, on_device
-from vitcop_llava.sequence.segment import rotary as rope
 
 SIDE, PATCHES, IMAGE_TOKEN = 192, 576, 99
 """24 x 24 patches, as LLaVA-1.5 has: bfloat16 does not hold their positions."""
@@ -143,7 +143,7 @@ def test_rows_of_attention_are_the_same(state: str) -> None:
     places = torch.arange(9).expand(2, -1)
 
     def rows() -> Tensor:
-        return rope.row_attention(queries.transpose(1, 2), keys, places, weights, scale=0.3, padding=None)
+        return rotary.row_attention(queries.transpose(1, 2), keys, places, weights, scale=0.3, padding=None)
 
     wanted = rows()
     with STATES[state]():

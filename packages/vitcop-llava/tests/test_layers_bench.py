@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vitcop_llava.tools.benchmark import layers as bench_layers
+from vitcop_llava.tools.benchmark import layers
 
 
 @pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 def test_bench_times_each_layer_beside_a_bare_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--shape", "small", "--layers", "8", "--retain", "64", "--repeats", "3", "--dtype", "float32"]
-    bench_layers.main([*sizes, "--out", str(tmp_path / "layers.json")])
+    layers.main([*sizes, "--out", str(tmp_path / "layers.json")])
     stored = json.loads((tmp_path / "layers.json").read_text())
     assert stored["command"] == (
         "python -m vitcop_llava.tools.benchmark.layers --shape small --layers 8 --retain 64 --text-tokens 60 --batch 1 "

@@ -1,6 +1,5 @@
 """Importing the package patches, compiles and downloads nothing."""
 
-import importlib
 import subprocess
 import sys
 
@@ -35,12 +34,6 @@ print(torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._gl
 def test_import_is_lean() -> None:
     result = subprocess.run([sys.executable, "-W", "error", "-c", PROBE], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n") == ["True", "True", "[]", "OrderedDict() OrderedDict()", ""]
-
-
-def test_former_place_of_the_analysis_warns_and_works() -> None:
-    with pytest.warns(DeprecationWarning, match="will go: import vitcop_llava.tools.analysis"):
-        former = importlib.reload(importlib.import_module("vitcop_llava.analysis"))
-    assert former.judge is importlib.import_module("vitcop_llava.tools.analysis").judge
 
 
 def test_public_names_exist_once() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vitcop_llava.tools.benchmark import reuse as bench_reuse
+from vitcop_llava.tools.benchmark import reuse
 
 
 @pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 def test_bench_stores_times_settings_and_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--questions", "3", "--question-tokens", "4", "--new-tokens", "2", "--repeats", "2", "--dtype", "float32"]
-    bench_reuse.main(["--shape", "small", *sizes, "--out", str(tmp_path / "reuse.json")])
+    reuse.main(["--shape", "small", *sizes, "--out", str(tmp_path / "reuse.json")])
     stored = json.loads((tmp_path / "reuse.json").read_text())
     assert stored["sizes"] == {"questions": 3, "question_tokens": 4, "new_tokens": 2}
     assert (stored["shape"], stored["dtype"], stored["retained_tokens"], stored["visual_tokens"]) == (

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vitcop_llava.tools.benchmark import tower as bench_tower
+from vitcop_llava.tools.benchmark import tower
 
 
 @pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 def test_bench_times_the_tower_of_each_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_tower.main(["--tower", "small", "--rounds", "3", "--dtype", "float32", "--out", str(tmp_path / "tower.json")])
+    tower.main(["--tower", "small", "--rounds", "3", "--dtype", "float32", "--out", str(tmp_path / "tower.json")])
     stored = json.loads((tmp_path / "tower.json").read_text())
     assert stored["command"] == (
         "python -m vitcop_llava.tools.benchmark.tower --tower small --retain 64 --images 1 --rounds 3 --dtype float32"
