@@ -145,6 +145,18 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     require(isinstance(value, str) and value in choices, name, f"one of {', '.join(map(repr, choices))}", value)
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise unless ``value`` is a text with something in it.
+
+    Raises:
+        TypeError: ``value`` is no text.
+        ValueError: It is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text; got {shown_with_type(value)}")
+    require(value != "", name, "a text that is not empty", value)
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a bool."""
     if not isinstance(value, bool):

@@ -3,25 +3,24 @@
 Integers and fractions only: no tensors, no model.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any
 
 from vitcop_core.checks import (
     MAX_LAYERS,
-    check_choice,
     check_flag,
     check_instance,
     check_int,
     check_sequence,
+    check_text,
     check_tuple,
     plain_fields,
     require,
 )
 from vitcop_core.cost import LanguageModelShape, check_shape, layer_kv_bytes, layer_macs
-
-DecoderStage = Literal["co_prune", "top_tokens", "last_token", "recycle"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class DecoderCut:
         layer: Index, from 0, of the first layer that runs on the smaller set.
         keep: Visual tokens left in the sample, ``recycled`` apart. The cut of a padded batch carries the largest of its
             rows.
-        stage: What decides: ``"co_prune"`` (elites and merged clusters), ``"top_tokens"`` (ViTCoP's saliency
-            alone), ``"last_token"`` (the attention of the prompt's last token) or ``"recycle"`` (that of other text,
-            and tokens made of what was dropped).
+        stage: What decides, in a word of the method's own. Only the method that planned the cut knows what it means,
+            and says what such a cut needs and is called: :meth:`Method.needs_labels`, :meth:`Method.needs_prompt` and
+            :meth:`Method.cut_title`.
         reindex_positions: Whether the kept tokens, from this layer on, get the position ids 0, 1, ... that they would
             have had in the sequence before the cut, as ViTCoP's released code does in its last stage; otherwise they
             carry their own.
@@ -80,7 +79,7 @@ class DecoderCut:
 
     layer: int
     keep: int
-    stage: DecoderStage
+    stage: str
     reindex_positions: bool = False
     recycled: int = 0
     pack_positions: bool = False
@@ -92,7 +91,7 @@ class DecoderCut:
         check_int("layer", self.layer, 1, MAX_LAYERS)
         check_int("keep", self.keep, 1)
         check_int("recycled", self.recycled, 0)
-        check_choice("stage", self.stage, get_args(DecoderStage))
+        check_text("stage", self.stage)
         check_flag("reindex_positions", self.reindex_positions)
         check_flag("pack_positions", self.pack_positions)
         both = self.reindex_positions and self.pack_positions
@@ -270,3 +269,19 @@ def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
         ValueError: A number is out of range.
     """
     return Plan(num_layers=num_layers, units=units, vision=None, decoder=())
+
+
+def plain_title(number: int) -> str:
+    """What a cut is called whose method has no name of its own for it.
+
+    Args:
+        number: 0 for the cut before the language model; those inside it are counted from 1.
+    """
+    return f"Cut {number}" if number else "Vision cut"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DecoderStage":  # until 0.2
+        warnings.warn("DecoderStage is a str now: a stage is a word of the method's own", DeprecationWarning, 2)
+        return str
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -111,7 +111,7 @@ class Pruner:
             TypeError: ``row`` is no integer.
             ValueError: No image has been pruned yet, or there is no such row.
         """
-        return survivors_of(self._last, row)
+        return survivors_of(self._last, row, self._method)
 
     def remove(self) -> None:
         """Takes every hook off the model. Calling it again does nothing."""

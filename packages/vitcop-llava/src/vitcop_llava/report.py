@@ -12,19 +12,18 @@ from torch import Tensor
 from vitcop_core import LanguageModelShape, Method, Plan, identity_plan
 from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
-from vitcop_core.diagnostics import CUTOFF_SCALE_RANGE, cutoff_scale
 from vitcop_core.shown import shown
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.counting import by_row, members_of, share_out
 from vitcop_llava.hooks.kept import PlannedImage
 from vitcop_llava.hooks.state import Call, EncodedImages
-from vitcop_llava.report_rows import RowReport, Stage
+from vitcop_llava.report_rows import RowReport, Stage, titles_of
 
 __all__ = ["FeatureScaleWarning", "Report", "RowReport", "Stage", "StageSurvivors", "Survivors", "survivors_of"]
 
 
 class FeatureScaleWarning(UserWarning):
-    """The cutoff distance does not fit the scale of the vision tower's keys."""
+    """The method's settings do not fit the scale of the vision tower's keys."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Report:
         rows: One entry for each row; empty before the first call.
         shape: The language model that costs are computed for.
         bytes_per_element: Of the cache.
-        distance_ratio: Median distance between clustered features over the cutoff distance, for the first image; None
-            where nothing was clustered.
+        distance_ratio: What the method diagnosed of the first image, :attr:`Diagnosis.ratio`: for ViTCoP the median
+            distance between clustered features over the cutoff distance. None where nothing was clustered.
         note: Why nothing was pruned, where nothing was.
 
     Raises:
@@ -59,7 +58,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call | None, method: Method, parts: Parts) -> Report:
-        """The report of a finished call; warns where the cutoff distance does not fit the features."""
+        """The report of a finished call; warns of what the method diagnoses."""
         size = next(parts.language_model.parameters()).element_size()
         if call is None:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
@@ -74,7 +73,8 @@ class Report:
             members, plans, note = members_of([*call.sources.values()], call.rows.counts), list(call.plans), None
             ratios = [_distance_ratio(source.results, method) for source in call.sources.values()]
             ratio = next((found for found in ratios if found is not None), None)
-        rows = tuple(_row_report(call.placeholders.shape[1], *row) for row in zip(members, plans, strict=True))
+        length = call.placeholders.shape[1]
+        rows = tuple(_row_report(method, length, *row) for row in zip(members, plans, strict=True))
         return cls(method, rows, parts.shape, size, ratio, note)
 
     @property
@@ -159,8 +159,13 @@ class Survivors:
         return Survivors(stop - start, self.clusters[start:stop], tuple(stages))
 
 
-def survivors_of(call: Call | None, row: int) -> Survivors:
+def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
     """Reads the survivors of one row back from the device.
+
+    Args:
+        call: A finished one.
+        row: Which.
+        method: What the call was pruned with: it names its cuts.
 
     Raises:
         TypeError: ``row`` is no integer.
@@ -178,7 +183,7 @@ def survivors_of(call: Call | None, row: int) -> Survivors:
     own = members_of([*call.sources.values()], call.rows.counts)[row]
     number = _patch_numbers(call, row)
     found = []
-    for stage in RowReport(len(own), plan, 0).stages:
+    for stage in RowReport(len(own), plan, 0, titles=titles_of(method, plan)).stages:
         segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
         merged = torch.zeros_like(columns, dtype=torch.bool)
@@ -234,10 +239,11 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "nothing to run"
 
 
-def _row_report(length: int, images: Sequence[PlannedImage], plan: Plan | None) -> RowReport:
+def _row_report(method: Method, length: int, images: Sequence[PlannedImage], plan: Plan | None) -> RowReport:
     newlines = sum(image.tiling.newlines for image in images)
     text = length - sum(image.tiling.placeholders for image in images)
-    return RowReport(len(images), plan, text, newlines, sum(image.newlines for image in images))
+    kept = sum(image.newlines for image in images)
+    return RowReport(len(images), plan, text, newlines, kept, titles_of(method, plan))
 
 
 def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
@@ -259,17 +265,9 @@ def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
 
 
 def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:
-    cutoff = getattr(method, "cutoff_distance", None)
-    clusters_keys = getattr(method, "vic_features", None) in (None, "vit_keys")
-    if cutoff is None or not clusters_keys or encoded.keys is None or encoded.keys.shape[0] < 2:
+    if encoded.keys is None or encoded.keys.shape[0] < 2:
         return None
-    ratio = cutoff_scale(encoded.keys[None], cutoff).item()
-    low, high = CUTOFF_SCALE_RANGE
-    if not low <= ratio <= high:
-        warnings.warn(
-            f"the median distance between clustered features is {ratio:.2g} times cutoff_distance={cutoff:g}, outside "
-            f"{low:g} to {high:g}: densities then say little; try a cutoff_distance near {ratio * cutoff:.3g}",
-            FeatureScaleWarning,
-            stacklevel=4,
-        )
-    return ratio
+    found = method.diagnose(encoded.keys)
+    if found is not None and found.warning is not None:
+        warnings.warn(found.warning, FeatureScaleWarning, stacklevel=4)
+    return None if found is None else found.ratio

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from vitcop_core import Plan
-from vitcop_core.checks import check_instance, check_int
+from vitcop_core import DecoderCut, Method, Plan, VisionCut
+from vitcop_core.checks import check_instance, check_int, check_tuple, require
+from vitcop_core.plan import plain_title
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class RowReport:
         text_tokens: Its columns that are not placeholders, padding included.
         newlines: Newline tokens of its images in the unpruned model.
         newlines_kept: How many of them stay, in every layer.
+        titles: What the method calls its cuts: first the one before the language model, also where there is none. Empty
+            for plain names.
 
     Raises:
-        TypeError: A count is no integer, or ``plan`` none.
-        ValueError: A count is negative, or above 2,147,483,647.
+        TypeError: A count is no integer, ``plan`` is none, or ``titles`` are no tuple.
+        ValueError: A count is negative, or above 2,147,483,647; or there are not as many titles as cuts, and one.
     """
 
     images: int
@@ -38,6 +42,7 @@ class RowReport:
     text_tokens: int
     newlines: int = 0
     newlines_kept: int = 0
+    titles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the counts: they may come from a file."""
@@ -45,23 +50,46 @@ class RowReport:
             check_int(name, getattr(self, name), 0)
         if self.plan is not None:
             check_instance("plan", self.plan, Plan, "a Plan or None")
+        check_tuple("titles", self.titles, "texts")
+        wanted = 1 + (0 if self.plan is None else len(self.plan.decoder))
+        require(len(self.titles) in (0, wanted), "titles", f"none, or {wanted}", self.titles)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The cuts, in order."""
         if self.plan is None:
             return ()
-        found = []
-        is_staged = all(cut.stage in ("co_prune", "top_tokens") for cut in self.plan.decoder)
+        cuts = self.plan.decoder
+        titles = self.titles or tuple(plain_title(number) for number in range(1 + len(cuts)))
+        found = [Stage(title, cut.layer, cut.tokens) for title, cut in zip(titles[1:], cuts, strict=True)]
         if self.plan.entry_tokens < self.plan.visual_tokens:
-            is_staged = is_staged and (self.plan.num_clusters == 0 or len(self.plan.decoder) > 0)
-            found.append(Stage("Stage I" if is_staged else "Vision cut", None, self.plan.entry_tokens))
-        if not is_staged:  # another method than ViTCoP, whose cuts have no names
-            for order, cut in enumerate(self.plan.decoder, start=1):
-                found.append(Stage(f"Cut {order}", cut.layer, cut.tokens))
-            return tuple(found)
-        names = {"co_prune": "Stage II", "top_tokens": "Stage III"}
-        for order, cut in enumerate(self.plan.decoder):
-            name = "Stage II" if order == 0 and len(self.plan.decoder) > 1 else names[cut.stage]
-            found.append(Stage(name, cut.layer, cut.keep))
+            found.insert(0, Stage(titles[0], None, self.plan.entry_tokens))
         return tuple(found)
+
+
+def titles_of(method: Method, plan: Plan | None) -> tuple[str, ...]:
+    """What a method calls the cuts of a plan of its own, for `RowReport.titles`."""
+    return () if plan is None else tuple(method.cut_title(plan, number) for number in range(1 + len(plan.decoder)))
+
+
+def row_content(row: RowReport) -> dict[str, Any]:
+    """A row as JSON has it, without what its method knows."""
+    return {name: value for name, value in asdict(row).items() if name != "titles"}
+
+
+def row_of(content: dict[str, Any], method: Method) -> RowReport:
+    """The row of a method that `row_content` told; its numbers check themselves.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is none, or of another method.
+    """
+    stored = content["plan"]
+    vision = stored["vision"] and VisionCut(tuple(stored["vision"]["keep"]), tuple(stored["vision"]["clusters"]))
+    cuts = tuple(DecoderCut(**cut) for cut in stored["decoder"])
+    plan = Plan(stored["num_layers"], tuple(stored["units"]), vision or None, cuts)
+    row = RowReport(**{**content, "plan": plan, "titles": titles_of(method, plan)})
+    # A stage is a word of the method's: one that it would not use itself for as many tokens means nothing.
+    known = {cut.stage for cut in method.plan(plan.num_layers, plan.units, images=row.images).decoder}
+    if others := sorted({cut.stage for cut in plan.decoder} - known):
+        raise ValueError(f"stage must be one of {sorted(known)}; got {others[0]!r:.40}")
+    return row

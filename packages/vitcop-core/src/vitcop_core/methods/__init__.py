@@ -1,10 +1,15 @@
-"""The pruning methods, one a file: ViTCoP, and those that it is compared with."""
+"""The pruning methods, one a file: ViTCoP, and those that it is compared with.
 
-from vitcop_core.methods.base import Method
+A method of your own is a file too, in any package: a subclass of :class:`Method`, or of :class:`BudgetedMethod` where it
+is solved for a budget.
+"""
+
+from vitcop_core.methods._budget import BudgetedMethod
+from vitcop_core.methods.base import Method, unit_counts
 from vitcop_core.methods.fastv import FastV
 from vitcop_core.methods.pyramiddrop import PyramidDrop
 from vitcop_core.methods.sparsevlm import SparseVLM
 from vitcop_core.methods.visionzip import VisionZip
 from vitcop_core.methods.vitcop import ViTCoP
 
-__all__ = ["FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"]
+__all__ = ["BudgetedMethod", "FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip", "unit_counts"]

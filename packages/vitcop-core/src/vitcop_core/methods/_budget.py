@@ -129,19 +129,22 @@ def average(num_layers: int, tokens: int, cuts: Sequence[tuple[int, Number]]) ->
     return (total + left * (num_layers - start)) / num_layers
 
 
-def last_token_cuts(layers: Sequence[int], counts: Sequence[int], tokens: int, *, pack: bool) -> tuple[DecoderCut, ...]:
-    """Cuts by the attention of the last token, without those that would keep everything.
+def falling_cuts(
+    layers: Sequence[int], counts: Sequence[int], tokens: int, stage: str, *, pack: bool
+) -> tuple[DecoderCut, ...]:
+    """Cuts of one kind, without those that would keep everything.
 
     Args:
         layers: Where.
         counts: What each leaves at most.
         tokens: What enters.
+        stage: The method's word for such a cut.
         pack: Whether positions are packed at each.
     """
     cuts: list[DecoderCut] = []
     for layer, count in zip(layers, counts, strict=True):
         if count < tokens:
-            cuts.append(DecoderCut(layer, count, "last_token", pack_positions=pack))
+            cuts.append(DecoderCut(layer, count, stage, pack_positions=pack))
             tokens = count
     return tuple(cuts)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vitcop_core.checks import check_int, require
-from vitcop_core.plan import DecoderCut, Plan
+from vitcop_core.diagnostics import Diagnosis
+from vitcop_core.plan import DecoderCut, Plan, plain_title
 from vitcop_core.tokens import DecoderView, Selection, VisionSelection, VisionView
 
 
@@ -16,6 +17,10 @@ class Method(ABC):
     Subclasses are frozen dataclasses that hold settings only, checked on construction. A method moves nothing: the
     adapter asks for the plan, shows each cut what it needs, and applies the selection. Samples without visual tokens
     never reach it. A method that plans no cut of one kind leaves that kind's function alone.
+
+    An adapter knows no method by name. What it has to know beyond the plan, it asks: :attr:`cuts_depend_on_question`,
+    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`cut_title` and :meth:`diagnose`, each with an answer that is
+    right for a method that says nothing.
     """
 
     @property
@@ -27,6 +32,42 @@ class Method(ABC):
         depends on it.
         """
         return True
+
+    def needs_labels(self, cut: DecoderCut) -> bool:
+        """Whether a cut reads :attr:`DecoderView.labels`; without one that does they are None.
+
+        Args:
+            cut: One of a plan that the method made.
+        """
+        return False
+
+    def needs_prompt(self, cut: DecoderCut) -> bool:
+        """Whether a cut asks for :attr:`DecoderView.prompt`; without one that does the embeddings are not kept.
+
+        Args:
+            cut: One of a plan that the method made.
+        """
+        return False
+
+    def cut_title(self, plan: Plan, number: int) -> str:
+        """What reports and pictures call a cut.
+
+        Args:
+            plan: One that the method made.
+            number: 0 for the cut before the language model; those of :attr:`Plan.decoder` are counted from 1.
+        """
+        return plain_title(number)
+
+    def diagnose(self, keys: Tensor) -> Diagnosis | None:
+        """Whether the settings fit a model, from what one image showed; None where there is nothing to say.
+
+        It is asked for a report, after the prefill, and may wait for the device.
+
+        Args:
+            keys: ``[n, d_v]``, the scored vision layer's keys of the tokens kept in the first unit that was clustered,
+                heads side by side; n is at least 2.
+        """
+        return None
 
     @abstractmethod
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.checks import MAX_LAYERS, check_int
-from vitcop_core.methods._budget import BudgetedMethod, average, cut_layers, last_token_cuts
+from vitcop_core.methods._budget import BudgetedMethod, average, cut_layers, falling_cuts
 from vitcop_core.methods._reach import Sample, layers_reach, unreachable
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.plan import DecoderCut, Plan, identity_plan
@@ -62,7 +62,7 @@ class FastV(BudgetedMethod):
             return identity_plan(num_layers, units)
         layers = cut_layers(None if self.layer is None else (self.layer,), _LAYERS, num_layers)
         keep = self._solve(budget, num_layers, layers[0], tokens, images)
-        return Plan(num_layers, units, None, last_token_cuts(layers, (keep,), tokens, pack=False))
+        return Plan(num_layers, units, None, falling_cuts(layers, (keep,), tokens, "last_token", pack=False))
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
         """The tokens with most attention from the last prompt token; see :meth:`Method.cut_decoder`."""

@@ -17,8 +17,8 @@ from vitcop_core.methods._budget import (
     average,
     check_layers,
     cut_layers,
+    falling_cuts,
     largest,
-    last_token_cuts,
 )
 from vitcop_core.methods._reach import Sample, layers_reach, unreachable
 from vitcop_core.methods.base import unit_counts
@@ -97,7 +97,7 @@ class PyramidDrop(BudgetedMethod):
         published = _STANDARD if self.ratios is not None and len(self.ratios) == 3 else _EARLY
         layers = cut_layers(self.layers, published, num_layers)
         counts = _counts(self._shares(budget, num_layers, layers, tokens, images), tokens)
-        return Plan(num_layers, units, None, last_token_cuts(layers, counts, tokens, pack=True))
+        return Plan(num_layers, units, None, falling_cuts(layers, counts, tokens, "last_token", pack=True))
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
         """The tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.checks import MAX_LAYERS, check_choice, check_flag, check_int, check_positive, require
+from vitcop_core.diagnostics import Diagnosis, diagnose_cutoff
 from vitcop_core.methods._budget import BudgetedMethod, Number
 from vitcop_core.methods._reach import Sample, unreachable
 from vitcop_core.methods._schedule import Schedule
@@ -160,10 +161,26 @@ class ViTCoP(BudgetedMethod):
             reindex = self.switch("deep_positions") == "reindexed"
             cuts.append(DecoderCut(deep, counts.deep, "top_tokens", reindex_positions=reindex))
         clusters = (0,) * len(units)
-        if any(cut.stage == "co_prune" for cut in cuts):
+        if any(self.needs_labels(cut) for cut in cuts):
             clusters = self._clusters(ratios, counts)
         vision = VisionCut(counts.units, clusters) if counts.units != units or any(clusters) else None
         return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
+
+    def needs_labels(self, cut: DecoderCut) -> bool:
+        """Only to co-prune."""
+        return cut.stage == "co_prune"
+
+    def cut_title(self, plan: Plan, number: int) -> str:
+        """The paper's names of the stages; see :meth:`Method.cut_title`."""
+        if number == 0:
+            return "Stage I"
+        is_first = number == 1 and (len(plan.decoder) > 1 or self.needs_labels(plan.decoder[0]))
+        return "Stage II" if is_first else "Stage III"
+
+    def diagnose(self, keys: Tensor) -> Diagnosis | None:
+        """How the cutoff distance fits the scale of the keys, where they are what is clustered."""
+        clusters_keys = self.switch("vic_features") == "vit_keys"
+        return diagnose_cutoff(keys, self.cutoff_distance) if clusters_keys else None
 
     def cut_vision(
         self,

@@ -24,7 +24,9 @@ def is_aligned(call: Call) -> bool:
     return not others and not any(image.newlines for image in source.images)
 
 
-def enter(call: Call, run: Run, span: range, first: int | None, positions: Tensor | None) -> None:
+def enter(
+    call: Call, run: Run, span: range, first: int | None, positions: Tensor | None, *, needs_labels: bool
+) -> None:
     """Work out the first segment, and the labels of its visual tokens.
 
     Args:
@@ -33,6 +35,7 @@ def enter(call: Call, run: Run, span: range, first: int | None, positions: Tenso
         span: The columns of the images.
         first: The position id of the first column, where they count on from it by one; None where they do not.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped; None with ``first``.
+        needs_labels: Whether a cut reads the labels.
     """
     (source,) = call.sources.values()
     batch, kept, device = len(run.visual), run.visual[0], source.where.device
@@ -52,7 +55,7 @@ def enter(call: Call, run: Run, span: range, first: int | None, positions: Tenso
         if index is not None:
             ids = torch.cat([positions[:, : places.stop], tail - (len(span) - kept)], dim=1)
     run.segments = [Segment(columns, None, places, None, ids.expand(batch, -1))]
-    if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
+    if not needs_labels:
         return
     if labels is None:
         # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.

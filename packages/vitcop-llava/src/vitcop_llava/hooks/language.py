@@ -111,7 +111,7 @@ class LanguageHooks:
             check_cuts(cache, run.cut_layers)
         if run.segment.slots < run.length or run.segment.valid is not None:
             embeds = take(embeds, run.segment.columns)
-        if any(cut.stage == "recycle" for plan in call.plans if plan is not None for cut in plan.decoder):
+        if self._planner.needs_prompt(call.plans):
             run.entry = embeds
         run.keys = keys_of(self._parts, run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}

@@ -91,11 +91,12 @@ def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, position_ids: Te
     run.cut_layers = _cut_layers(call.plans)
     run.length = where.shape[1]
     run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
+    needs_labels = planner.needs_labels(call.plans)
     lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
     if rows.span is not None and aligned.is_aligned(call):
         first = first - earlier if first is not None and isinstance(earlier, int) else None
         positions = None if first is not None else logical_positions(position_ids, run, where.device) - earlier
-        aligned.enter(call, run, rows.span, first, positions)
+        aligned.enter(call, run, rows.span, first, positions, needs_labels=needs_labels)
         return
     codes = _codes_of_columns(sources)
     visual, kept = where, torch.ones_like(where)
@@ -110,7 +111,8 @@ def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, position_ids: Te
     visual = visual if valid is None else visual & valid
     positions = positions.expand(where.shape[0], -1).gather(1, columns)
     run.segments = [Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions)]
-    _label(call, run, codes)
+    if needs_labels:
+        _label(call, run, codes)
 
 
 def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
@@ -156,8 +158,6 @@ def _text_tail(text: Tensor) -> Tensor:
 
 def _label(call: Call, run: Run, codes: Tensor | None) -> None:
     """Gives the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
-    if not any(cut.stage == "co_prune" for plan in call.plans if plan is not None for cut in plan.decoder):
-        return
     segment, sources = run.segment, list(call.sources.values())
     slots = segment.visual
     if codes is None or not any(source.results.labels for source in sources):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 
-from vitcop_core import Method, Plan, pooled_plan
+from vitcop_core import DecoderCut, Method, Plan, pooled_plan
 from vitcop_llava.families import Parts
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.kept import PlannedImage
@@ -101,3 +101,15 @@ class Planner:
             return images[0].plan if images else None
         whole = self._plan(tuple(unit for image in images for unit in image.tiling.units), images=len(images))
         return pooled_plan(whole, [image.plan for image in images])
+
+    def needs_labels(self, plans: Sequence[Plan | None]) -> bool:
+        """Whether a cut of these rows reads clusters."""
+        return any(map(self._method.needs_labels, _cuts(plans)))
+
+    def needs_prompt(self, plans: Sequence[Plan | None]) -> bool:
+        """Whether a cut of these rows reads the prompt's embeddings."""
+        return any(map(self._method.needs_prompt, _cuts(plans)))
+
+
+def _cuts(plans: Sequence[Plan | None]) -> Iterator[DecoderCut]:
+    return (cut for plan in plans if plan is not None for cut in plan.decoder)

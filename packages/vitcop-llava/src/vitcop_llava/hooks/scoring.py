@@ -138,7 +138,8 @@ class Scoring:
     def prompt(self) -> PromptView:
         """See :attr:`DecoderView.prompt`."""
         run, entry = self.run, self.run.segments[0]
-        assert run.entry is not None  # kept where a cut of this run asks for it
+        if run.entry is None:
+            raise RuntimeError("DecoderView.prompt: is kept where Method.needs_prompt says that a cut reads it")
         places, counts = text_slots(run, entry)
         return PromptView(entry.visual_of(run.entry), entry.lengths, take(run.entry, places), counts)
 

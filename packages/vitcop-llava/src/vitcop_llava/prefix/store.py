@@ -11,13 +11,13 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitcop_core import DecoderCut, Plan, VisionCut
+from vitcop_core import Plan
 from vitcop_core.files import open_regular
 from vitcop_llava.families import Parts
 from vitcop_llava.prefix.sealed_file import (
@@ -30,7 +30,8 @@ from vitcop_llava.prefix.sealed_file import (
     write_sealed,
 )
 from vitcop_llava.pruner import Settings
-from vitcop_llava.report import Report, RowReport
+from vitcop_llava.report import Report
+from vitcop_llava.report_rows import row_content, row_of
 from vitcop_llava.sequence.cache import PrunedLayer
 from vitcop_llava.weights.fingerprint import ADAPTERS, WEIGHTS, differing, fingerprint
 from vitcop_llava.weights.offloading import execution_device
@@ -98,7 +99,7 @@ def write_prefix(path: str | os.PathLike[str], prefix: StoredPrefix) -> None:
         "identity": prefix.identity,
         "groups": [layer.group for layer in prefix.layers],
         "report": {
-            "row": asdict(row),
+            "row": row_content(row),
             "distance_ratio": ratio if ratio is not None and math.isfinite(ratio) else None,
             "note": prefix.report.note,
         },
@@ -201,7 +202,9 @@ class _Reader:
         ids = self._tensors["input_ids"]
         self._check_values(ids, columns)
         report = self._report(content["report"], settings)
-        layers = [self._layer(index, group, ids, columns) for index, group in enumerate(groups)]
+        plan = report.rows[0].plan
+        assert plan is not None  # checked
+        layers = [self._layer(index, group, ids, columns, plan) for index, group in enumerate(groups)]
         return StoredPrefix(ids[None].to(execution_device(self._parts.embeddings)), layers, report, identity)
 
     def _require(self, condition: bool, what: str, expected: str, got: object) -> None:
@@ -247,11 +250,11 @@ class _Reader:
     def _report(self, stored: dict[str, Any], settings: Settings) -> Report:
         ratio, note, row = stored.get("distance_ratio"), stored.get("note"), None
         try:
-            row = RowReport(**{**stored["row"], "plan": _plan(stored["row"]["plan"])})
+            row = row_of(stored["row"], settings.method)
         except (KeyError, TypeError, ValueError) as error:
             self._require(False, "its report", "what was written", repr(error))
         assert row is not None  # or that has raised
-        counts = [value for name, value in vars(row).items() if name != "plan"]
+        counts = [row.images, row.text_tokens, row.newlines, row.newlines_kept]
         fits = row.plan is not None and row.plan.num_layers == self._parts.shape.num_layers
         fits = fits and all(type(count) is int and 0 <= count <= _MOST_COUNTED for count in [*counts, *_ints(stored)])
         self._require(fits and isinstance(ratio, float | None), "its report", "counts", str(counts)[:80])
@@ -259,7 +262,7 @@ class _Reader:
         size = next(self._parts.language_model.parameters()).element_size()
         return Report(settings.method, (row,), self._parts.shape, size, ratio, note)
 
-    def _layer(self, index: int, group: int, ids: Tensor, columns: dict[int, Tensor]) -> PrunedLayer:
+    def _layer(self, index: int, group: int, ids: Tensor, columns: dict[int, Tensor], plan: Plan) -> PrunedLayer:
         layer, device = PrunedLayer(), execution_device(self._parts.decoder_layers[index])
         keys, values = (self._tensors[f"{kind}.{index}"] for kind in ("keys", "values"))
         layer.lazy_initialization(keys.to(device), values.to(device))
@@ -269,7 +272,8 @@ class _Reader:
             first = columns.get(0)
             dropped = 0 if first is None else len(ids) - len(first)
             places = columns.get(group, torch.arange(len(ids), device=ids.device))[None].to(device)
-            layer.describe(places, len(ids), dropped, tail, has_padding=False, group=group)
+            shift = _packed_before(plan, index)
+            layer.describe(places, len(ids), dropped, tail, has_padding=False, group=group, shift=shift)
         return layer
 
 
@@ -282,10 +286,10 @@ def _ints(stored: Any) -> Iterator[int]:
         yield stored
 
 
-def _plan(stored: dict[str, Any]) -> Plan:
-    """The plan of a report; it checks its own numbers."""
-    vision = stored["vision"] and VisionCut(tuple(stored["vision"]["keep"]), tuple(stored["vision"]["clusters"]))
-    cuts = tuple(DecoderCut(**cut) for cut in stored["decoder"])
-    if any(cut.stage not in ("co_prune", "top_tokens") for cut in cuts):
-        raise ValueError("stage must be co_prune or top_tokens")
-    return Plan(stored["num_layers"], tuple(stored["units"]), vision or None, cuts)
+def _packed_before(plan: Plan, layer: int) -> int:
+    """By how much the positions of tokens that follow are packed in a layer, for what cuts up to it have dropped."""
+    lost, tokens = 0, plan.entry_tokens
+    for cut in plan.decoder:
+        lost += tokens - cut.tokens if cut.pack_positions and cut.layer <= layer else 0
+        tokens = cut.tokens
+    return lost
