@@ -171,6 +171,43 @@ def layers_table(stored: Stored) -> str:
     )
 
 
+def host_table(stored: Stored) -> str:
+    """What a prefill and a token cost the host, beside the unpruned model."""
+    lines = [
+        [
+            row["name"],
+            "" if row["retained_tokens"] is None else f"{row['retained_tokens']:g}",
+            *(
+                cell
+                for part in ("prefill", "token")
+                for cell in (f"{1e3 * min(row[part]):.4g} ms", f"{row[f'{part}_ratio']:.3f}")
+            ),
+        ]
+        for row in stored["rows"]
+    ]
+    headings, place = ["method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"], stored["environment"]
+    return (
+        f"{markdown_table(headings, lines)}\n\nThe least of {stored['repeats']} rounds, in seconds of one thread on "
+        f"{place['processor']}; {stored['visual_tokens']} visual tokens. `{stored['command']}`."
+    )
+
+
+def tower_table(stored: Stored) -> str:
+    """The vision tower under pruning, beside the unpruned one."""
+    lines = []
+    for row in stored["rows"]:
+        cells = [row["method"] or "unpruned", row["dtype"]]
+        for part in ("tower", "encoding"):
+            cells += [f"{1e3 * statistics.median(row[part]):.4g} ms", f"{row['over_unpruned'][part]:.3f}"]
+        lines.append(cells)
+    table = markdown_table(["", "dtype", "tower", "of unpruned", "tower, Stage I, projector", "of unpruned"], lines)
+    place = stored["environment"]
+    return (
+        f"{table}\n\nMedians of {len(stored['rows'][0]['tower'])} rounds; CLIP ViT-L/14 at 336 pixels, random weights, "
+        f"on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+    )
+
+
 def reading_table(stored: Stored) -> str:
     """Reading frames of a file through vitcop-video, beside the decoders used directly."""
     counts = [*dict.fromkeys(row["frames"] for row in stored["rows"])]
@@ -238,6 +275,8 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
     "layers": ("layers-llava-1.5-7b-cpu.json", layers_table),
+    "host": ("host-narrow-cpu.json", host_table),
+    "tower": ("tower-clip-large-cpu.json", tower_table),
     "reading": ("video-reading.json", reading_table),
     "clips": ("demo-video-accuracy.json", clips_table),
     "clip-methods": ("demo-clips.json", ablation_table),
