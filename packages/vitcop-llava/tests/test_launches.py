@@ -19,8 +19,7 @@ from transformers import (
 
 import vitcop_llava
 from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
-from vitcop_llava.hooks import calls as call_hooks
-from vitcop_llava.hooks import reading
+from vitcop_llava.hooks import calls, reading
 
 KERNELS = {"vic": 8, "cls_saliency": 2, "co_prune": 2, "key_norm": 1, "top_tokens": 1, "gather_tokens": 1}
 """What vitcop-cuda launches for each operator; of vic one is torch's matrix product, and up to 256 tokens take 3."""
@@ -185,7 +184,7 @@ def test_prefill_is_read_before_the_tower_runs(
         order.append("prompt")
         return reading.read_prompt(*args)
 
-    monkeypatch.setattr(call_hooks, "read_prompt", read)
+    monkeypatch.setattr(calls, "read_prompt", read)
     given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
     handle = model.model.vision_tower.register_forward_pre_hook(lambda *_: order.append("tower"))
     with vitcop_llava.prune(model, ViTCoP(retained_tokens=24)), Reads():  # type: ignore[no-untyped-call]

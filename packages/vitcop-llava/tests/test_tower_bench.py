@@ -24,5 +24,5 @@ def test_bench_times_the_tower_of_each_variant(tmp_path: Path, capsys: pytest.Ca
             assert len(row[part]) == 3
             share = statistics.median(row[part]) / statistics.median(unpruned[part])
             assert row["over_unpruned"][part] == pytest.approx(share)
-        assert all(tower < encoding for tower, encoding in zip(row["tower"], row["encoding"], strict=True))
+        assert all(own < whole for own, whole in zip(row["tower"], row["encoding"], strict=True))
     assert "of unpruned" in capsys.readouterr().out

@@ -10,8 +10,7 @@ from transformers import DynamicCache
 
 import vitcop_llava
 from vitcop_llava import FastV, VisionZip, ViTCoP
-from vitcop_llava.hooks import opening
-from vitcop_llava.hooks import vision as vision_hooks
+from vitcop_llava.hooks import opening, vision
 
 FRAMES, TOKENS = 4, 16
 SHARE: Any = {"retention_ratio": Fraction(5, 12)}
@@ -56,7 +55,7 @@ def answer(model: Any, method: Any, rows: int, *, masked: bool) -> DynamicCache:
 def test_pruned_clips_read_nothing_but_their_count(
     meta_model: Any, no_check: None, monkeypatch: pytest.MonkeyPatch, rows: int, masked: bool, name: str
 ) -> None:
-    for module in (opening, vision_hooks):
+    for module in (opening, vision):
         monkeypatch.setattr(module, "check_frames", lambda *_: None)
     cache = answer(meta_model, METHODS[name], rows, masked=masked)
     whole = 3 + FRAMES * TOKENS + 8 + 2
