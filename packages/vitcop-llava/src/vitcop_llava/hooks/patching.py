@@ -54,6 +54,10 @@ class Replacement:
             self._attributes[self._name] = self._before
 
 
+# Of all switches: one of their own could not be copied with what holds it.
+_switching = Lock()
+
+
 class HookSwitch:
     """Forward pre-hooks that are on their modules only while a call holds them.
 
@@ -66,12 +70,12 @@ class HookSwitch:
     """
 
     def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
-        self._hooks, self._lock, self._holders = hooks, Lock(), 0
+        self._hooks, self._holders = hooks, 0
         self.handles: list[RemovableHandle] = []
 
     def hold(self) -> _Hold:
         """Put the hooks on until the returned handle is removed."""
-        with self._lock:
+        with _switching:
             self._holders += 1
             if not self.handles:
                 self.handles = [
@@ -82,19 +86,19 @@ class HookSwitch:
 
     def guard(self, wrap: Callable[..., Any]) -> None:
         """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place."""
-        with self._lock:
+        with _switching:
             self._hooks = [(module, wrap(hook)) for module, hook in self._hooks]
 
     def let_go(self) -> None:
         """Take the hooks off, if nobody else holds them."""
-        with self._lock:
+        with _switching:
             self._holders -= 1
             if self._holders == 0:
                 self._take_off()
 
     def remove(self) -> None:
         """Take the hooks off, whoever holds them."""
-        with self._lock:
+        with _switching:
             self._take_off()
 
     def _take_off(self) -> None:
