@@ -25,7 +25,8 @@ def test_ratios_are_those_of_table_8(retention: Fraction, expected: tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "expected"), [(32, (2, 22)), (40, (2, 28)), (8, (2, 6)), (28, (2, 19)), (4, (2, 3)), (3, (1, 2))]
+    ("num_layers", "expected"),
+    [(32, (2, 22)), (40, (2, 28)), (48, (3, 33)), (28, (2, 19)), (24, (1, 17)), (8, (1, 6)), (4, (1, 3)), (3, (1, 2))],
 )
 def test_default_layers_scale_with_depth(num_layers: int, expected: tuple[int, int]) -> None:
     assert default_layers(num_layers) == expected

@@ -36,7 +36,7 @@ def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[
     Args:
         retained_tokens: The budget.
         num_layers: Layers of the language model. Of another number than 32 the deep cut moves in proportion and the
-            first stays, as ViTCoP's own layers do.
+            first stays: scaled, the table's three would be one.
 
     Raises:
         TypeError: An argument is no number.

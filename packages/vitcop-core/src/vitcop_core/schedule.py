@@ -34,7 +34,10 @@ class Ratios(NamedTuple):
 
 
 def default_layers(num_layers: int) -> tuple[int, int]:
-    """The cut layers: 2 and 22 of 32, the deep one in proportion for other depths (28 of 40).
+    """Return the layers before which Stages II and III cut: the paper's 2 and 22 of 32, in proportion for other depths.
+
+    40 layers are cut before 2 and 28, as in Table 8; 24 before 1 and 17, and 8 before 1 and 6. Halves are rounded down
+    for the first and up for the second: a late first cut costs a shallow model most of its budget.
 
     Args:
         num_layers: Layers of the language model, at least 3.
@@ -46,7 +49,7 @@ def default_layers(num_layers: int) -> tuple[int, int]:
     num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
     require(num_layers >= 3, "num_layers", "at least 3, to cut before two of them", num_layers)
     deep = (22 * num_layers + 16) // 32
-    return min(2, deep - 1), deep
+    return max(1, (2 * num_layers + 15) // 32), deep
 
 
 def default_center_ratio(vision_ratio: Fraction) -> Fraction:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, cast
 
-from vitcop_core import Method, ViTCoP, default_layers, presets
+from vitcop_core import Method, ViTCoP, presets
 from vitcop_llava.families import Parts
 from vitcop_llava.pruner import prune
 from vitcop_llava.tools.comparison import PRESETS
@@ -87,7 +87,7 @@ def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
     """
     layers = parts.shape.num_layers
     if name == "equal-budgets":
-        return with_earlier_cut(at_budgets(equal_budgets(), budgets), parts, budgets)
+        return at_budgets(equal_budgets(), budgets)
     if name == "table-4":
         return at_budgets(presets.table_4(1), budgets)
     if name == "table-7":
@@ -95,21 +95,6 @@ def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
     if name == "published":
         return _published(parts)
     raise ValueError(f"preset: must be one of {', '.join(PRESETS)}; got {name!r}")
-
-
-def with_earlier_cut(variants: list[Variant], parts: Parts, budgets: Budgets) -> list[Variant]:
-    """The variants, with a ViTCoP of an earlier cut behind its own where that cannot reach a budget.
-
-    Two layers before the first cut are a sixteenth of the paper's 32, and much more of a small model. The others scale
-    their first cut with the depth and have no earlier layer left there.
-    """
-    own = [variant for variant in variants if variant.label == "ViTCoP"]
-    first, deep = default_layers(parts.shape.num_layers)
-    if first == 1 or not any(nearest_tokens(each, parts.shape.num_layers, [parts.tiling.units]) for each in own):
-        return variants
-    method = ViTCoP(retained_tokens=1, layers=(1, deep))
-    place = variants.index(own[-1]) + 1
-    return variants[:place] + at_budgets({f"ViTCoP, {_layers((1, deep))}": method}, budgets) + variants[place:]
 
 
 def _layers(pair: tuple[int, int]) -> str:
