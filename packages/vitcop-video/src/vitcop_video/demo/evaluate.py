@@ -51,8 +51,8 @@ VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS
 """Where the cuts are, and what is done with time.
 
 The default layers are the paper's fractions of the depth: 1 and 6 of 8. Two layers before the first cut, as many as in
-the paper, are a quarter of this model, and leave an eighteenth of the tokens out of reach. "Tuned" were thresholds of the
-clustering, on clips that are neither held out nor trained on.
+the paper, are a quarter of this model, and leave an eighteenth of the tokens out of reach. "Tuned" were thresholds of
+the clustering, on clips that are neither held out nor trained on.
 """
 
 
