@@ -305,7 +305,7 @@ COMPARISONS = {
 CLIPS = "demo-clips"
 COMPARED_CLIPS = (
     *("--questions", f"{CLIPS}/questions.jsonl", "--retain", "1/3,1/9,1/18", "--max-new-tokens", "8"),
-    *("--method", "vitcop, vitcop(cluster_frames=8)"),
+    *("--method", "vitcop(layers=(1, 6)), vitcop(layers=(1, 6), cluster_frames=8)"),
     *("--method", "visionzip, sparsevlm, pyramiddrop, fastv"),
 )
 

@@ -63,10 +63,10 @@ def test_answers_to_a_file_are_those_to_its_frames(answerer: Answerer, tmp_path:
 
 def test_evaluation_is_stored_with_its_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.json"
-    variants = ["layers 2 and 6", "default layers, both"]
+    variants = ["layers 2 and 6", "layers 1 and 6, both"]
     main(["--clips", "4", "--budgets", "1", "1/18", "--variants", *variants, "--out", str(path)])
     stored = json.loads(path.read_text())
-    assert stored["command"].endswith("--clips 4 --budgets 1 1/18 --variants 'layers 2 and 6' 'default layers, both'")
+    assert stored["command"].endswith("--clips 4 --budgets 1 1/18 --variants 'layers 2 and 6' 'layers 1 and 6, both'")
     assert stored["environment"]["packages"]["torch"] == version("torch")
     whole, unreachable, pruned = stored["scores"]
     assert whole["tokens_per_layer"] == [288] * 8

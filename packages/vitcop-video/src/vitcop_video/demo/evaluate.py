@@ -43,16 +43,16 @@ _TEMPORAL: dict[str, dict[str, Any]] = {
     ", cluster_frames=8": {"cluster_frames": 8},
     ", both": {"change_share": Fraction(1, 2), "cluster_frames": 8},
 }
-_LAYERS: dict[str, dict[str, Any]] = {"default layers": {}, "layers 2 and 6": {"layers": (2, 6)}}
+_LAYERS: dict[str, dict[str, Any]] = {"layers 2 and 6": {"layers": (2, 6)}, "layers 1 and 6": {}}
 _TUNED: dict[str, Any] = {"cluster_frames": 8, "cutoff_distance": 16.0, "spatial_threshold": 0.3}
 VARIANTS = {layers + how: _LAYERS[layers] | _TEMPORAL[how] for layers in _LAYERS for how in _TEMPORAL} | {
-    "default layers, cluster_frames=8, tuned": _TUNED
+    "layers 1 and 6, cluster_frames=8, tuned": _TUNED
 }
 """Where the cuts are, and what is done with time.
 
-The default layers are the paper's fractions of the depth: 1 and 6 of 8. Two layers before the first cut, as many as in
-the paper, are a quarter of this model, and leave an eighteenth of the tokens out of reach. "Tuned" were thresholds of
-the clustering, on clips that are neither held out nor trained on.
+Layers 1 and 6 are the default: the paper's fractions of the depth. Two layers before the first cut, as many as in the
+paper, are a quarter of this model, and leave an eighteenth of the tokens out of reach. "Tuned" were thresholds of the
+clustering, on clips that are neither held out nor trained on.
 """
 
 
