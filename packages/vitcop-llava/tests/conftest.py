@@ -242,8 +242,6 @@ def budget() -> Callable[..., ViTCoP]:
 
     def make(share: str = "1/9", **settings: Any) -> ViTCoP:
         retention = {} if "ratios" in settings else {"retention_ratio": Fraction(share)}
-        if share == "1/18":  # out of reach of 8 layers that are first cut before the third
-            settings.setdefault("layers", (1, 6))
         return ViTCoP(**{"cutoff_distance": 3.0, **retention, **settings})
 
     return make
