@@ -1,4 +1,4 @@
-"""Clips that the demo video model knows: coloured shapes that appear, leave, move and swap places.
+"""Clips that the demo video model knows: colored shapes that appear, leave, move and swap places.
 
 A clip is drawn from a seed alone. Its shapes stand in the cells of the image demo's 3 x 3 layout on ground that stays
 as it is, one or two things happen to them, and each shape takes part in one of these at most.
@@ -36,7 +36,7 @@ class Actor:
 
     @property
     def name(self) -> str:
-        """Its colour and shape; no other shape of the clip has either."""
+        """Its color and shape; no other shape of the clip has either."""
         return f"{self.color} {self.shape}"
 
 

@@ -104,11 +104,11 @@ def refusal_of_rest(index: Index, containers: tuple[str, ...], codecs: tuple[str
         f"{container} files are not read exactly": container not in containers,
         f"{index.codec} is not read": index.codec not in codecs,
         "a fragmented MP4 is sought wrongly": index.is_fragmented,
-        "interlaced frames get other colours": index.is_interlaced,
+        "interlaced frames get other colors": index.is_interlaced,
         "an edit list hides frames, which it counts": index.hides_packets,
         "the picture is mirrored or slanted": not index.orientation.is_rotation,
         "its pixels are not square, and are not made so": index.pixel_aspect != 1,
-        f"{index.pixel_format} of {index.width} x {index.height} gets other colours": (
+        f"{index.pixel_format} of {index.width} x {index.height} gets other colors": (
             index.pixel_format not in EXACT_PIXEL_FORMATS
             or (bool(index.height % 2) and "444" not in index.pixel_format)
         ),

@@ -56,7 +56,7 @@ def _gif(file: BinaryIO, tick: Callable[[], None]) -> str | None:
     head = file.read(13)
     if len(head) < 13:
         return cut
-    _skip_colours(file, head[10])
+    _skip_colors(file, head[10])
     while True:
         tick()
         kind = file.read(1)
@@ -68,7 +68,7 @@ def _gif(file: BinaryIO, tick: Callable[[], None]) -> str | None:
             place = file.read(9)
             if len(place) < 9:
                 return cut
-            _skip_colours(file, place[8])
+            _skip_colors(file, place[8])
             file.seek(1, 1)
         elif not kind:
             return cut
@@ -80,7 +80,7 @@ def _gif(file: BinaryIO, tick: Callable[[], None]) -> str | None:
             return cut
 
 
-def _skip_colours(file: BinaryIO, flags: int) -> None:
+def _skip_colors(file: BinaryIO, flags: int) -> None:
     if flags & 0x80:
         file.seek(3 * 2 ** (flags % 8 + 1), 1)
 

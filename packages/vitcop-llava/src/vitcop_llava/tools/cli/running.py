@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from vitcop_llava.tools.model.loading import Loaded
 
 DEMO_NOTE = (
-    "this is the demo model: it knows scenes of coloured shapes such as `vitcop scene` draws, and no photographs; "
+    "this is the demo model: it knows scenes of colored shapes such as `vitcop scene` draws, and no photographs; "
     "--model runs a real one"
 )
 VIDEO_DEMO_NOTE = (
-    "this is the demo model for videos: it knows clips of coloured shapes such as `vitcop scene --clip` draws, and no "
+    "this is the demo model for videos: it knows clips of colored shapes such as `vitcop scene --clip` draws, and no "
     "others; --model runs a real one"
 )
 

@@ -1,6 +1,6 @@
 """Questions about a demo scene, with their answers.
 
-Six kinds: the colour of a shape, the shape of a colour, where a shape is, how many there are, which small mark a shape
+Six kinds: the color of a shape, the shape of a color, where a shape is, how many there are, which small mark a shape
 carries (the kind that takes fine detail), and a listing of the whole scene. A question that names a shape is asked only
 where the name fits one shape of the scene.
 """
@@ -55,7 +55,7 @@ def questions_about(scene: Scene) -> list[Question]:
 def sample_questions(scene: Scene, kind: str, count: int, rng: np.random.Generator) -> list[Question]:
     """Up to ``count`` different questions of one kind, fewer where the scene does not have that many.
 
-    A third of the counting questions is about all shapes and most others about a colour or shape that is there: drawn
+    A third of the counting questions is about all shapes and most others about a color or shape that is there: drawn
     evenly, two thirds of the answers would be zero.
     """
     pool = [question for question in questions_about(scene) if question.kind == kind]

@@ -1,4 +1,4 @@
-"""Scenes that the demo model knows: coloured shapes with small marks on textured ground.
+"""Scenes that the demo model knows: colored shapes with small marks on textured ground.
 
 A scene is drawn from a seed alone, so a held-out set is a range of seeds, and a picture can always be made again.
 Shapes stand in the cells of a 3 x 3 layout, with some jitter, one shape a cell.
@@ -51,7 +51,7 @@ class Scene:
 
 
 def sample_scene(seed: int) -> Scene:
-    """Draws the scene of ``seed``: one to five shapes, no two alike in both colour and shape."""
+    """Draws the scene of ``seed``: one to five shapes, no two alike in both color and shape."""
     rng = np.random.default_rng([seed, 0])
     count = int(rng.integers(1, MAX_SHAPES + 1))
     cells = sorted(int(c) for c in rng.choice(len(CELLS), size=count, replace=False))

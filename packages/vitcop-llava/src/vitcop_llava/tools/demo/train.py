@@ -4,7 +4,7 @@ Three stages. First the vision tower, on what stands under each patch and, for t
 CLS has to read the shapes, because its attention is what Stage I ranks by. Then projector and language model, on the
 tower's stored features: ten questions and a listing of the scene follow each image, each seeing the image and itself
 alone (as when it is asked alone), so that an image is encoded once for all of them. The listing is what teaches the
-model to bind colours, shapes and places to each other. Last, every third batch has its scenes told in words, and no
+model to bind colors, shapes and places to each other. Last, every third batch has its scenes told in words, and no
 image: what a language model learns from text before it ever sees a picture, so that it does not need one to form a
 sentence.
 """

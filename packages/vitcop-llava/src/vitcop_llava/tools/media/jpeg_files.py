@@ -15,7 +15,7 @@ MAX_SEGMENTS = 10_000
 """Marker segments, tables and scans among them. A 64 MiB file of the longest that there can be has about 1,000."""
 
 MAX_VISITS = 30_000_000
-"""Blocks of 8 x 8 pixels that all scans together go through. Ten scans of 40 megapixels in colour take 10 million."""
+"""Blocks of 8 x 8 pixels that all scans together go through. Ten scans of 40 megapixels in color take 10 million."""
 
 MAX_COEFFICIENTS = 400 * 2**20
 """Bytes that a picture of several scans takes before it becomes pixels: about 100 megapixels of a camera's."""
@@ -61,7 +61,7 @@ def parse_jpeg(data: bytes) -> Picture:
             if frame is None:
                 raise PictureError("is damaged or truncated (it has no size)")
             scans, visits = scans + 1, visits + _scan_blocks(content, frame)
-        elif code == _COM or (0xE0 <= code <= 0xEF and not _decides_colours(code, content)):
+        elif code == _COM or (0xE0 <= code <= 0xEF and not _decides_colors(code, content)):
             kept.append(view[start : match.start()])
             start = position
             name = bytes(content[:29]).split(b"\0")[0]
@@ -113,12 +113,12 @@ def _check_cost(frame: _Frame, scans: int, visits: int) -> None:
         )
     if (frame.is_progressive or scans > 1) and whole * 128 > MAX_COEFFICIENTS:
         raise PictureError(
-            f"must have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full colour as a progressive "
+            f"must have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full color as a progressive "
             f"JPEG file, got {frame.width} x {frame.height} ({frame.width * frame.height / 1e6:.0f} megapixels); save "
             "it again as a baseline JPEG file"
         )
 
 
-def _decides_colours(code: int, content: memoryview) -> bool:
+def _decides_colors(code: int, content: memoryview) -> bool:
     name = bytes(content[:5])
     return (code == 0xE0 and name == b"JFIF\0") or (code == 0xEE and name == b"Adobe")

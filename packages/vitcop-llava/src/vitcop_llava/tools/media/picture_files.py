@@ -1,6 +1,6 @@
 """What a PNG, GIF, WebP or BMP file holds of one still picture, found without decoding anything.
 
-The picture's own blocks are copied to a file of their own, which is what is decoded: text, colour profiles, thumbnails
+The picture's own blocks are copied to a file of their own, which is what is decoded: text, color profiles, thumbnails
 and further frames never reach a decoder, whatever they are and however many. What is left costs what its size says.
 """
 
@@ -111,8 +111,8 @@ def parse_gif(data: bytes) -> Picture:
                 return Picture("GIF", (width, height), first, is_animated=True)
             left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, position + 1)
             width, height = max(width, left + wide), max(height, top + high)  # Pillow's canvas grows with it
-            colours = position + 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
-            end, _ = _after_blocks(data, colours + 1, MAX_GIF_BLOCKS)
+            colors = position + 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+            end, _ = _after_blocks(data, colors + 1, MAX_GIF_BLOCKS)
             first, position, blocks = data[:start] + control + data[position:end] + b";", end, 0
         elif data[position] == 0x21:
             end, passed = _after_blocks(data, position + 2, MAX_BLOCKS)

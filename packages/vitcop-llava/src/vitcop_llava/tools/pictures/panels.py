@@ -15,7 +15,7 @@ from vitcop_llava.report import StageSurvivors, Survivors
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 _DIM = 0.26  # brightness that is left to a dropped patch
 _EDGE = 0.75  # and to the line between two patches
-_TINT = 0.55  # share of its cluster's colour in a clustered patch
+_TINT = 0.55  # share of its cluster's color in a clustered patch
 
 Pixels = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class Looks:
         """The looks that occur, each with what it means."""
         keys = [("dropped", "dropped")]
         if self.clustered is not None:
-            keys.append(("cluster", "colour: its cluster"))
+            keys.append(("cluster", "color: its cluster"))
         if self.merges:
             others = "the rest of its cluster" if self.clustered is not None else "dropped ones"
             keys += [("elite", "kept as it is"), ("merged", f"stands for {others}, merged")]
@@ -119,7 +119,7 @@ class Canvas:
 
 
 def cluster_colors(count: int) -> Pixels:
-    """``[count, 3]`` colours in 0 to 255; neighbours in number are far apart in hue."""
+    """``[count, 3]`` colors in 0 to 255; neighbours in number are far apart in hue."""
     golden = 0.61803398875
     hues = [(0.58 + k * golden) % 1 for k in range(max(1, count))]
     rows = [colorsys.hsv_to_rgb(hue, 0.5 + 0.25 * (k % 2), 1.0 - 0.1 * (k % 3)) for k, hue in enumerate(hues)]
