@@ -32,8 +32,8 @@ def analysed(rule: list[float], prompts: int = PROMPTS) -> Analysis:
 def test_perfectly_negative_is_what_vitcop_assumes() -> None:
     verdict = judge(analysed([-1.0] * LAYERS))
     assert (verdict.advice, verdict.layers_instead) == ("key_norm", None)
-    assert [cut.before for cut in verdict.cuts] == [2, 11]
-    assert [cut.reads.layer for cut in verdict.cuts] == [1, 10]
+    assert [cut.before for cut in verdict.cuts] == [1, 11]
+    assert [cut.reads.layer for cut in verdict.cuts] == [0, 10]
     for layer in verdict.layers:
         assert layer.correlation == pytest.approx(-1)
         assert layer.agreement == 1
@@ -62,9 +62,9 @@ def test_positive_is_called_the_reverse() -> None:
 def test_mixed_proposes_layers_nearby() -> None:
     rule = [-1.0] * 9 + [0.0] * 2 + [-0.7] * 2 + [1.0] * 3
     verdict = judge(analysed(rule))
-    assert (verdict.advice, verdict.layers_instead) == ("layers", (2, 12))
+    assert (verdict.advice, verdict.layers_instead) == ("layers", (1, 12))
     assert "For Stage III the norm does not stand for attention at the default layers." in verdict.text
-    assert "ViTCoP(layers=(2, 12))" in verdict.text
+    assert "ViTCoP(layers=(1, 12))" in verdict.text
     for part in ("At layers 0-8 a low norm means much", "At layers 9-10 the norm says little", "At layers 13-15 a low"):
         assert part in verdict.text
 
@@ -91,9 +91,9 @@ def test_few_prompts_are_said_to_be_few() -> None:
 def test_numbers_are_json_with_what_each_figure_shows() -> None:
     analysis = analysed([-1.0] * LAYERS)
     content = json.loads(json.dumps(analysis.as_json() | {"verdict": judge(analysis).as_json()}, allow_nan=False))
-    assert (content["layers"], content["cuts"], content["prompts"]) == (LAYERS, [2, 11], PROMPTS)
+    assert (content["layers"], content["cuts"], content["prompts"]) == (LAYERS, [1, 11], PROMPTS)
     assert np.shape(content["figure_3a"]["correlation"]) == (PROMPTS, LAYERS)
-    assert list(content["figure_3a"]["points"]) == ["1", "10"]
+    assert list(content["figure_3a"]["points"]) == ["0", "10"]
     assert np.shape(content["figure_6"]["attention"]) == (LAYERS, TOKENS)
     assert np.array(content["figure_4"]["visual_share"]) == pytest.approx(np.full((PROMPTS, LAYERS), 0.5))
     assert content["verdict"]["thresholds"] == {"strong": 0.5, "clear": 0.3, "agreement": 0.9}

@@ -61,12 +61,12 @@ BUDGETS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "too-small": (
         {"retained_tokens": 1},
         ValueError,
-        r"retained_tokens must be from 13 to 115 of the 144 visual tokens of an image, or all of them, for ViTCoP",
+        r"retained_tokens must be from 8 to 115 of the 144 visual tokens of an image, or all of them, for ViTCoP",
     ),
     "too-small-for-a-stage": (
-        {"retention_ratio": 0.07},
+        {"retention_ratio": 0.05},
         ValueError,
-        r"retention_ratio must be from 0\.0892 \(8\.92%\) to 0\.8 \(80%\), or 1, for ViTCoP",
+        r"retention_ratio must be from 0\.0546 \(5\.46%\) to 0\.8 \(80%\), or 1, for ViTCoP",
     ),
     "layers-out-of-order": ({"retention_ratio": 0.2, "layers": (6, 2)}, ValueError, "layers must be"),
     "layers-not-two": ({"retention_ratio": 0.2, "layers": (6,)}, TypeError, "layers must be"),

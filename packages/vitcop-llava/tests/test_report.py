@@ -29,7 +29,7 @@ def test_report_counts_what_a_batch_kept(model: Any, prompt: Make, pictures: Mak
     assert report.rows[2].plan is None
     assert [(stage.name, stage.layer) for stage in report.rows[0].stages] == [
         ("Stage I", None),
-        ("Stage II", 2),
+        ("Stage II", 1),
         ("Stage III", 6),
     ]
     assert "no image, runs unpruned" in str(report)
