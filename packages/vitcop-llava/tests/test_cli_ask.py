@@ -155,7 +155,7 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "-5"], "--retain: must be"),
         (["{image}", QUESTION, "--retain", "nan"], "--retain: must be"),
         (["{image}", QUESTION, "--retain", "1%"], "--retain 1.0%: it must be from "),
-        (["{image}", QUESTION, "--retain", "130"], "--retain 130: it must be from 13 to 115 of the 144 visual tokens"),
+        (["{image}", QUESTION, "--retain", "130"], "--retain 130: it must be from 8 to 115 of the 144 visual tokens"),
         (["{image}", QUESTION, "--retain", "9" * 400], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "9" * 5000], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "9" * 5000 + "%"], "--retain: must be a number of tokens (64)"),
@@ -163,7 +163,7 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "0." + "0" * 400 + "1%"], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "1e3"], "--retain: must be a number of tokens (64)"),
         (["{image}", QUESTION, "--retain", "."], "--retain: must be a number of tokens (64)"),
-        (["{image}", QUESTION, "--retain", "0.000000001%"], "it must be from 0.0892 (8.92%) to 0.8 (80%), or 1,"),
+        (["{image}", QUESTION, "--retain", "0.000000001%"], "it must be from 0.0546 (5.46%) to 0.8 (80%), or 1,"),
         (
             ["{image}", QUESTION, "--retain", "999999999"],
             "--retain 999999999: it must be at most the 144 visual tokens",

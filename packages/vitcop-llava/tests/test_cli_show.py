@@ -29,7 +29,7 @@ def test_show_draws_the_image_and_three_stages(checkpoint: Path, image: Path) ->
     result = show(checkpoint, image, "--retain", "20%")
     assert result.exit_code == 0, result.output
     assert "image-vitcop.png" in result.stdout
-    assert "after Stage II, before layer 2" in result.stdout
+    assert "after Stage II, before layer 1" in result.stdout
     with Image.open("image-vitcop.png") as picture:
         assert (picture.format, picture.size) == ("PNG", (GAP + 4 * (PANEL + GAP), HEIGHT))
 

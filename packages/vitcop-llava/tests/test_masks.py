@@ -92,7 +92,7 @@ def test_padding_makes_one_mask_a_group(model: Any, prompt: Make, pictures: Make
     for call in range(2):
         masks = [layer[call] for layer in found]
         assert all(mask is not None and mask.dtype == torch.float32 for mask in masks)
-        assert len({id(mask) for mask in masks}) == 3  # before layer 2, before layer 6, and after
+        assert len({id(mask) for mask in masks}) == 3  # before layer 1, before layer 6, and after
         assert all(mask is not None and mask.stride(-2) % 16 == 0 for mask in masks)
 
 
