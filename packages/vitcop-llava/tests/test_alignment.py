@@ -33,7 +33,7 @@ def test_dropped_columns_are_zero_but_the_last_of_an_image(
         kept = [{4 + patch for patch in stage.patches.tolist()} for stage in pruner.survivors().stages]
     text = set(range(4)) | set(range(148, 156))
     for number, state in enumerate(output.hidden_states):
-        stage = kept[0 if number <= 2 else 1 if number <= 6 else 2]
+        stage = kept[0 if number <= 1 else 1 if number <= 6 else 2]
         filled = set(state[0].abs().sum(-1).nonzero().flatten().tolist())
         assert filled == text | stage | {147}
         assert torch.equal(state[0, 147], state[0, max(stage)])

@@ -40,7 +40,7 @@ def ask_json(*arguments: object) -> dict[str, Any]:
 def test_ask_prints_answer_stages_and_savings(checkpoint: Path, image: Path) -> None:
     result = ask(image, QUESTION, "--model", checkpoint, "--retain", "20%")
     assert result.exit_code == 0, result.output
-    stages = ("Stage I: layers 0-1", "Stage II: layers 2-5", "Stage III: layers 6-7")
+    stages = ("Stage I: layers 0-0", "Stage II: layers 1-5", "Stage III: layers 6-7")
     savings = ("19.6%", "GMACs", "MiB", "time to first token", "wall time of a single run")
     for words in (QUESTION, "answer", "not run", *stages, *savings):
         assert words in result.stdout
@@ -53,8 +53,8 @@ def test_ask_json_has_everything(checkpoint: Path, image: Path) -> None:
     assert content["retain"] == "20.0%"
     assert content["model"]["visual_tokens_per_image"] == content["visual_tokens"] == TOKENS
     assert content["model"]["source"] == str(checkpoint)
-    assert [stage["layer"] for stage in content["pruned"]["stages"]] == [None, 2, 6]
-    assert content["pruned"]["tokens_per_layer"][::2] == [54, 27, 27, 5]
+    assert [stage["layer"] for stage in content["pruned"]["stages"]] == [None, 1, 6]
+    assert content["pruned"]["tokens_per_layer"] == [54, 32, 32, 32, 32, 32, 6, 6]
     assert content["pruned"]["prefill_macs"] < content["unpruned"]["prefill_macs"]
     assert content["pruned"]["cache_bytes"] < content["unpruned"]["cache_bytes"]
     assert content["pruned"]["prefill_seconds"] > 0
@@ -204,13 +204,13 @@ def test_ask_names_a_mistake(checkpoint: Path, image: Path, arguments: list[str]
 
 def test_ask_takes_settings_of_a_method(checkpoint: Path, image: Path) -> None:
     options = ["--model", str(checkpoint), "--device", "cpu", "--retain", "1/18", "--json"]
-    refused = ask(image, QUESTION, *options)
+    refused = ask(image, QUESTION, *options, "--method", "vitcop(layers=(2, 6))")
     assert refused.exit_code == 2
     assert "Other layers" in json.loads(refused.stdout)["error"]
-    result = ask(image, QUESTION, *options, "--method", "vitcop(layers=(1, 6))")
+    result = ask(image, QUESTION, *options, "--method", "vitcop(layers=(1, 5))")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["method"] == "vitcop(layers=(1, 6))"
+    assert content["method"] == "vitcop(layers=(1, 5))"
     assert 7 < content["pruned"]["average_tokens"] <= 8
 
 

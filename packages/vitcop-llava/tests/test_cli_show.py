@@ -39,7 +39,7 @@ def test_show_json_says_which_patches_are_left(checkpoint: Path, image: Path) ->
     assert (result.exit_code, result.stderr) == (0, "")
     content = json.loads(result.stdout)
     assert content["picture"] == "out.png"
-    assert [stage["tokens"] for stage in content["stages"]] == [54, 27, 5]
+    assert [stage["tokens"] for stage in content["stages"]] == [54, 32, 6]
     first, second, third = (set(stage["patches"]) for stage in content["stages"])
     assert third < second < first
     assert set(content["stages"][1]["merged"]) < second
