@@ -69,6 +69,11 @@ class LanguageHooks:
             self._switch.guard(self._guard)
             self._switch.hold()
 
+    def _hold_layers(self, run: Run) -> None:
+        """Leave the layers' hooks on until the call closes."""
+        self._switch.hold()
+        run.held = self._switch
+
     # The language model: columns become slots, and slots columns.
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
@@ -105,7 +110,7 @@ class LanguageHooks:
             call.placeholders = None
             return None
         call.run = run = self._new_run(call, cache, mask if is_padded else None)
-        run.hold = self._switch.hold()
+        self._hold_layers(run)
         layout.lay_out(call, run, self._planner, rows, position_ids)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
@@ -126,7 +131,7 @@ class LanguageHooks:
         run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
         run.is_plain = mask is None and is_plain(run, queries=embeds.shape[1])
         if not run.is_plain:
-            run.hold = self._switch.hold()
+            self._hold_layers(run)
         return {**kwargs, "position_ids": positions, "attention_mask": mask}
 
     def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:

@@ -73,8 +73,8 @@ class HookSwitch:
         self._hooks, self._holders = hooks, 0
         self.handles: list[RemovableHandle] = []
 
-    def hold(self) -> _Hold:
-        """Put the hooks on until the returned handle is removed."""
+    def hold(self) -> None:
+        """Put the hooks on until as many have let go as hold them."""
         with _switching:
             self._holders += 1
             if not self.handles:
@@ -82,7 +82,6 @@ class HookSwitch:
                     module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
                     for module, hook in self._hooks
                 ]
-        return _Hold(self)
 
     def guard(self, wrap: Callable[..., Any]) -> None:
         """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place."""
@@ -105,18 +104,6 @@ class HookSwitch:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-
-
-class _Hold:
-    """One call's hold on the hooks of a switch."""
-
-    def __init__(self, switch: HookSwitch) -> None:
-        self._switch: HookSwitch | None = switch
-
-    def remove(self) -> None:
-        switch, self._switch = self._switch, None
-        if switch is not None:
-            switch.let_go()
 
 
 class CleanCopies:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcop_core import Plan
 from vitcop_llava.hooks.kept import Kept, PlannedImage
-from vitcop_llava.hooks.patching import Removable
+from vitcop_llava.hooks.patching import HookSwitch
 from vitcop_llava.hooks.reading import HostPrompt
 from vitcop_llava.sequence.cache import KeyTap, PrunedLayer
 from vitcop_llava.sequence.segment import Segment
@@ -190,7 +190,7 @@ class Run:
         positions: The caller's position ids, less what was lost at the entry, while continuing from a pruned cache.
         rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
         is_plain: While continuing: whether no layer needs anything but what the first is given.
-        hold: What keeps the hooks of the decoder layers on; None where they need none.
+        held: The hooks of the decoder layers, which this keeps on; None where they need none.
     """
 
     layers: list[PrunedLayer] | None
@@ -221,7 +221,7 @@ class Run:
     positions: Tensor | None = None
     rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     is_plain: bool = False
-    hold: Removable | None = None
+    held: HookSwitch | None = None
 
     @property
     def segment(self) -> Segment:
@@ -240,8 +240,9 @@ class Run:
         """Lets go of everything that only the forward needed, the cache above all."""
         for layer in self.layers or ():
             layer.is_open = False
-        if self.hold is not None:
-            self.hold.remove()
+        if self.held is not None:
+            self.held.let_go()
+            self.held = None
         self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = (
             self.tap
         ) = None
