@@ -210,17 +210,27 @@ def install_oldest_torch(session: nox.Session) -> str:
     return python
 
 
+def copy_of_kernels(session: nox.Session) -> Path:
+    """A copy of vitcop-cuda to build from: beside the sources lie kernels that were built for another torch."""
+    sources = Path(session.create_tmp()) / "vitcop-cuda"
+    shutil.rmtree(sources, ignore_errors=True)
+    shutil.copytree(ROOT / CUDA, sources, ignore=shutil.ignore_patterns("build", "*.so", "*.egg-info"))
+    return sources
+
+
+# What a session compiles the CUDA kernels for where there is no GPU to tell.
+BUILT_FOR = {"TORCH_CUDA_ARCH_LIST": "9.0"}
+
+
 @nox.session
 def abi(session: nox.Session) -> None:
     """Build one wheel of vitcop-cuda, CUDA included, with the oldest torch; run it with that and the pinned one."""
     oldest = install_oldest_torch(session)
-    sources = Path(session.create_tmp()) / "sources"
-    shutil.rmtree(sources, ignore_errors=True)
-    shutil.copytree(ROOT / CUDA, sources / "vitcop-cuda", ignore=shutil.ignore_patterns("build", "*.so", "*.egg-info"))
-    make_wheel = ("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(sources))
-    built_for = {"TORCH_CUDA_ARCH_LIST": "9.0"}
-    session.run(oldest, *make_wheel, str(sources / "vitcop-cuda"), env=built_for, external=True)
-    (wheel,) = map(str, sources.glob("*.whl"))
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    make_wheel = ("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(wheels))
+    session.run(oldest, *make_wheel, str(copy_of_kernels(session)), env=BUILT_FOR, external=True)
+    (wheel,) = map(str, wheels.glob("*.whl"))
     session.run(oldest, "scripts/abi_check.py", "symbols", wheel, external=True)
 
     install(session, "torch", "numpy", "pybind11")
@@ -251,13 +261,11 @@ def oldest(session: nox.Session) -> None:
     session.run(*pip, OLDEST_TRANSFORMERS, *RUN_ON, *test, external=True)
     session.run(*pip, "--no-deps", *ASK_FOR_TORCH, external=True)
 
-    # The kernels are built from a copy: beside the sources lie those of another torch.
-    sources = folder / "vitcop-cuda"
-    shutil.rmtree(sources, ignore_errors=True)
-    shutil.copytree(ROOT / CUDA, sources, ignore=shutil.ignore_patterns("build", "*.so", "*.egg-info"))
-    ours = (*(part for package in (CORE, LLAVA, VIDEO) for part in ("--editable", package)), str(sources))
-    built_for = {"TORCH_CUDA_ARCH_LIST": "9.0"}
-    session.run(*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *ours, env=built_for, external=True)
+    ours = (
+        *(part for package in (CORE, LLAVA, VIDEO) for part in ("--editable", package)),
+        str(copy_of_kernels(session)),
+    )
+    session.run(*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *ours, env=BUILT_FOR, external=True)
     session.run(python, "-m", "pytest", *(session.posargs or (*PARALLEL, *PACKAGES, "tests")), external=True)
 
 
