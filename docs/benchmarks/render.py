@@ -67,7 +67,7 @@ def bench_table(stored: Stored) -> str:
     lines = [markdown_table(HEADINGS, [bench_cells(row) for row in rows])]
     for row in rows:
         if row.missing is not None:
-            lines += ["", f"{row.method} at {row.retained_tokens:g}: {row.missing}."]
+            lines += ["", f"{row.remark}."]
     place, packages = stored["environment"], stored["environment"]["packages"]
     machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
     lines += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vitcop_llava.tools.benchmark.report import as_bytes
+from vitcop_llava.tools.benchmark.report import as_bytes, as_seconds
 from vitcop_llava.tools.benchmark.result import Result, Row
 
 WIDTH = 40
@@ -27,12 +27,8 @@ class Quantity:
     shown: Callable[[float], str]
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
 QUANTITIES = (
-    Quantity("time to the first token", lambda row: None if row.prefill is None else row.prefill.median, _time),
+    Quantity("time to the first token", lambda row: None if row.prefill is None else row.prefill.median, as_seconds),
     Quantity("key-value cache", lambda row: row.cache_bytes, lambda count: as_bytes(int(count))),
     Quantity("MACs of the decoder layers", lambda row: row.macs, lambda count: f"{count / 1e9:.3g} G"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,10 +17,9 @@ import torch
 
 from vitcop_core import Method, identity_plan
 from vitcop_llava.families import Parts
-from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.prompts import Prompt
 from vitcop_llava.tools.benchmark.rounds import interleave
-from vitcop_llava.tools.benchmark.run import UNPRUNED, Settings, Variant, plan_variants
+from vitcop_llava.tools.benchmark.run import UNPRUNED, Settings, Variant, plan_variants, pruned_by
 from vitcop_llava.tools.model.measuring import decode, prefill
 
 
@@ -80,8 +79,7 @@ def measure_host(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -
     with _one_thread():
         found = interleave([runs], repeats=settings.repeats, seed=settings.seed, what="host time").found
     rows = tuple(_cost(variant, costs, found[unpruned]) for variant, costs in found.items())
-    missing = tuple(f"{row.method} at {row.retained_tokens:g}: {row.missing}" for row in unreached)
-    return HostResult(prompt.tiling.tokens, prompt.text_tokens, rows, missing)
+    return HostResult(prompt.tiling.tokens, prompt.text_tokens, rows, tuple(row.remark for row in unreached))
 
 
 def _cost(variant: Variant, costs: list[_Cost], unpruned: list[_Cost]) -> HostCost:
@@ -96,7 +94,7 @@ def _cost(variant: Variant, costs: list[_Cost], unpruned: list[_Cost]) -> HostCo
 
 
 def _run(model: Any, prompt: Prompt, method: Method | None, new_tokens: int) -> _Cost:
-    with nullcontext() if method is None else prune(model, method), torch.inference_mode():
+    with pruned_by(model, method), torch.inference_mode():
         started = time.thread_time()
         token, cache = prefill(model, prompt.inputs)
         filled = time.thread_time() - started

@@ -66,24 +66,19 @@ class _Clock:
         self.pruned: list[list[float]] = [[] for _ in range(count)]
         self.bare: list[list[float]] = [[] for _ in range(count)]
         self.tokens = [0] * count
-        self._runs_bare = False
 
     def attach(self) -> Iterator[RemovableHandle]:
-        """Registers the hooks, yielding the handle of each. They go behind the pruner's, which are there already."""
+        """Register the hooks, yielding the handle of each. The pruner's go before all others."""
         for index, layer in enumerate(self._parts.decoder_layers):
             yield layer.register_forward_pre_hook(partial(self._start, index))
             yield layer.register_forward_hook(partial(self._stop, index), prepend=True)
 
     def _start(self, index: int, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._runs_bare:
-            return
         if self.round % 2:
             self._run_bare(index, layer, args[0])
         self._started = now(args[0].device)
 
     def _stop(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._runs_bare:
-            return
         self.pruned[index].append(now(args[0].device) - self._started)
         self.tokens[index] = args[0].shape[1]
         if self.round % 2 == 0:

@@ -71,10 +71,10 @@ def busy_cells(row: Row) -> list[str]:
         row.method,
         _tokens(row),
         _seconds(row.prefill),
-        _short(row.busy_prefill),
+        as_seconds(row.busy_prefill),
         f"{row.busy_prefill / row.prefill.median:.1%}",
         "" if row.busy_share_of_unpruned is None else f"{row.busy_share_of_unpruned:.1%}",
-        "" if token is None else _short(token),
+        "" if token is None else as_seconds(token),
         "" if token is None or step is None else f"{token / step.median:.1%}",
     ]
 
@@ -83,13 +83,13 @@ def part_cells(row: Row) -> list[str]:
     """A row under `PART_HEADINGS`: seconds, and their share."""
     parts = row.parts or {}
     whole = sum(parts.values())
-    shares = [f"{_short(parts[name])} ({parts[name] / whole:.1%})" if name in parts else "" for name in PARTS]
+    shares = [f"{as_seconds(parts[name])} ({parts[name] / whole:.1%})" if name in parts else "" for name in PARTS]
     return [row.method, _tokens(row), *shares]
 
 
 def remarks(result: Result) -> list[str]:
     """Why rows are empty."""
-    return [f"{row.method} at {row.retained_tokens:g}: {row.missing}" for row in result.rows if row.missing]
+    return [row.remark for row in result.rows if row.missing]
 
 
 def as_bytes(count: int) -> str:
@@ -108,5 +108,6 @@ def _seconds(spread: Spread) -> str:
     return f"{scale * spread.median:.3g} ± {scale * (spread.upper - spread.lower) / 2:.2g} {unit}"
 
 
-def _short(seconds: float) -> str:
+def as_seconds(seconds: float) -> str:
+    """A time for people."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

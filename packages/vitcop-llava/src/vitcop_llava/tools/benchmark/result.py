@@ -80,6 +80,11 @@ class Row:
     busy_share_of_unpruned: float | None = None
     parts: dict[str, float] | None = None
 
+    @property
+    def remark(self) -> str:
+        """Why there are no measurements, for people; empty where there are."""
+        return "" if self.missing is None else f"{self.method} at {self.retained_tokens:g}: {self.missing}"
+
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Self:
         """A row from what ``dataclasses.asdict`` made of it, also by way of JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -119,10 +119,13 @@ def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[i
     return variants, missing
 
 
+def pruned_by(model: Any, method: Method | None) -> AbstractContextManager[Any]:
+    """The model under a method, or as it is."""
+    return nullcontext() if method is None else prune(model, method)
+
+
 def _measure(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Measured:
-    if variant.method is None:
-        return measure(model, prompt.inputs, new_tokens=new_tokens)
-    with prune(model, variant.method):
+    with pruned_by(model, variant.method):
         return measure(model, prompt.inputs, new_tokens=new_tokens)
 
 
@@ -135,9 +138,7 @@ def _time_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> float:
 
 
 def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> dict[str, float]:
-    if variant.method is None:
-        return time_parts(model, parts, prompt)
-    with prune(model, variant.method):
+    with pruned_by(model, variant.method):
         return time_parts(model, parts, prompt)
 
 
@@ -157,7 +158,7 @@ def _watch_gpu(
 
 
 def _measure_busy(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
-    with nullcontext() if variant.method is None else prune(model, variant.method):
+    with pruned_by(model, variant.method):
         return measure_busy(model, prompt.inputs, new_tokens=new_tokens)
 
 

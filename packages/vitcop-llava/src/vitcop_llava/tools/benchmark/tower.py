@@ -1,32 +1,32 @@
 """The vision tower under pruning beside the unpruned one: ``python -m vitcop_llava.tools.benchmark.tower``.
 
 CLIP ViT-L/14 at 336 pixels with random weights, in a LLaVA whose language model is narrow and has the depth of the 7B.
-All variants take turns in each round, in an order that rotates. *Tower* is the tower's forward; *encoding* is all from
-pixels to projected features, Stage I included.
+All variants take turns in each round, in an order that differs by round. *Tower* is the tower's forward; *encoding* is
+all from pixels to projected features, Stage I included.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from vitcop_core import Method
 from vitcop_core.files import write_json
+from vitcop_core.presets import equal_budgets
 from vitcop_llava.families import Parts, locate
-from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.breakdown import clock
 from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
+from vitcop_llava.tools.benchmark.rounds import interleave
+from vitcop_llava.tools.benchmark.run import pruned_by
 from vitcop_llava.tools.benchmark.shapes import Language, Shape, Vision, random_model
 from vitcop_llava.tools.model.environment import environment
 
@@ -63,14 +63,11 @@ def measure(vision: Vision, dtype: str, methods: Mapping[str, Method], *, images
     prompt = make_prompt(model, parts, batch=images)
     variants: dict[str | None, Method | None] = {None: None}
     variants.update(methods.items())
-    spent: dict[str | None, list[dict[str, float]]] = {name: [] for name in variants}
-    order = [*variants]
-    for number in tqdm(range(rounds + 1), desc=f"rounds in {dtype}", file=sys.stderr):
-        for name in order[number % len(order) :] + order[: number % len(order)]:
-            seconds = _seconds(model, parts, prompt, variants[name])
-            if number:
-                spent[name].append(seconds)
-    times = {name: {part: [each[part] for each in spent[name]] for part in ("tower", "encoding")} for name in variants}
+    runs = {name: partial(_seconds, model, parts, prompt, method) for name, method in variants.items()}
+    found = interleave([runs], repeats=rounds, seed=0, what=f"rounds in {dtype}").found
+    times = {
+        name: {part: [each[part] for each in own] for part in ("tower", "encoding")} for name, own in found.items()
+    }
     medians = {name: {part: statistics.median(own[part]) for part in own} for name, own in times.items()}
     return [
         Result(name, dtype, **own, over_unpruned={part: medians[name][part] / medians[None][part] for part in own})
@@ -81,19 +78,18 @@ def measure(vision: Vision, dtype: str, methods: Mapping[str, Method], *, images
 def _seconds(model: Any, parts: Parts, prompt: Prompt, method: Method | None) -> dict[str, float]:
     spent = {"tower": 0.0, "encoding": 0.0}
     device = prompt.inputs["input_ids"].device
-    with ExitStack() as stack, torch.inference_mode():
-        if method is not None:
-            stack.enter_context(prune(model, method))
-        stack.enter_context(clock(parts.vision_tower, "tower", spent, device))
-        stack.enter_context(clock(parts.base, "encoding", spent, device, method="get_image_features"))
+    with (
+        torch.inference_mode(),
+        pruned_by(model, method),
+        clock(parts.vision_tower, "tower", spent, device),
+        clock(parts.base, "encoding", spent, device, method="get_image_features"),
+    ):
         model(**prompt.inputs, use_cache=True, logits_to_keep=1)
     return spent
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print a table, and store the result."""
-    import vitcop_core
-
     options = argparse.ArgumentParser(prog="python -m vitcop_llava.tools.benchmark.tower", description=__doc__)
     options.add_argument("--tower", choices=[*_TOWERS], default="large")
     options.add_argument("--retain", type=int, default=64)
@@ -102,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"])
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
-    methods = {name: getattr(vitcop_core, name)(retained_tokens=args.retain) for name in _METHODS}
+    methods = {name: equal_budgets(args.retain)[name] for name in _METHODS}
     results = []
     for dtype in (dtypes := args.dtype or ["bfloat16", "float32"]):
         results += measure(_TOWERS[args.tower], dtype, methods, images=args.images, rounds=args.rounds)
