@@ -88,6 +88,7 @@ FourCalls("cuda", 0).kernels()
 torch.cuda.synchronize()
 """
 SMALL = ("--device", "cpu", "--shape", "small", "--method", "vitcop", "--retain", "64", "--repeats", "1")
+LAYERS, TOWER = (f"vitcop_llava.tools.benchmark.{name}" for name in ("layers", "tower"))
 SEVEN, THIRTEEN = ("--shape", "llava-1.5-7b"), ("--shape", "llava-next-13b")
 
 FIRST = (
@@ -122,6 +123,23 @@ FIRST = (
             *("--prefill", "{out}/bench-llava-1.5-7b.json", "--out", "{out}/kernels.json"),
         ),
         why="`nox -s tests` runs it on a CPU",
+    ),
+    Step(
+        "layers",
+        40,
+        ("-m", LAYERS, "--device", "cuda", "--batch", "8", "--out", "{out}/layers.json"),
+        why="`nox -s tests` runs it on a CPU",
+    ),
+    Step(
+        "tower",
+        40,
+        *(
+            ("-m", TOWER, "--device", device, *size, "--dtype", dtype, "--out", "{out}/tower.json")
+            for device, dtype, size in (
+                ("cuda", "bfloat16", ("--images", "8")),
+                ("cpu", "float32", ("--tower", "small", "--rounds", "1")),
+            )
+        ),
     ),
     Step("tests", 120, (*PYTEST, "--backend", "cuda", "--require-cuda", "-n", "4"), why="`nox -s tests` does on a CPU"),
     sanitized("memcheck"),
@@ -233,11 +251,17 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the results; the archive is beside it")
     parser.add_argument("--second", action="store_true", help="what the first run leaves out")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, at small sizes")
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help="of both runs, these alone, and the first two")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all steps together")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     steps = FIRST + SECOND[2:] if options.dry_run else SECOND if options.second else FIRST
+    if options.steps:
+        known = {step.name: step for step in FIRST + SECOND[2:]}
+        if unknown := [name for name in options.steps if name not in known]:
+            parser.error(f"steps must be of {', '.join(known)}, got {', '.join(unknown)}")
+        steps = FIRST[:2] + tuple(known[name] for name in options.steps)
     outcomes = run_all(steps, out, options.seconds, dry=options.dry_run)
     print(f"results: {out.name}.zip beside {out}")
     wrong = [each.name for each in outcomes if each.status in ("failed", "cut off")]

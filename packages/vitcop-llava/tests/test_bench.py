@@ -1,6 +1,7 @@
 """What ``vitcop bench`` is made of: shapes, prompts, oracles, rounds, and where the time goes."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from vitcop_core import FastV, ViTCoP
 from vitcop_llava import prune
@@ -209,7 +211,10 @@ def test_free_memory_is_less_than_there_is() -> None:
 def _events(*spans: tuple[float, float], device: DeviceType = DeviceType.CUDA, annotation: bool = False) -> list[Any]:
     return [
         SimpleNamespace(
-            time_range=SimpleNamespace(start=start, end=end), device_type=device, is_user_annotation=annotation
+            time_range=SimpleNamespace(start=start, end=end),
+            device_type=device,
+            is_user_annotation=annotation,
+            kernels=[],
         )
         for start, end in spans
     ]
@@ -235,24 +240,64 @@ def test_busy_runs_are_of_the_model_as_it_is(made: Callable[..., Any], monkeypat
         return _events((0, 1000 * len(lengths)))
 
     monkeypatch.setattr(busy, "_profiled", profiled)
-    assert busy.measure_busy(model, prompt.inputs) == busy.Busy(0.001, None)
+    parts, nothing = locate(model), dict.fromkeys(PARTS, 0.0)
+    assert busy.measure_busy(model, parts, prompt.inputs) == busy.Busy(0.001, None, nothing)
     lengths.clear()
-    assert busy.measure_busy(model, prompt.inputs, new_tokens=9) == busy.Busy(0.001, 0.005 / 4)
+    assert busy.measure_busy(model, parts, prompt.inputs, new_tokens=9) == busy.Busy(0.001, 0.005 / 4, nothing)
     assert lengths == [prompt.inputs["input_ids"].shape[1], 1, 1, 1, 1]
 
 
+def test_what_a_gpu_works_is_told_by_the_part_that_launched_it(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("small-next")
+    prompt, launched = _short(model), Counter[str]()
+
+    def profiled(call: Callable[[], None]) -> list[Any]:
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            call()
+        events = list[Any]()
+        for event in seen.events():  # as if each of these operators had launched a kernel of a microsecond
+            launches = event.name in {"aten::addmm", "aten::mm", "aten::embedding"}
+            kernels = [SimpleNamespace(duration=1.0)] * launches
+            monkeypatch.setattr(event, "kernels", kernels)
+            launched[event.name] += launches
+            events.append(event)
+        return events + _events((0, 1000))
+
+    monkeypatch.setattr(busy, "_profiled", profiled)
+    found = busy.measure_busy(model, locate(model), prompt.inputs)
+    assert found is not None
+    layers, tower = len(locate(model).decoder_layers), model.config.vision_config.num_hidden_layers
+    counted = {name: round(1e6 * seconds) for name, seconds in found.parts.items()}
+    assert counted == {
+        "tower": 6 * tower + 1,  # six projections of each layer, and the embedding of positions
+        "projector": 2,
+        "layers": 7 * layers,
+        "head": 1,
+        "rest": 1,  # the embedding of tokens
+    }
+    assert sum(counted.values()) == launched.total()
+
+
 def test_rows_of_a_gpu_have_a_table_of_their_own() -> None:
+    none = dict.fromkeys(PARTS, 0.0)
     passes: dict[str, list[busy.Busy | None]] = {
-        "unpruned": [busy.Busy(0.016, 0.004), busy.Busy(0.02, 0.004), busy.Busy(0.018, 0.004)],
-        "FastV": [busy.Busy(0.009, None)],
+        "unpruned": [busy.Busy(seconds, 0.004, none) for seconds in (0.016, 0.02, 0.018)],
+        "FastV": [busy.Busy(0.009, None, none | {"rest": 0.0009})],
         "unseen": [None],
     }
     fields = busy.busy_fields(passes, "unpruned")
     assert [*fields] == ["unpruned", "FastV"]
     assert fields["unpruned"]["busy_prefill"] == 0.018
-    assert fields["FastV"] == {"busy_prefill": 0.009, "busy_token": None, "busy_share_of_unpruned": 0.5}
+    assert fields["FastV"] == {
+        "busy_prefill": 0.009,
+        "busy_token": None,
+        "busy_parts": none | {"rest": 0.0009},
+        "busy_share_of_unpruned": 0.5,
+    }
     row = Row("FastV", 144.0, None, 144.0, prefill=Spread.of([0.036]), **fields["FastV"])
-    assert busy_cells(row) == ["FastV", "144", "36 ± 0 ms", "9 ms", "25.0%", "50.0%", "", ""]
+    assert busy_cells(row) == ["FastV", "144", "36 ± 0 ms", "9 ms", "25.0%", "50.0%", "10.0%", "", ""]
     assert len(busy_cells(row)) == len(BUSY_HEADINGS)
     assert busy_cells(Row("FastV", 144.0, prefill=Spread.of([0.036]))) == []
 

@@ -14,7 +14,8 @@ def test_bench_times_the_tower_of_each_variant(tmp_path: Path, capsys: pytest.Ca
     tower.main(["--tower", "small", "--rounds", "3", "--dtype", "float32", "--out", str(tmp_path / "tower.json")])
     stored = json.loads((tmp_path / "tower.json").read_text())
     assert stored["command"] == (
-        "python -m vitcop_llava.tools.benchmark.tower --tower small --retain 64 --images 1 --rounds 3 --dtype float32"
+        "python -m vitcop_llava.tools.benchmark.tower --tower small --retain 64 --images 1 --rounds 3 --dtype float32 "
+        "--device cpu"
     )
     assert {"packages", "processor"} <= set(stored["environment"])
     assert [row["method"] for row in stored["rows"]] == [None, "ViTCoP", "VisionZip", "FastV"]

@@ -28,17 +28,21 @@ def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
     A method works in hooks around those modules. Clocks run inside of these, so that its work is in none of the modules
     but in the rest.
     """
-    modules = {"tower": [parts.vision_tower], "projector": [parts.projector], "layers": [*parts.decoder_layers]}
     device, spent = prompt.inputs["input_ids"].device, dict.fromkeys(PARTS, 0.0)
     with ExitStack() as stack, torch.inference_mode():
-        for name, group in (modules | {"head": [model.lm_head]}).items():
-            for module in group:
-                stack.enter_context(clock(module, name, spent, device))
+        for module, name in modules_of(model, parts):
+            stack.enter_context(clock(module, name, spent, device))
         started = now(device)
         model(**prompt.inputs, use_cache=True, logits_to_keep=1)
         whole = now(device) - started
     spent["rest"] = whole - sum(spent.values())
     return spent
+
+
+def modules_of(model: Any, parts: Parts) -> list[tuple[nn.Module, str]]:
+    """Every module that is one of `PARTS`, with the part's name; none for the rest."""
+    layers = [(layer, "layers") for layer in parts.decoder_layers]
+    return [(parts.vision_tower, "tower"), (parts.projector, "projector"), *layers, (model.lm_head, "head")]
 
 
 @contextmanager

@@ -32,6 +32,7 @@ BUSY_HEADINGS = (
     "GPU busy",
     "of the prefill",
     "of unpruned",
+    "between modules",
     "per token",
     "of the token",
 )
@@ -39,7 +40,8 @@ BUSY_HEADINGS = (
 
 BUSY_CAPTION = (
     "GPU busy: how long the GPU ran something in a prefill, in passes of their own under the profiler. Where that is "
-    "much less than the prefill, the host's launches set the time, and a larger batch or model gains more."
+    "much less than the prefill, the host's launches set the time, and a larger batch or model gains more. Between "
+    "modules: outside tower, projector, decoder layers and head; choosing and moving tokens above all."
 )
 
 PART_HEADINGS = ("method", "tokens", *PARTS)
@@ -74,6 +76,7 @@ def busy_cells(row: Row) -> list[str]:
         as_seconds(row.busy_prefill),
         f"{row.busy_prefill / row.prefill.median:.1%}",
         "" if row.busy_share_of_unpruned is None else f"{row.busy_share_of_unpruned:.1%}",
+        "" if row.busy_parts is None else f"{row.busy_parts['rest'] / row.busy_prefill:.1%}",
         "" if token is None else as_seconds(token),
         "" if token is None or step is None else f"{token / step.median:.1%}",
     ]

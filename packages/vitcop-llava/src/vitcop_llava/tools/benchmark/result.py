@@ -55,6 +55,7 @@ class Row:
         planned_cache_bytes: What it should hold by the plan.
         busy_prefill: Seconds in which a GPU ran something in a prefill, the median of own passes; None on a CPU.
         busy_token: Likewise of a step of decoding.
+        busy_parts: Of ``busy_prefill``, the seconds of each of `vitcop_llava.tools.benchmark.breakdown.PARTS`.
         busy_share_of_unpruned: Ratio of ``busy_prefill`` to that of the unpruned model.
         parts: Seconds of each of `vitcop_llava.tools.benchmark.breakdown.PARTS`, medians of passes of their own.
     """
@@ -77,6 +78,7 @@ class Row:
     planned_cache_bytes: int | None = None
     busy_prefill: float | None = None
     busy_token: float | None = None
+    busy_parts: dict[str, float] | None = None
     busy_share_of_unpruned: float | None = None
     parts: dict[str, float] | None = None
 

@@ -82,7 +82,7 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
         seed=settings.seed,
         what="where the time goes",
     )
-    busy = _watch_gpu(model, prompt, unpruned, ready, settings)
+    busy = _watch_gpu(model, parts, prompt, unpruned, ready, settings)
     whole, text = runs.found[unpruned], prompt.text_tokens + prompt.tiling.newlines
     size = next(model.parameters()).element_size() * prompt.batch
     full_macs = unpruned.plan.macs(parts.shape, text)
@@ -143,13 +143,13 @@ def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> d
 
 
 def _watch_gpu(
-    model: Any, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
+    model: Any, parts: Parts, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
 ) -> dict[Variant, dict[str, Any]]:
     """The fields of each variant's row about what a GPU works; none on a CPU."""
     if prompt.inputs["input_ids"].device.type != "cuda":
         return {}
     runs = interleave(
-        [{variant: partial(_measure_busy, model, prompt, variant, settings.new_tokens)} for variant in variants],
+        [{each: partial(_measure_busy, model, parts, prompt, each, settings.new_tokens)} for each in variants],
         repeats=min(settings.repeats, _PART_PASSES),
         seed=settings.seed,
         what="what the GPU works",
@@ -157,9 +157,9 @@ def _watch_gpu(
     return busy_fields(runs.found, unpruned)
 
 
-def _measure_busy(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
+def _measure_busy(model: Any, parts: Parts, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
     with pruned_by(model, variant.method):
-        return measure_busy(model, prompt.inputs, new_tokens=new_tokens)
+        return measure_busy(model, parts, prompt.inputs, new_tokens=new_tokens)
 
 
 def _row(variant: Variant, runs: Sequence[Measured], oracle: Sequence[float]) -> Row:

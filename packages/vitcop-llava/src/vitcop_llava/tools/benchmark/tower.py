@@ -56,9 +56,11 @@ class Result:
     over_unpruned: dict[str, float]
 
 
-def measure(vision: Vision, dtype: str, methods: Mapping[str, Method], *, images: int, rounds: int) -> list[Result]:
+def measure(
+    vision: Vision, dtype: str, methods: Mapping[str, Method], *, images: int, rounds: int, device: str = "cpu"
+) -> list[Result]:
     """Time the tower unpruned and under each method, in turn, after one round to warm up."""
-    model = random_model(Shape("llava", vision, _NARROW), getattr(torch, dtype), "cpu")
+    model = random_model(Shape("llava", vision, _NARROW), getattr(torch, dtype), device)
     parts = locate(model)
     prompt = make_prompt(model, parts, batch=images)
     variants: dict[str | None, Method | None] = {None: None}
@@ -96,15 +98,17 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--images", type=int, default=1)
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"])
+    options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
     methods = {name: equal_budgets(args.retain)[name] for name in _METHODS}
     results = []
     for dtype in (dtypes := args.dtype or ["bfloat16", "float32"]):
-        results += measure(_TOWERS[args.tower], dtype, methods, images=args.images, rounds=args.rounds)
+        given = {"images": args.images, "rounds": args.rounds, "device": args.device}
+        results += measure(_TOWERS[args.tower], dtype, methods, **given)
     command = (
         f"python -m vitcop_llava.tools.benchmark.tower --tower {args.tower} --retain {args.retain} "
-        f"--images {args.images} --rounds {args.rounds} --dtype {' '.join(dtypes)}"
+        f"--images {args.images} --rounds {args.rounds} --dtype {' '.join(dtypes)} --device {args.device}"
     )
     if args.out is not None:
         settings = {"tower": asdict(_TOWERS[args.tower]), "retained_tokens": args.retain, "images": args.images}
