@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [str(folder) for folder in sorted(ROOT.glob("packages/*/src"))]
 sys.path[:0] = SOURCES
 
-from vitcop_core.files import write_bytes, write_json  # noqa: E402  (found on the path above)
+from vitcop_core import __version__  # noqa: E402  (found on the path above)
+from vitcop_core.files import write_bytes, write_json  # noqa: E402
 
 SECONDS = 540
 """All steps of one run."""
@@ -61,6 +63,11 @@ class Step:
 def bench(*arguments: str, out: str) -> tuple[str, ...]:
     """A command of `vitcop bench` on the GPU."""
     return (*BENCH, "--device", "cuda", "--dtype", "bfloat16", *arguments, "--out", f"{{out}}/{out}.json")
+
+
+def tower(device: str, dtype: str, *size: str) -> tuple[str, ...]:
+    """A command of the bench of the vision tower."""
+    return ("-m", TOWER, "--device", device, *size, "--dtype", dtype, "--out", "{out}/tower.json")
 
 
 def sanitized(tool: str) -> Step:
@@ -106,7 +113,7 @@ FIRST = (
     Step(
         "bench-7b",
         90,
-        bench(*SEVEN, "--method", "vitcop", "--retain", "64,192", "--new-tokens", "32", out="bench-llava-1.5-7b"),
+        bench(*SEVEN, "--method", "vitcop", "--retain", "64,192", "--new-tokens", "16", out="bench-llava-1.5-7b"),
         (*BENCH, *SMALL, "--new-tokens", "2", "--out", "{out}/bench-small.json"),
     ),
     Step(
@@ -130,17 +137,7 @@ FIRST = (
         ("-m", LAYERS, "--device", "cuda", "--batch", "8", "--out", "{out}/layers.json"),
         why="`nox -s tests` runs it on a CPU",
     ),
-    Step(
-        "tower",
-        40,
-        *(
-            ("-m", TOWER, "--device", device, *size, "--dtype", dtype, "--out", "{out}/tower.json")
-            for device, dtype, size in (
-                ("cuda", "bfloat16", ("--images", "8")),
-                ("cpu", "float32", ("--tower", "small", "--rounds", "1")),
-            )
-        ),
-    ),
+    Step("tower", 40, tower("cuda", "bfloat16", "--images", "8"), tower("cpu", "float32", "--tower", "small")),
     Step("tests", 120, (*PYTEST, "--backend", "cuda", "--require-cuda", "-n", "4"), why="`nox -s tests` does on a CPU"),
     sanitized("memcheck"),
 )
@@ -179,12 +176,28 @@ class Outcome:
     exit_code: int | None = None
 
 
-def make_environment() -> dict[str, str]:
+def write_metadata(folder: Path) -> None:
+    """Write what the installed packages would be known by: their versions, and the families that they bring."""
+    for file in sorted(ROOT.glob("packages/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text())["project"]
+        name, version = project["name"].replace("-", "_"), project.get("version", __version__)
+        known = folder / f"{name}-{version}.dist-info"
+        known.mkdir(parents=True, exist_ok=True)
+        about = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n"
+        (known / "METADATA").write_text(about)
+        groups = project.get("entry-points", {}).items()
+        lines = (line for group, points in groups for line in (f"[{group}]", *map(" = ".join, points.items())))
+        (known / "entry_points.txt").write_text("\n".join(lines))
+
+
+def make_environment(metadata: Path) -> dict[str, str]:
     """What every step runs in: the packages from their folders, the tools of CUDA and of this Python on the path."""
+    write_metadata(metadata)
     environment = dict(os.environ)
     cuda = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"], str(cuda)])
-    environment["PYTHONPATH"] = os.pathsep.join([*SOURCES, environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    inherited = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+    environment["PYTHONPATH"] = os.pathsep.join([*SOURCES, str(metadata), *inherited])
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
 
@@ -192,6 +205,8 @@ def make_environment() -> dict[str, str]:
 def run_step(step: Step, command: tuple[str, ...], limit: float, out: Path, environment: dict[str, str]) -> Outcome:
     """Run one command, with its output in a log of its name."""
     words = [word.replace("{out}", str(out)) for word in command]
+    if "--prefill" in words and not Path(words[(place := words.index("--prefill")) + 1]).exists():
+        del words[place : place + 2]  # the step that makes it did not get that far
     if words[0].startswith("-") or words[0].endswith(".py"):
         words.insert(0, sys.executable)
     started, status, code = time.monotonic(), "cut off", None
@@ -214,7 +229,7 @@ def pack(out: Path) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(out.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and ".metadata" not in path.parts:
                 archive.write(path, path.relative_to(out))
     write_bytes(out.with_name(f"{out.name}.zip"), content.getvalue())
 
@@ -226,7 +241,7 @@ def tail(log: Path, lines: int = 15) -> str:
 
 def run_all(steps: tuple[Step, ...], out: Path, seconds: float, *, dry: bool) -> list[Outcome]:
     """Run the steps one after the other, whatever becomes of each, until the time is over."""
-    environment, deadline, outcomes = make_environment(), time.monotonic() + seconds, []
+    environment, deadline, outcomes = make_environment(out / ".metadata"), time.monotonic() + seconds, []
     for step in steps:
         command = step.dry if dry else step.command
         left = deadline - time.monotonic()

@@ -231,7 +231,7 @@ def test_busy_runs_are_of_the_model_as_it_is(made: Callable[..., Any], monkeypat
     model = made("small-next")
     prompt, lengths = _short(model), list[int]()
 
-    def profiled(call: Callable[[], None]) -> list[Any]:
+    def profiled(call: Callable[[], None], *_: ProfilerActivity) -> list[Any]:
         handle = model.register_forward_pre_hook(
             lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
         )
@@ -253,7 +253,7 @@ def test_what_a_gpu_works_is_told_by_the_part_that_launched_it(
     model = made("small-next")
     prompt, launched = _short(model), Counter[str]()
 
-    def profiled(call: Callable[[], None]) -> list[Any]:
+    def profiled(call: Callable[[], None], *_: ProfilerActivity) -> list[Any]:
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             call()
         events = list[Any]()

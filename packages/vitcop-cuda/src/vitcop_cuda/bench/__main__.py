@@ -86,6 +86,8 @@ def main() -> None:
         raise SystemExit(f"the kernels are not there: {vitcop_cuda.reason}")
     if given.device == "cuda" and not (torch.cuda.is_available() and vitcop_cuda.build_information().cuda):
         raise SystemExit("no CUDA kernels, or no GPU to run them on")
+    if given.prefill is not None and not given.prefill.is_file():
+        raise SystemExit(f"prefill: must be a stored result of vitcop bench, got {given.prefill}, which is no file")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = False

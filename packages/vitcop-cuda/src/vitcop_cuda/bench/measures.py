@@ -92,17 +92,21 @@ def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any
     found: dict[str, Any] = {"seconds": _plain(times)}
     found["references_over_kernels"] = times["references"].median / times["kernels"].median
     if prefill is not None:
-        seconds = _prefill_seconds(prefill)
+        row = _pruned_prefill(prefill)
+        seconds, busy = row["prefill"]["median"], row.get("busy_prefill")
         found |= {"prefill": prefill.name, "prefill_seconds": seconds}
         found |= {f"{name}_share": times[name].median / seconds for name in ("kernels", "references")}
+        if busy is not None:
+            found["kernels_share_of_busy"] = times.get("kernels (graph)", times["kernels"]).median / busy
     return found
 
 
-def _prefill_seconds(stored: Path) -> float:
+def _pruned_prefill(stored: Path) -> dict[str, Any]:
+    """The row of ViTCoP at 64 tokens in a result of `vitcop bench`."""
     rows = json.loads(stored.read_text())["rows"]
+    row: dict[str, Any]
     (row,) = (row for row in rows if (row["method"], row["retained_tokens"]) == ("ViTCoP", 64))
-    seconds: float = row["prefill"]["median"]
-    return seconds
+    return row
 
 
 def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[dict[str, Any]]:

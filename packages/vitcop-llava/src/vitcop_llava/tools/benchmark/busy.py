@@ -66,7 +66,7 @@ def measure_busy(model: Any, parts: Parts, inputs: Mapping[str, Any], *, new_tok
         with ExitStack() as stack:
             for module, name in modules_of(model, parts):
                 stack.enter_context(_labeled(module, name))
-            events = _profiled(start)
+            events = _profiled(start, ProfilerActivity.CPU)
         spent = busy_seconds(events)
         each = busy_seconds(_profiled(lambda: decode(model, inputs, **held, steps=steps))) if steps else None
     if spent is None:
@@ -89,10 +89,10 @@ def _labeled(module: nn.Module, name: str) -> Iterator[None]:
         replacement.remove()
 
 
-def _profiled(call: Callable[[], None]) -> Any:
-    """Everything that ``call`` did on the host and made a GPU do, as torch's profiler lists it."""
+def _profiled(call: Callable[[], None], *more: ProfilerActivity) -> Any:
+    """Everything that ``call`` made a GPU do, and whatever ``more`` stands for, as torch's profiler lists it."""
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA, *more]) as profiled:
         call()
         torch.cuda.synchronize()
     return profiled.events()

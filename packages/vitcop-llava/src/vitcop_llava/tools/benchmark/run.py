@@ -24,7 +24,8 @@ from vitcop_llava.tools.benchmark.rounds import interleave
 from vitcop_llava.tools.model.measuring import Measured, measure, now
 
 UNPRUNED = "unpruned"
-_PART_PASSES = 3
+_PART_PASSES, _BUSY_PASSES = 3, 2
+"""What a GPU works differs little, and a profile takes long to read."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _watch_gpu(
         return {}
     runs = interleave(
         [{each: partial(_measure_busy, model, parts, prompt, each, settings.new_tokens)} for each in variants],
-        repeats=min(settings.repeats, _PART_PASSES),
+        repeats=min(settings.repeats, _BUSY_PASSES),
         seed=settings.seed,
         what="what the GPU works",
     )
