@@ -204,8 +204,10 @@ def make_environment(metadata: Path) -> dict[str, str]:
 
 def run_step(step: Step, command: tuple[str, ...], limit: float, out: Path, environment: dict[str, str]) -> Outcome:
     """Run one command, with its output in a log of its name."""
-    words = [word.replace("{out}", str(out)) for word in command]
-    if "--prefill" in words and not Path(words[(place := words.index("--prefill")) + 1]).exists():
+    # Commands are stored with their results: as one would type them here, where the results lie below.
+    shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
+    words = [word.replace("{out}", str(shown)) for word in command]
+    if "--prefill" in words and not (ROOT / words[(place := words.index("--prefill")) + 1]).exists():
         del words[place : place + 2]  # the step that makes it did not get that far
     if words[0].startswith("-") or words[0].endswith(".py"):
         words.insert(0, sys.executable)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
-from vitcop_llava.tools.benchmark.report import HEADINGS, PART_HEADINGS, part_cells
+from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
 from vitcop_llava.tools.benchmark.result import Row
 from vitcop_llava.tools.comparison.plot import draw_tradeoff
@@ -45,6 +45,12 @@ IMAGES = HERE.parent / "images"
 Stored = dict[str, Any]
 
 
+def machine(stored: Stored) -> str:
+    """What a result was measured on."""
+    place = stored["environment"]
+    return str(place["accelerator"] or f"{place['cores']} cores of {place['processor']}")
+
+
 def comparison_table(stored: Stored) -> str:
     """The table of ``vitcop compare``."""
     table = markdown_table(headings(stored), cells(stored))
@@ -68,13 +74,12 @@ def bench_table(stored: Stored) -> str:
     for row in rows:
         if row.missing is not None:
             lines += ["", f"{row.remark}."]
-    place, packages = stored["environment"], stored["environment"]["packages"]
-    machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
+    packages = stored["environment"]["packages"]
     lines += [
         "",
         f"Medians of {stored['repeats']} interleaved rounds, and half of the range between their quartiles: the shape "
         f"of {stored['shape']}, random weights, {stored['dtype']}, {stored['visual_tokens']} visual tokens and "
-        f"{stored['text_tokens']} of text, on {machine}, torch {packages['torch']}, transformers "
+        f"{stored['text_tokens']} of text, on {machine(stored)}, torch {packages['torch']}, transformers "
         f"{packages['transformers']}. The oracle is tower, projector and head as they are and the bare layers at the "
         f"plan's lengths; ratios to it are medians of the rounds' own. `{stored['command']}`.",
     ]
@@ -128,9 +133,39 @@ def parts_table(stored: Stored) -> str:
     return markdown_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]])
 
 
+def busy_table(stored: Stored) -> str:
+    """What a GPU worked in those prefills."""
+    rows = [Row.load(row) for row in stored["rows"]]
+    return markdown_table(BUSY_HEADINGS, [cells for row in rows if (cells := busy_cells(row))])
+
+
+def check_table(stored: Stored) -> str:
+    """Small models on a GPU, beside the same models on the CPU."""
+    lines = []
+    for where, found in stored.items():
+        if not isinstance(found, dict) or "properties" not in found:
+            continue
+        properties, costs = found["properties"], found["costs"]
+        compared = [each for each in found.values() if "kept_equal" in each]
+        plain, pruned = (costs[f"{name}, mask of ones"] for name in ("unpruned", "pruned"))
+        lines.append(
+            [
+                where.replace("_", "\\_"),
+                f"{sum(each['kept_equal'] for each in compared)} of {len(compared)}",
+                *(f"{max(gaps):.1g}" for gaps in ([each["logits_apart"] for each in compared],)),
+                *(f"{properties[f'{name}_apart']:.1g}" for name in ("keep_all", "rows", "decoded")),
+                *(f"{plain[f'launches_{part}']}, {pruned[f'launches_{part}']}" for part in ("prefill", "decode")),
+                f"{len(plain['waits_prefill'])}, {len(pruned['waits_prefill'])}",
+            ]
+        )
+    headings = ["family, attention", "methods that keep the same", "logits", "keep all", "batch", "cache"]
+    headings += ["launches of a prefill", "of a token", "waits of a prefill"]
+    return f"{markdown_table(headings, lines)}\n\nOn {machine(stored)}, float32."
+
+
 def reuse_table(stored: Stored) -> str:
     """Many questions about one image on its prefix, beside one question asked as usual."""
-    sizes, place = stored["sizes"], stored["environment"]
+    sizes = stored["sizes"]
     rows = {
         "one question, unpruned": "unpruned",
         "one question, pruned": "pruned",
@@ -147,8 +182,8 @@ def reuse_table(stored: Stored) -> str:
         "",
         f"Medians of {len(stored['reuse'])} interleaved rounds: the shape of {stored['shape']}, random weights, "
         f"{stored['dtype']}, {stored['retained_tokens']} of {stored['visual_tokens']} visual tokens, questions of "
-        f"{sizes['question_tokens']} tokens and answers of {sizes['new_tokens']}, on {place['cores']} cores of "
-        f"{place['processor']}. `{stored['command']}`.",
+        f"{sizes['question_tokens']} tokens and answers of {sizes['new_tokens']}, on {machine(stored)}. "
+        f"`{stored['command']}`.",
     ]
     return "\n".join(lines)
 
@@ -164,10 +199,10 @@ def layers_table(stored: Stored) -> str:
         ]
         for each in stored["times"]
     ]
-    table, place = markdown_table(["layer", "tokens", "in the prefill", "bare", "ratio"], lines), stored["environment"]
+    table = markdown_table(["layer", "tokens", "in the prefill", "bare", "ratio"], lines)
     return (
         f"{table}\n\nMedians of {stored['repeats']} prefills and of their ratios: layers of {stored['shape']}, random "
-        f"weights, {stored['dtype']}, on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+        f"weights, {stored['dtype']}, on {machine(stored)}. `{stored['command']}`."
     )
 
 
@@ -201,10 +236,9 @@ def tower_table(stored: Stored) -> str:
             cells += [f"{1e3 * statistics.median(row[part]):.4g} ms", f"{row['over_unpruned'][part]:.3f}"]
         lines.append(cells)
     table = markdown_table(["", "dtype", "tower", "of unpruned", "tower, Stage I, projector", "of unpruned"], lines)
-    place = stored["environment"]
     return (
-        f"{table}\n\nMedians of {len(stored['rows'][0]['tower'])} rounds; CLIP ViT-L/14 at 336 pixels, random weights, "
-        f"on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+        f"{table}\n\nMedians of {len(stored['rows'][0]['tower'])} rounds; CLIP ViT-L/14 at 336 pixels, "
+        f"{stored['images']} images, random weights, on {machine(stored)}. `{stored['command']}`."
     )
 
 
@@ -274,9 +308,15 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "bench": ("bench-llava-1.5-7b-cpu.json", bench_table),
     "bench-parts": ("bench-llava-1.5-7b-cpu.json", parts_table),
     "reuse": ("reuse-llava-1.5-7b-cpu.json", reuse_table),
-    "layers": ("layers-llava-1.5-7b-cpu.json", layers_table),
+    "bench-7b-gpu": ("bench-llava-1.5-7b-h100.json", bench_table),
+    "busy-7b": ("bench-llava-1.5-7b-h100.json", busy_table),
+    "bench-13b-gpu": ("bench-llava-next-13b-h100.json", bench_table),
+    "busy-13b": ("bench-llava-next-13b-h100.json", busy_table),
+    "model-check": ("model-check-h100.json", check_table),
+    "kernels-gpu": ("kernels-h100.json", kernels_table),
+    "layers": ("layers-llava-1.5-7b-h100.json", layers_table),
     "host": ("host-narrow-cpu.json", host_table),
-    "tower": ("tower-clip-large-cpu.json", tower_table),
+    "tower": ("tower-clip-large-h100.json", tower_table),
     "reading": ("video-reading.json", reading_table),
     "clips": ("demo-video-accuracy.json", clips_table),
     "clip-methods": ("demo-clips.json", ablation_table),
