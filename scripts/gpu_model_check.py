@@ -236,7 +236,12 @@ def main() -> None:
         torch.set_num_threads(1)  # models so small gain nothing by more
     torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
     methods = dict(list(METHODS.items())[:: 3 if options.quick else 1])
-    result: dict[str, Any] = {"environment": environment(), "kernels": vitcop_cuda.reason or "loaded"}
+    command = " ".join(["python scripts/gpu_model_check.py", *sys.argv[1:]])
+    result: dict[str, Any] = {
+        "command": command,
+        "environment": environment(),
+        "kernels": vitcop_cuda.reason or "loaded",
+    }
     with torch.inference_mode():
         for family in FAMILIES:
             for attention in BACKENDS[: 1 if options.quick else None]:
