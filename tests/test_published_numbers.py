@@ -53,7 +53,9 @@ def test_no_compiled_kernel_spills() -> None:
 def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     stored = json.loads(result.read_text())
     command = stored["command"]
-    module = "vitcop_llava." if command.startswith("vitcop ") else command.removeprefix("python -m ")
+    module = (
+        "vitcop_llava." if command.startswith(("vitcop ", "python scripts/")) else command.removeprefix("python -m ")
+    )
     package = module.partition(".")[0].replace("_", "-")
     assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
     assert stored["environment"]["processor"]
