@@ -44,7 +44,7 @@ def register_method(name: str, kind: Any) -> None:
 
     Args:
         name: In text; read without regard to case.
-        kind: A dataclass that derives from :class:`Method`.
+        kind: A dataclass that derives from :class:`~vitcop_core.methods.Method`.
 
     Raises:
         TypeError: ``kind`` is none.
