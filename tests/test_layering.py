@@ -9,6 +9,9 @@ from pathlib import Path
 import grimp
 import pytest
 
+from vitcop_core.parsing import METHODS
+from vitcop_core.presets import equal_budgets
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 MACHINE = re.compile(r"/(work|tmp|root|home|opt|Users)/|10\.\d+\.\d+\.\d+|192\.168\.")
@@ -57,6 +60,29 @@ def test_top_level_of_vitcop_llava_is_small() -> None:
     top = sorted(path.name for path in (ROOT / "packages/vitcop-llava/src/vitcop_llava").glob("*.py"))
     assert "pruner.py" in top
     assert len(top) <= MOST_AT_THE_TOP
+
+
+def test_no_line_outside_of_a_method_names_its_stages() -> None:
+    words = {cut.stage for method in equal_budgets(128).values() for cut in method.plan(32, 576).decoder}
+    assert len(words) >= 4
+    for path in SOURCES:
+        if {"methods", "ops", "vitcop_cuda"} & {*path.relative_to(ROOT).parts}:
+            continue  # operators have names of their own, and two of them are those of stages
+        tree = ast.walk(ast.parse(path.read_text()))
+        assert not words & {node.value for node in tree if isinstance(node, ast.Constant)}, path
+
+
+def test_what_prunes_knows_no_method() -> None:
+    graph = grimp.build_graph("vitcop_llava", cache_dir=None)
+    modules = {"vitcop_llava.pruner", "vitcop_llava.prefix"} | graph.find_upstream_modules("vitcop_llava.pruner")
+    modules |= graph.find_descendants("vitcop_llava.prefix")
+    assert len(modules) > 20
+    for module in modules:
+        place = ROOT / "packages/vitcop-llava/src" / module.replace(".", "/")
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not {name.name for name in node.names} & {*METHODS.values()}, path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -147,3 +148,11 @@ def test_pooled_plan_rejects_other_units_or_layers() -> None:
         pooled_plan(identity_plan(8, (6, 6)), [identity_plan(8, (6,))])
     with pytest.raises(ValueError, match="images must be plans for the same layers"):
         pooled_plan(identity_plan(8, (6,)), [identity_plan(9, (6,))])
+
+
+def test_name_of_the_closed_list_of_stages_warns() -> None:
+    module: Any = import_module("vitcop_core.plan")
+    with pytest.warns(DeprecationWarning, match="DecoderStage is a str now"):
+        assert module.DecoderStage is str
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = module.Nothing

@@ -79,6 +79,18 @@ def test_loaded_prefix_keeps_its_bookkeeping(
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
+def test_rows_of_files_have_the_form_of_version_3(path: Path) -> None:
+    with safe_open(path, framework="pt") as handle:
+        content = json.loads(handle.metadata()["vitcop-image-prefix"])
+    row = content["report"]["row"]
+    assert (content["version"], set(content["report"])) == (3, {"row", "distance_ratio", "note"})
+    assert set(row) == {"images", "plan", "text_tokens", "newlines", "newlines_kept"}
+    assert set(row["plan"]) == {"num_layers", "units", "vision", "decoder"}
+    cut = row["plan"]["decoder"][0]
+    assert set(cut) == {"layer", "keep", "stage", "reindex_positions", "recycled", "pack_positions"}
+    assert cut["stage"] == "co_prune"
+
+
 def test_file_may_be_replaced_while_its_prefix_is_in_use(
     model: Any, prefix: ImagePrefix, path: Path, budget: Any
 ) -> None:

@@ -1,15 +1,17 @@
 """Methods as text: names, or names with settings as in ``vitcop(layers=(1, 6))``. Nothing is evaluated.
 
-Torch is imported when a method is made, and not before.
+Other packages offer methods by entry points of the group ``vitcop.methods``. Torch is imported when a method is made,
+and not before.
 """
 
 from __future__ import annotations
 
 import ast
 import warnings
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from vitcop_core.shown import shown, shown_with_type
@@ -17,7 +19,10 @@ from vitcop_core.shown import shown, shown_with_type
 if TYPE_CHECKING:
     from vitcop_core.methods import Method
 
-#: Every method by its name in text, which is read without regard to case.
+#: The group of entry points under which an installed package offers methods: name in lower case to class.
+ENTRY_POINTS = "vitcop.methods"
+
+#: Every method of this package by its name in text, which is read without regard to case.
 METHODS = {
     "vitcop": "ViTCoP",
     "fastv": "FastV",
@@ -30,6 +35,46 @@ METHODS = {
 MAX_LENGTH = 1000
 
 _BUDGETS = ("retained_tokens", "retention_ratio")
+
+_REGISTERED: dict[str, type[Any]] = {}
+
+
+def register_method(name: str, kind: Any) -> None:
+    """Give a method a name by hand, for code that is in no installed distribution.
+
+    Args:
+        name: In text; read without regard to case.
+        kind: A dataclass that derives from :class:`~vitcop_core.methods.Method`.
+
+    Raises:
+        TypeError: ``kind`` is none.
+        ValueError: ``name`` is no Python name, or that of a method of this package.
+    """
+    from vitcop_core.methods import Method
+
+    if not isinstance(kind, type) or not issubclass(kind, Method) or not is_dataclass(kind):
+        raise TypeError(f"kind must be a dataclass that derives from Method; got {shown_with_type(kind)}")
+    if not str(name).isidentifier() or name.lower() in METHODS:
+        raise ValueError(f"name must be a Python name other than {', '.join(METHODS)}; got {shown(name)}")
+    _REGISTERED[name.lower()] = kind
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods: those of this package, then registered ones and those of installed packages."""
+    others = {*_REGISTERED, *(entry.name.lower() for entry in entry_points(group=ENTRY_POINTS))}
+    return (*METHODS, *sorted(others - {*METHODS}))
+
+
+def _find_class(name: str) -> type[Any] | None:
+    """The class of a method by its name in lower case."""
+    if name in METHODS:
+        found: type[Any] = getattr(import_module("vitcop_core.methods"), METHODS[name])
+        return found
+    if name not in _REGISTERED:
+        for entry in entry_points(group=ENTRY_POINTS):
+            if entry.name.lower() == name:
+                register_method(name, entry.load())
+    return _REGISTERED.get(name)
 
 
 def find_method(
@@ -45,8 +90,9 @@ def find_method(
     (1, 6)
 
     Args:
-        text: A name (``vitcop``, ``fastv``, ``pyramiddrop``, ``sparsevlm`` or ``visionzip``), with settings in brackets
-            if wanted. Their values are plain: numbers, texts, tuples, True, False and None.
+        text: A name (``vitcop``, ``fastv``, ``pyramiddrop``, ``sparsevlm``, ``visionzip``, or one that another package
+            offers), with settings in brackets if wanted. Their values are plain: numbers, texts, tuples, True, False
+            and None.
         retained_tokens: The budget in tokens an image.
         retention_ratio: Or as a share. Without either the settings have to say what is kept.
 
@@ -109,16 +155,15 @@ def _method(node: ast.expr, text: str, budget: dict[str, Any], source: str) -> t
     called = node.func if isinstance(node, ast.Call) else node
     if not isinstance(called, ast.Name):
         raise _unreadable(text)
-    if called.id.lower() not in METHODS:
-        raise ValueError(f"text must be one of {', '.join(METHODS)}; got {shown(called.id)}")
-    name = METHODS[called.id.lower()]
-    kind: type[Any] = getattr(import_module("vitcop_core.methods"), name)
+    kind = _find_class(called.id.lower())
+    if kind is None:
+        raise ValueError(f"text must be one of {', '.join(method_names())}; got {shown(called.id)}")
     settings = _settings(node, text, kind, source if budget else None) if isinstance(node, ast.Call) else {}
     try:
         method = kind(**budget, **settings)
     except TypeError as error:  # of a setting, and so of the text
         raise ValueError(str(error)) from error
-    return ", ".join([name, *(f"{setting}={shown(value)}" for setting, value in settings.items())]), method
+    return ", ".join([kind.__name__, *(f"{setting}={shown(value)}" for setting, value in settings.items())]), method
 
 
 def _settings(node: ast.Call, text: str, kind: type[Any], source: str | None) -> dict[str, Any]:

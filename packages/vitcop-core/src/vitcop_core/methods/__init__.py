@@ -1,7 +1,7 @@
 """The pruning methods, one a file: ViTCoP, and those that it is compared with.
 
-A method of your own is a file too, in any package: a subclass of :class:`Method`, or of :class:`BudgetedMethod` where
-it is solved for a budget.
+A method of your own is a file too, in any package: a subclass of :class:`Method`, or of :class:`BudgetedMethod`, which
+has the budgets.
 """
 
 from vitcop_core.methods._budget import BudgetedMethod

@@ -24,12 +24,14 @@ _FAMILIES: dict[str, Callable[[Any], Parts]] = {
 # Known families of packages that may not be installed.
 _ELSEWHERE = {"LlavaNextVideoForConditionalGeneration": "vitcop-video"}
 
+_OF_TRANSFORMERS = frozenset({*_FAMILIES, *_ELSEWHERE})
+
 
 def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
     """Teaches `locate` a family by hand, for code that is in no installed distribution.
 
     Args:
-        name: The class in transformers, by its name.
+        name: The model's class, by its name; classes derived from it are of the family too, unless they have their own.
         locate: Finds the parts of such a model.
     """
     _FAMILIES[name] = locate
@@ -69,7 +71,7 @@ def locate(model: nn.Module) -> Parts:
         ValueError: The family is supported, and has a part that cannot be pruned (a tower without CLS, for example).
     """
     model = unwrapped(model)
-    names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("transformers.")]
+    names = [kind.__name__ for kind in type(model).__mro__ if _may_be(kind)]
     for name in names:
         if found := _adapter(name):
             return found(model)
@@ -81,6 +83,17 @@ def locate(model: nn.Module) -> Parts:
     whole = [f"{name.removesuffix('Model')}ForConditionalGeneration" for name in names if name.endswith("Model")]
     hint = next((f"; prune the {name} that it is a part of" for name in whole if name in {*known, *_ELSEWHERE}), "")
     raise TypeError(f"model: {type(model).__name__} is not supported; supported: {', '.join(known)}{hint}")
+
+
+def load_families() -> None:
+    """Import every installed package that offers a family, so that transformers gets to know its configurations."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        _adapter(entry.name)
+
+
+def _may_be(kind: type) -> bool:
+    """Whether a class may be what a family is for. Others than transformers have classes of the same names."""
+    return kind.__module__.startswith("transformers.") or kind.__name__ not in _OF_TRANSFORMERS
 
 
 def _adapter(name: str) -> Callable[[Any], Parts] | None:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitcop_core import Method, Plan, identity_plan
-from vitcop_core.presets import equal_budgets
+from vitcop_core import Method, Plan, find_method, identity_plan
 from vitcop_llava.families import Parts
 from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.breakdown import PARTS, time_parts
@@ -33,7 +32,7 @@ class Settings:
     """What is measured, and how often.
 
     Attributes:
-        methods: By the names of `vitcop_core.presets.equal_budgets`.
+        methods: By names that `vitcop_core.find_method` reads.
         retained_tokens: Budgets of each image or clip.
         repeats: Rounds, after one that warms up.
         new_tokens: Tokens to generate for each row.
@@ -108,15 +107,15 @@ def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[i
     """Every method at every budget that it can meet, and a row for each that it cannot, with the method's reason."""
     variants, missing = [], []
     for tokens in settings.retained_tokens:
-        methods = equal_budgets(tokens)
         for name in settings.methods:
             try:
-                plan = methods[name].plan(layers, units)
-                prune(model, methods[name]).remove()  # which knows more of the model than its layers
+                method = find_method(name, retained_tokens=tokens)
+                plan = method.plan(layers, units)
+                prune(model, method).remove()  # which knows more of the model than its layers
             except ValueError as error:
                 missing.append(Row(name, tokens, missing=str(error)))
             else:
-                variants.append(Variant(name, tokens, methods[name], plan))
+                variants.append(Variant(name, tokens, method, plan))
     return variants, missing
 
 

@@ -13,7 +13,7 @@ import typer
 
 from vitcop_llava.tools.cli.bench_model import open_bench_model
 from vitcop_llava.tools.cli.errors import UserError, mistakes
-from vitcop_llava.tools.cli.methods import METHODS
+from vitcop_llava.tools.cli.methods import METHODS, method_names
 from vitcop_llava.tools.cli.options import (
     AsJson,
     Budget,
@@ -151,9 +151,15 @@ def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
     """
     names = [name.strip().lower() for text in given or () for name in text.split(",")] or [*METHODS]
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--method: must be one of {', '.join(METHODS)}; got {name!r}")
-    return tuple(METHODS[name] for name in dict.fromkeys(names))
+        if name not in method_names():
+            raise UserError(f"--method: must be one of {', '.join(method_names())}; got {name!r}")
+    return tuple(METHODS.get(name, name) for name in dict.fromkeys(names))
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a method stands among all: those of vitcop in their order, then the others by name."""
+    known = [*METHODS.values()]
+    return (known.index(name), "") if name in known else (len(known), name)
 
 
 def parse_size(given: str | None) -> tuple[int, int] | None:
@@ -219,7 +225,7 @@ def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, sett
     clip = {"frames": prompt.tiling.frames} if prompt.tiling.frames else {}
     given: dict[str, Any] = {
         **ready.options,
-        "method": ",".join(name for name, kind in METHODS.items() if kind in settings["methods"]),
+        "method": ",".join(name.lower() for name in sorted(settings["methods"], key=_place)),
         "retain": ",".join(f"{tokens:.10g}" for tokens in settings["retained_tokens"]),
         **{name: settings[name] for name in ("repeats", "new_tokens", "seed")},
         **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},

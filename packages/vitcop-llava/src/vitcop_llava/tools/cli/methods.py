@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcop_core.parsing import METHODS, find_methods
+from vitcop_core.parsing import METHODS, find_methods, method_names
 from vitcop_llava.tools.cli.errors import UserError
 
 if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.cli.options import Budget
 
-__all__ = ["METHODS", "MethodName", "find_method", "parse_methods"]
+__all__ = ["METHODS", "MethodName", "find_method", "method_names", "parse_methods"]
 
 MethodName = Annotated[
     str,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
 
-from vitcop_llava.families import Parts, locate
+from vitcop_llava.families import Parts, load_families, locate
 from vitcop_llava.tools.demo.questions import vocabulary
 from vitcop_llava.tools.media.video_support import find_support
 from vitcop_llava.tools.model.checkpoint_files import (
@@ -205,6 +205,8 @@ def _read_config(name: str) -> PreTrainedConfig:
     try:
         found = read_config(Path(name)) if Path(name).is_dir() else PreTrainedConfig.get_config_dict(name)[0]
         check_config(name, found)
+        if found.get("model_type") not in CONFIG_MAPPING:
+            load_families()
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return config
     except (ModelError, MemoryError):
