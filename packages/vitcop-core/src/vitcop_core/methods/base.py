@@ -19,8 +19,8 @@ class Method(ABC):
     never reach it. A method that plans no cut of one kind leaves that kind's function alone.
 
     An adapter knows no method by name. What it has to know beyond the plan, it asks: :attr:`cuts_depend_on_question`,
-    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`cut_title` and :meth:`diagnose`, each with an answer that is
-    right for a method that says nothing.
+    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`, each
+    with an answer that is right for a method that says nothing.
     """
 
     @property
@@ -48,6 +48,17 @@ class Method(ABC):
             cut: One of a plan that the method made.
         """
         return False
+
+    def needs_attention(self, cut: DecoderCut) -> bool:
+        """Whether a cut asks for :attr:`DecoderView.attention` or :attr:`DecoderView.attention_of`.
+
+        Where one does, the layer before it runs by itself, so that its input is at hand. True unless a method says
+        otherwise.
+
+        Args:
+            cut: One of a plan that the method made.
+        """
+        return True
 
     def cut_title(self, plan: Plan, number: int) -> str:
         """What reports and pictures call a cut.
