@@ -119,6 +119,22 @@ def compare_devices(model: Any, inputs: dict[str, Tensor], device: str, method: 
     return {"kept_equal": same, "logits_apart": far, "ok": same and far <= TOLERANCE}
 
 
+def check_captured(model: Any, inputs: dict[str, Tensor], method: Method) -> dict[str, Any]:
+    """Prefills that are replayed, on the model's own device: the same as run, and theirs to keep."""
+    other = {name: value.flip(0) if name.startswith("pixel") else value for name, value in inputs.items()}
+    with prune(model, method):
+        expected, expected_other = run(model, inputs), run(model, other)
+    with prune(model, method, capture=True) as pruner:
+        for _ in range(2):
+            run(model, inputs)
+        obstacle = pruner.uncaptured
+        output = model(**inputs, use_cache=True)
+        found_other, found = run(model, other), run(model, inputs)
+        kept_whole = apart([output.logits.float().cpu()], expected[:1])
+    far = max(apart(found, expected), apart(found_other, expected_other), kept_whole)
+    return {"obstacle": obstacle, "logits_apart": far, "ok": obstacle is None and far == 0}
+
+
 def check_properties(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
     """The four promises, on the model's own device."""
     before = {name: (len(part._forward_hooks), len(part._forward_pre_hooks)) for name, part in model.named_modules()}
@@ -270,6 +286,11 @@ def check(family: str, attention: str, device: str, methods: dict[str, Method], 
         except Exception as error:
             found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     moved, there = model.to(device), on(device, inputs)
+    for name, method in methods.items() if attention == "sdpa" else ():
+        try:
+            found[f"{name}, replayed"] = check_captured(moved, there, method)
+        except Exception as error:
+            found[f"{name}, replayed"] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     try:
         found["properties"] = check_properties(moved, there)
     except Exception as error:

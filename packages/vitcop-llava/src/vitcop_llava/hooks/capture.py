@@ -78,7 +78,7 @@ def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replace
     is_own = "forward" not in attributes if ours is None else ours.is_outermost
     if not is_own or "_hf_hook" in attributes or attributes.get("_compiled_call_impl") is not None:
         return f"the forward of a {name} was replaced or compiled"
-    if not _is_plain(type(module)):
+    if not _comes_from(type(module).__module__):
         return f"a layer has a {type(module).__module__}.{name} in it"
     if module.training:
         return "the model is in training mode"
@@ -89,8 +89,8 @@ def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replace
 
 
 @cache
-def _is_plain(kind: type) -> bool:
-    return kind.__module__.startswith(_PLAIN)
+def _comes_from(place: str) -> bool:
+    return place.startswith(_PLAIN)
 
 
 def _is_data(value: object) -> bool:
