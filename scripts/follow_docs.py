@@ -98,7 +98,7 @@ def snippets(page: str) -> list[Snippet]:
             continue
         place = f"{page}:{token.map[0] + 1}"
         if token.info not in ("python", "console"):
-            raise ValueError(f"{place}: a snippet must be python or console; got {token.info!r}")
+            raise ValueError(f"{place}: a snippet must be python or console, got {token.info!r}")
         found.append(Snippet(place, token.info, token.content))
     return found
 

@@ -188,7 +188,7 @@ def test_pooled_view_scores_averages() -> None:
 @pytest.mark.parametrize(
     ("given_settings", "error", "message"),
     [
-        ({"change_share": -0.1}, ValueError, r"change_share must be a number in \(0, 1\]; got -0.1"),
+        ({"change_share": -0.1}, ValueError, r"change_share must be a number in \(0, 1\], got -0.1"),
         ({"change_share": 1.5}, ValueError, "change_share must be"),
         ({"change_share": float("nan")}, ValueError, "change_share must be"),
         ({"change_share": True}, TypeError, "change_share must be"),
@@ -206,7 +206,7 @@ def test_settings_are_checked(given_settings: dict[str, Any], error: type[Except
 
 def test_view_checks_grid_and_frames() -> None:
     features = scene(2, ())
-    with pytest.raises(ValueError, match="frames must be those of 2 units; got"):
+    with pytest.raises(ValueError, match="frames must be those of 2 units, got"):
         view_of(features, (3,))
     with pytest.raises(ValueError, match="grid must be given where patches are pooled"):
         replace(view_of(features, (2,)), pool=2)

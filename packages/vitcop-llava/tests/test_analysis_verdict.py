@@ -100,7 +100,7 @@ def test_numbers_are_json_with_what_each_figure_shows() -> None:
 
 
 def test_analysis_needs_prompts_and_layers() -> None:
-    with pytest.raises(ValueError, match="prompts: must be at least one"):
+    with pytest.raises(ValueError, match="prompts must be at least one"):
         summarize([])
     with pytest.raises(ValueError, match="num_layers must be at least 3"):
         analysed([1.0, 1.0])

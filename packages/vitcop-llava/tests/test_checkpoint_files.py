@@ -107,7 +107,7 @@ def test_setting_that_makes_no_sense_is_an_error_of_the_model(copy: Path, keys: 
     start = time.process_time()
     with pytest.raises((ValueError, TypeError)) as caught:
         load(str(copy), device="cpu")
-    assert str(caught.value).startswith("model: ") or caught.traceback[-1].name == "locate"
+    assert str(caught.value).startswith("model ") or caught.traceback[-1].name == "locate"
     assert time.process_time() - start < 5
 
 
@@ -146,7 +146,7 @@ MORE_FILES = ["chat_template.jinja", "model.safetensors", "tokenizer.model", "mo
 def test_pipe_in_a_checkpoint_is_refused_at_once(copy: Path, name: str) -> None:
     (copy / name).unlink(missing_ok=True)
     os.mkfifo(copy / name)
-    assert f"{name}: must be a regular file, not a pipe" in refusal(copy)
+    assert f"{name} must be a regular file, not a pipe" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", [*JSON_FILES, *EXTRA_FILES, "chat_template.jinja", "model.safetensors.index.json"])
@@ -205,7 +205,7 @@ def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Pa
 )
 def test_processor_setting_that_makes_no_sense_is_refused(copy: Path, keys: tuple[str, ...], value: Any) -> None:
     edit(copy / "processor_config.json", *keys, value=value)
-    assert "model: " in refusal(copy)
+    assert "model " in refusal(copy)
 
 
 def test_real_configurations_pass() -> None:

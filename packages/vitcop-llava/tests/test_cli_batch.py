@@ -90,9 +90,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "bytes": ('{"image": "\\ud800", "question": "x"}\n', "image"),
     "no-image": ({"question": QUESTION}, 'must have either "image" or "images"'),
     "both": ({"image": "a", "images": ["a"], "question": QUESTION}, 'either "image" or "images"'),
-    "no-images": ({"images": [], "question": QUESTION}, '"images" a list of them; got []'),
+    "no-images": ({"images": [], "question": QUESTION}, '"images" a list of them, got []'),
     "number": ({"image": 5, "question": QUESTION}, "must be a file name"),
-    "no-question": ({"image": "{image}"}, '"question" must be a text that is not empty; got None'),
+    "no-question": ({"image": "{image}"}, '"question" must be a text that is not empty, got None'),
     "empty": ({"image": "{image}", "question": " "}, '"question" must be a text'),
     "id": ({"image": "{image}", "question": QUESTION, "id": [1]}, '"id" must be a text or an integer'),
     "missing": ({"image": "none.png", "question": QUESTION}, "no such file: none.png"),
@@ -123,13 +123,13 @@ def test_batch_reports_a_bad_line_and_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--batch", "none.jsonl"], "--batch: must be a file of JSON lines; there is no file none.jsonl"),
-        (["--batch", "{batch}", "{image}", QUESTION], "--batch: the images and questions are in its file"),
-        (["--batch", "{batch}", "--out", "{batch}"], "--out: must not be the file of --batch"),
-        (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out: must not be the file of --batch"),
+        (["--batch", "none.jsonl"], "--batch must be an existing file of JSON lines, got none.jsonl"),
+        (["--batch", "{batch}", "{image}", QUESTION], "--batch must be given alone"),
+        (["--batch", "{batch}", "--out", "{batch}"], "--out must not be the file of --batch"),
+        (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out must not be the file of --batch"),
         (["--batch", "{batch}", "--out", "none/out.jsonl"], "cannot write none/out.jsonl: there is no folder none"),
         (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: it must be from "),
-        (["{image}", QUESTION, "--out", "x.jsonl"], "--out: goes with --batch"),
+        (["{image}", QUESTION, "--out", "x.jsonl"], "--out must be given with --batch"),
     ],
 )
 def test_batch_names_a_mistake(
@@ -279,7 +279,7 @@ def test_force_keeps_the_old_results_until_the_new_are_whole(
         (["--retain", "1/3"], "is of a run with other options or versions"),
         (["--compare"], "is of a run with other options or versions"),
         (["--max-new-tokens", "4"], "is of a run with other options or versions"),
-        (["--force"], "--resume: goes on with what is there; got --force"),
+        (["--force"], "--resume must not be given with --force"),
     ],
 )
 def test_batch_refuses_to_resume_another_run(
@@ -307,5 +307,5 @@ def test_batch_refuses_to_resume_other_questions(
 
 
 def test_resume_goes_with_a_file(images: list[Path], three: Path) -> None:
-    assert "--resume: goes with --batch" in run(images[0], QUESTION, "--resume").stderr
-    assert "--resume: goes with --out" in run("--batch", three, "--resume").stderr
+    assert "--resume must be given with --batch" in run(images[0], QUESTION, "--resume").stderr
+    assert "--resume must be given with --out" in run("--batch", three, "--resume").stderr

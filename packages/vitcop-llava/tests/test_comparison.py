@@ -93,7 +93,7 @@ def test_published_settings_need_the_papers_number_of_tokens(demo: Loaded, tiled
         preset("published", demo.parts, {})
     with pytest.raises(ValueError, match="the model has up to 180 an image"):
         preset("published", tiled.parts, {})
-    with pytest.raises(ValueError, match="preset: must be one of equal-budgets, table-4"):
+    with pytest.raises(ValueError, match="preset must be one of equal-budgets, table-4"):
         preset("table-5", demo.parts, {})
 
 

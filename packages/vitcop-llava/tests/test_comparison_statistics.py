@@ -84,7 +84,7 @@ def test_seed_decides_the_intervals() -> None:
 
 @pytest.mark.parametrize(
     ("right", "groups", "said"),
-    [({"a": []}, [], "groups: must hold at least one question"), ({"a": [True]}, [1, 2], "right: must have an answer")],
+    [({"a": []}, [], "groups must hold at least one question"), ({"a": [True]}, [1, 2], "right must have an answer")],
 )
 def test_estimate_names_a_mistake(right: dict[str, list[bool]], groups: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):

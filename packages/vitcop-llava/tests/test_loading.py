@@ -227,5 +227,5 @@ def test_find_device_refuses_what_is_not_there(device: str) -> None:
 
 
 def test_load_refuses_a_dtype_that_is_none(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="dtype: must be auto, float32, float16, bfloat16; got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be auto, float32, float16, bfloat16, got 'int8'"):
         load(str(checkpoint), dtype="int8")

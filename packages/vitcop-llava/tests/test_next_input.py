@@ -26,7 +26,7 @@ def with_pixels(change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], d
 
 
 CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception], str]] = {
-    "no-sizes": (with_sizes(None), ValueError, "image_sizes: must be given with pixel_values"),
+    "no-sizes": (with_sizes(None), ValueError, "image_sizes must be given with pixel_values"),
     "more-sizes": (
         with_sizes(torch.tensor([[96, 96], [96, 96]])),
         ValueError,
@@ -35,16 +35,16 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exceptio
     "flat-sizes": (
         with_sizes([96, 96]),
         ValueError,
-        "image_sizes: must be a height and a width for each image, got 96",
+        "image_sizes must be a height and a width for each image, got 96",
     ),
     "triple": (with_sizes([(96, 96, 3)]), ValueError, "a height and a width for each image, got"),
-    "fractions": (with_sizes(torch.tensor([[96.0, 96.0]])), TypeError, "image_sizes: must be integers"),
+    "fractions": (with_sizes(torch.tensor([[96.0, 96.0]])), TypeError, "image_sizes must be integers"),
     "side-of-one": (with_sizes([(1, 96)]), ValueError, "sides must be at least 2 pixels, got 1 x 96"),
     "huge": (with_sizes([(10**400, 96)]), ValueError, "sides must be at most 2147483647 pixels, got about 10"),
     "long": (with_sizes([(96, 10**5000)]), ValueError, "sides must be at most 2147483647 pixels, got 96 x about 10"),
-    "bool": (with_sizes([(True, 96)]), TypeError, "image_sizes: must be integers"),
-    "number": (with_sizes(96), TypeError, r"image_sizes: must be \[images, 2\], got 96"),
-    "text": (with_sizes("9696"), TypeError, r"image_sizes: must be \[images, 2\], got '9696'"),
+    "bool": (with_sizes([(True, 96)]), TypeError, "image_sizes must be integers"),
+    "number": (with_sizes(96), TypeError, r"image_sizes must be \[images, 2\], got 96"),
+    "text": (with_sizes("9696"), TypeError, r"image_sizes must be \[images, 2\], got '9696'"),
     "zero": (with_sizes([(0, 96)]), ValueError, "sides must be at least 2 pixels, got 0 x 96"),
     "too-few-tiles": (
         with_pixels(lambda pixels: pixels[:, :4]),
@@ -59,9 +59,9 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exceptio
     "tile-size": (
         with_pixels(lambda pixels: pixels[..., :40, :40]),
         ValueError,
-        "pixel_values: must be tiles of 48 x 48 pixels",
+        "pixel_values must be tiles of 48 x 48 pixels",
     ),
-    "one-tile": (with_pixels(lambda pixels: pixels[0, 0]), ValueError, "pixel_values: must be tiles of 48 x 48"),
+    "one-tile": (with_pixels(lambda pixels: pixels[0, 0]), ValueError, "pixel_values must be tiles of 48 x 48"),
     "other-size": (with_sizes([(96, 48)]), ValueError, "Image features and image tokens do not match"),
     "no-images": (
         lambda inputs: {name: inputs[name] for name in ("input_ids", "attention_mask")},
@@ -104,7 +104,7 @@ def test_sizes_and_pixels_come_in_every_form(next_model: Any, next_inputs: Input
 
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_keep_newline_must_be_a_bool(next_model: Any, budget: Any, value: Any) -> None:
-    with pytest.raises(TypeError, match="keep_newline: must be True or False"):
+    with pytest.raises(TypeError, match="keep_newline must be True or False"):
         vitcop_llava.prune(next_model, budget("1/6"), keep_newline=value)
 
 

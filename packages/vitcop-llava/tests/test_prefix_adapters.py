@@ -159,7 +159,7 @@ def test_prefix_of_everything_is_refused_to_the_bare_model_too(bare: Any, encode
     prefix = encode(bare, share="1")
     answer(bare, prefix.inputs(QUESTION))
     wrapper.set_adapter("B")
-    with pytest.raises(ValueError, match="prefix: was made under another model or other adapters"):
+    with pytest.raises(ValueError, match="prefix must be made under this model and its adapters"):
         prefix.cache()
 
 

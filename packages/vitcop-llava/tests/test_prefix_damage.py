@@ -47,7 +47,7 @@ def refuse(model: Any, budget: Any, tmp_path: Path) -> Callable[[bytes], str]:
     def check(content: bytes) -> str:
         path = tmp_path / "damaged"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="path: ") as caught:
+        with pytest.raises(ValueError, match="path ") as caught:
             ImagePrefix.load(path, model, budget())
         return str(caught.value)
 
@@ -185,7 +185,7 @@ def test_pipe_or_device_is_refused_at_once(model: Any, prefix: ImagePrefix, budg
     os.mkfifo(pipe)
     link.symlink_to(pipe)
     for path in (pipe, link, Path("/dev/zero"), tmp_path):
-        with pytest.raises(ValueError, match=r"must be a whole safetensors file: must be a (regular )?file"):
+        with pytest.raises(ValueError, match=r"must be a whole safetensors file must be a (regular )?file"):
             ImagePrefix.load(path, model, budget())
     for path in (pipe, link, tmp_path):
         with pytest.raises(OSError, match=r"must be a (regular )?file"):

@@ -54,7 +54,7 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(IsADirectoryError, match="path must be a file, got the folder"):
         read_video(tmp_path)
-    with pytest.raises(FileNotFoundError, match="path: no such file"):
+    with pytest.raises(FileNotFoundError, match="path must be an existing file"):
         read_video(tmp_path / "none.mp4")
     for odd in (pipe, Path("/dev/zero")):
         with pytest.raises(VideoError, match="a pipe, socket or device"):
@@ -79,7 +79,7 @@ def test_refuses_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest
 
     (tmp_path / "clip.mp4").write_bytes(b"content")
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(PermissionError, match="path: no permission to read"):
+    with pytest.raises(PermissionError, match="path must be a file that you may read"):
         read_video(tmp_path / "clip.mp4")
 
 

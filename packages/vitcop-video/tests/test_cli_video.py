@@ -105,7 +105,7 @@ def test_a_limit_of_time_is_passed_on(given: float, wanted: float | None) -> Non
 
 @pytest.mark.parametrize("given", [-1, float("nan"), float("inf"), 1e7])
 def test_a_limit_of_time_that_is_none_is_refused(given: float) -> None:
-    with pytest.raises(UserError, match="--time-limit: must be from 0 to 1000000 seconds"):
+    with pytest.raises(UserError, match="--time-limit must be from 0 to 1000000 seconds"):
         parse_sampling(None, None, None, False, None, None, "auto", given)
 
 
@@ -161,7 +161,7 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
         (["clip.mp4", "What?", "--indices", "60"], "indices[0]"),
         (["clip.mp4", "What?", "--indices", "1", "--end", "1"], "cannot be combined"),
         (["clip.mp4", "What?", "--reader", "vlc"], "backend must be one of"),
-        (["picture.png", "What?", "--fps", "1"], "--fps: is for videos"),
+        (["picture.png", "What?", "--fps", "1"], "--fps must be used with videos"),
         (["clip.mp4", "What is <video>?"], "must not hold the placeholder"),
         (["clip.mp4"], "the question"),
     ],
@@ -297,10 +297,10 @@ def test_compare_takes_options_for_videos_with_videos_alone(checkpoint: Path, tm
     asked = questions(tmp_path / "q.jsonl", {"image": "picture.png", "question": "What?", "answer": "two"})
     result = compare(checkpoint, "--questions", asked, "--fps", 2, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: --fps: is for videos; got questions about images alone\n"
+    assert result.stderr == "Error: --fps must be used with videos, got questions about images alone\n"
 
 
-@pytest.mark.parametrize(("limit", "said"), [("-1", "--time-limit: must be from 0"), ("nan", "--time-limit: must be")])
+@pytest.mark.parametrize(("limit", "said"), [("-1", "--time-limit must be from 0"), ("nan", "--time-limit must be")])
 def test_a_time_limit_out_of_range_is_a_mistake(limit: str, said: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["ask", "clip.mp4", "What?", "--time-limit", limit])
     assert result.exit_code == 2

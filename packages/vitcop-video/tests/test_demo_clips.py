@@ -125,7 +125,7 @@ def test_written_clip_has_the_frames_of_the_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, -2, 335])
 def test_clip_of_odd_size_is_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(ValueError, match=f"size: must be positive and even, got {size}"):
+    with pytest.raises(ValueError, match=f"size must be positive and even, got {size}"):
         write_demo_clip(tmp_path / "clip.mp4", 3, size)
 
 
@@ -206,4 +206,4 @@ def test_held_out_clips_are_written_with_questions(tmp_path: Path, capsys: pytes
         assert np.abs(video.frames.astype(int) - render_clip(sample_clip(seed), 336)).mean() < 4
     with pytest.raises(SystemExit):
         write_files(["--clips", "0", "--out", str(folder)])
-    assert "--clips: must be at least 1; got 0" in capsys.readouterr().err
+    assert "--clips must be at least 1, got 0" in capsys.readouterr().err

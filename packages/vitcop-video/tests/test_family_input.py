@@ -54,15 +54,15 @@ CALLS: dict[str, tuple[Change, type[Exception], str]] = {
         ValueError,
         r"must be of shape \[clips, frames, 3, 64, 64\].*got \(4, 3, 64, 64\)",
     ),
-    "other-side": (with_pixels(lambda pixels: pixels[..., :48, :48]), ValueError, "pixel_values_videos: must be of sh"),
-    "channels": (with_pixels(lambda pixels: pixels[:, :, :1]), ValueError, "pixel_values_videos: must be of shape"),
+    "other-side": (with_pixels(lambda pixels: pixels[..., :48, :48]), ValueError, "pixel_values_videos must be of sh"),
+    "channels": (with_pixels(lambda pixels: pixels[:, :, :1]), ValueError, "pixel_values_videos must be of shape"),
     "listed-five": (with_pixels(lambda pixels: [pixels]), ValueError, r"\[frames, 3, 64, 64\] in a list"),
     "list-of-lists": (with_pixels(lambda pixels: pixels.tolist()), TypeError, "a list with a tensor for each clip"),
-    "layer": (lambda inputs: {**inputs, "vision_feature_layer": 1}, ValueError, "vision_feature_layer: must be 3"),
+    "layer": (lambda inputs: {**inputs, "vision_feature_layer": 1}, ValueError, "vision_feature_layer must be 3"),
     "strategy": (
         lambda inputs: {**inputs, "vision_feature_select_strategy": "full"},
         ValueError,
-        "vision_feature_select_strategy: must be 'default'",
+        "vision_feature_select_strategy must be 'default'",
     ),
 }
 
@@ -121,7 +121,7 @@ def test_budget_that_fits_nothing_is_refused_at_once(video_model: Any) -> None:
 @pytest.mark.parametrize("stride", [0, 9])
 def test_pooling_that_cannot_be_is_refused(video_model: Any, stride: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_model.config, "spatial_pool_stride", stride)
-    with pytest.raises(ValueError, match="model: spatial_pool_stride must be from 1 to 8"):
+    with pytest.raises(ValueError, match="model must have a spatial_pool_stride from 1 to 8"):
         locate(video_model)
 
 
@@ -138,5 +138,5 @@ def test_entry_point_of_the_distribution_is_the_family(video_model: Any, monkeyp
 def test_model_without_its_package_names_it(video_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(families._FAMILIES, NAME, raising=False)  # there once it was looked for
     monkeypatch.setattr(families, "entry_points", lambda group, name: [])
-    with pytest.raises(TypeError, match=f"model: a {NAME} needs vitcop-video: pip install vitcop-video"):
+    with pytest.raises(TypeError, match=f"model must be of an installed family, got a {NAME}; pip install vitcop-video"):
         vitcop_llava.prune(video_model, ViTCoP(retention_ratio=1 / 3))

@@ -188,7 +188,7 @@ def test_clip_is_refused_by_name(processor: ClipProcessor, clip: Any, error: typ
 
 
 def test_clips_and_tokens_must_agree() -> None:
-    with pytest.raises(ValueError, match="videos: must be as many as <video> in text, which is 1, got 2"):
+    with pytest.raises(ValueError, match="videos must be as many as <video> in text, which is 1, got 2"):
         expand_video_tokens(["a <video>"], [2, 2], 4)
     with pytest.raises(ValueError, match="which is 1, got 0"):
         expand_video_tokens(["a <video>"], [], 4)
@@ -196,8 +196,8 @@ def test_clips_and_tokens_must_agree() -> None:
 
 
 def test_processor_refuses_what_does_not_fit(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="video_token: must be a token of the tokenizer, got '<clip>'"):
+    with pytest.raises(ValueError, match="video_token must be a token of the tokenizer, got '<clip>'"):
         ClipProcessor(tokenizer, video_token="<clip>")
     wide = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 48})
-    with pytest.raises(ValueError, match="frame_processor: must crop to squares"):
+    with pytest.raises(ValueError, match="frame_processor must crop to squares"):
         ClipProcessor(tokenizer, frame_processor=wide)

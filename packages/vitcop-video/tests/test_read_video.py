@@ -41,7 +41,7 @@ def test_a_short_clip_is_read_whole_by_default(tmp_path: Path, name: str) -> Non
     path = write_clip(tmp_path / name, Settings(frames=6, **kind))  # type: ignore[arg-type]
     assert read_video(path).indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert read_video(path, start=0.1).indices.tolist() == [3, 4, 5]
-    with pytest.raises(ValueError, match="frames must be at most 6, which is how many there are; got 8"):
+    with pytest.raises(ValueError, match="frames must be at most 6, which is how many there are, got 8"):
         read_video(path, frames=8)
 
 
@@ -87,7 +87,7 @@ def test_read_video_refuses(clip: Clip, arguments: dict[str, Any], error: type[E
 
 def test_read_video_refuses_more_than_fits(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "MAX_BYTES", 3 * 160 * 90 * 3)
-    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 0 MiB; got 4: ask for fewer"):
+    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 0 MiB, got 4: ask for fewer"):
         read_video(clip("b-frames.mp4"), frames=4)
 
 

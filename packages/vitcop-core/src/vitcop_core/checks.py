@@ -40,7 +40,7 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         ValueError: ``condition`` is false.
     """
     if not condition:
-        raise ValueError(f"{name} must be {expected}; got {shown(got)}")
+        raise ValueError(f"{name} must be {expected}, got {shown(got)}")
 
 
 def plain(value: Any) -> Any:
@@ -80,7 +80,7 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> in
     if not isinstance(value, int):
         value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
     require(low <= value and (high is None or value <= high), name, expected, value)
     require(high is not None or value <= MAX_INT, name, f"an integer from {low} to {MAX_INT}", value)
     return value
@@ -126,7 +126,7 @@ def check_finite(name: str, value: object) -> float:
 def _number(name: str, value: object, expected: str) -> int | float | Fraction:
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
     return value
 
 
@@ -153,14 +153,14 @@ def check_text(name: str, value: object) -> None:
         ValueError: It is empty.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be a text, got {shown_with_type(value)}")
     require(value != "", name, "a text that is not empty", value)
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown_with_type(value)}")
 
 
 def check_tuple(name: str, value: object, expected: str) -> None:
@@ -172,19 +172,19 @@ def check_tuple(name: str, value: object, expected: str) -> None:
         expected: What of, completing "must be a tuple of ...".
     """
     if not isinstance(value, tuple):
-        raise TypeError(f"{name} must be a tuple of {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be a tuple of {expected}, got {shown_with_type(value)}")
 
 
 def check_instance(name: str, value: object, kind: type, expected: str) -> None:
     """Raise ``TypeError`` unless ``value`` is one of a class, which ``expected`` puts in words."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
 
 
 def check_sequence(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a list, tuple or other sequence."""
     if not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
 
 
 def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
@@ -201,15 +201,15 @@ def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Ten
         ValueError: Its shape or device differs.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     fits = value.dim() == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
     )
     # Messages are made only when needed: making them is what torch.compile could not trace.
     if not fits:
-        raise ValueError(f"{name} must be of shape [{', '.join(map(str, shape))}]; got {list(value.shape)}")
+        raise ValueError(f"{name} must be of shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
     if like is not None and value.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}; got {value.device}")
+        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
     return value
 
 
@@ -217,7 +217,7 @@ def check_floating(name: str, value: object, shape: Sequence[int | str], like: T
     """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is a floating one."""
     tensor = check_tensor(name, value, shape, like)
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype; got {tensor.dtype}")
+        raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}")
     return tensor
 
 
@@ -225,7 +225,7 @@ def check_integral(name: str, value: object, shape: Sequence[int | str], like: T
     """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is ``torch.int64``."""
     tensor = check_tensor(name, value, shape, like)
     if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} must have dtype torch.int64; got {tensor.dtype}")
+        raise TypeError(f"{name} must have dtype torch.int64, got {tensor.dtype}")
     return tensor
 
 

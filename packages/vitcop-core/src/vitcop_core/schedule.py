@@ -128,7 +128,7 @@ def solve_ratios(
     cuts = f"for {num_layers} layers cut before layers {first_layer} and {deep_layer}{given}"
     if not low < retention <= high:
         raise ValueError(
-            f"retention must be above {float(low):.4f} and at most {float(high):.4f} {cuts}; got {float(retention):.4g}"
+            f"retention must be above {float(low):.4f} and at most {float(high):.4f} {cuts}, got {float(retention):.4g}"
         )
     weight = _weight(num_layers, deep_layer, decay)
     total = num_layers * retention

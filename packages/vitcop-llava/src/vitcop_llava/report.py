@@ -172,12 +172,12 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
         ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.rows is None or call.run is None or call.placeholders is None:
-        raise ValueError("row: no image has been pruned yet, so there are no survivors")
+        raise ValueError("row must be of a call that pruned an image, got none: there are no survivors yet")
     row = plain(row)
     if isinstance(row, bool) or not isinstance(row, int):
-        raise TypeError(f"row: must be an integer, got {shown(row)}")
+        raise TypeError(f"row must be an integer, got {shown(row)}")
     if not 0 <= row < len(call.plans) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
+        raise ValueError(f"row must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
     plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
     own = members_of([*call.sources.values()], call.rows.counts)[row]

@@ -91,5 +91,5 @@ def row_of(content: dict[str, Any], method: Method) -> RowReport:
     # A stage is a word of the method's: one that it would not use itself for as many tokens means nothing.
     known = {cut.stage for cut in method.plan(plan.num_layers, plan.units, images=row.images).decoder}
     if others := sorted({cut.stage for cut in plan.decoder} - known):
-        raise ValueError(f"stage must be one of {sorted(known)}; got {others[0]!r:.40}")
+        raise ValueError(f"stage must be one of {sorted(known)}, got {others[0]!r:.40}")
     return row

@@ -23,7 +23,7 @@ def locate(model: Any) -> Parts:
     parts, stride = locate_images(model), model.config.spatial_pool_stride
     rows, columns = parts.grid
     if not 1 <= stride <= min(rows, columns):
-        raise ValueError(f"model: spatial_pool_stride must be from 1 to {min(rows, columns)}, got {stride!r}")
+        raise ValueError(f"model must have a spatial_pool_stride from 1 to {min(rows, columns)}, got {stride!r}")
     video = Video(
         token_id=model.config.video_token_id,
         grid=(rows // stride, columns // stride),

@@ -23,9 +23,9 @@ def check_time_limit(value: object) -> float | None:
         return None
     expected = f"a number of seconds in (0, {MAX_TIME_LIMIT}], or None for no limit"
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"time_limit must be {expected}; got {shown(value)} ({type(value).__name__})")
+        raise TypeError(f"time_limit must be {expected}, got {shown(value)} ({type(value).__name__})")
     if not 0 < value <= MAX_TIME_LIMIT:
-        raise ValueError(f"time_limit must be {expected}; got {shown(value)}")
+        raise ValueError(f"time_limit must be {expected}, got {shown(value)}")
     return float(value)
 
 
@@ -39,9 +39,9 @@ def check_seconds(name: str, value: object) -> float | Fraction | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"{name} must be a number of seconds; got {shown(value)} ({type(value).__name__})")
+        raise TypeError(f"{name} must be a number of seconds, got {shown(value)} ({type(value).__name__})")
     if isinstance(value, float) and not math.isfinite(value):  # only a float can be infinite, or overflow in isfinite
-        raise ValueError(f"{name} must be a finite number of seconds; got {value!r}")
+        raise ValueError(f"{name} must be a finite number of seconds, got {value!r}")
     return value
 
 

@@ -49,7 +49,7 @@ class BudgetedMethod(Method):
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             choices = f"{', '.join(names[:-1])} and {names[-1]}"
-            raise ValueError(f"give exactly one of {choices}; got {' and '.join(given) or 'none'}")
+            raise ValueError(f"{choices} must be given one at a time, got {' and '.join(given) or 'none'}")
         if self.retained_tokens is not None:
             check_positive("retained_tokens", self.retained_tokens)
         if self.retention_ratio is not None:
@@ -110,7 +110,7 @@ def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers
     else:
         found = list(given)
     if found[-1] >= num_layers:
-        raise ValueError(f"layers must be below the model's {num_layers} layers; got {shown(tuple(found))}")
+        raise ValueError(f"layers must be below the model's {num_layers} layers, got {shown(tuple(found))}")
     return tuple(found)
 
 
@@ -168,6 +168,6 @@ def check_counts(counts: object, *names: str) -> None:
         ValueError: One is not positive.
     """
     if not isinstance(counts, tuple) or len(counts) != len(names):
-        raise TypeError(f"counts must be a tuple ({', '.join(names)}); got {shown_with_type(counts)}")
+        raise TypeError(f"counts must be a tuple ({', '.join(names)}), got {shown_with_type(counts)}")
     for count in counts:
         check_int("counts", count, 1)

@@ -91,7 +91,7 @@ def unreachable(method: Any, sample: Sample, reach: Reach) -> ValueError:
 
 def _error(name: str, expected: str, asked: int | float | Fraction, remedy: str) -> ValueError:
     came = f"{float(asked):.6g}" if isinstance(asked, Fraction) else shown(asked)
-    return ValueError(f"{name} must be {expected}; got {came}{remedy}")
+    return ValueError(f"{name} must be {expected}, got {came}{remedy}")
 
 
 def _share(share: Fraction) -> str:

@@ -15,7 +15,7 @@ def check_layers(layers: object) -> None:
         ValueError: They are not in ascending order, or the first is 0.
     """
     if not isinstance(layers, tuple) or len(layers) != 2:
-        raise TypeError(f"layers must be a tuple of two integers; got {shown_with_type(layers)}")
+        raise TypeError(f"layers must be a tuple of two integers, got {shown_with_type(layers)}")
     # Stage II reads the keys of the layer before its cut.
     first, deep = (check_int("layers", layer, 1, MAX_LAYERS) for layer in layers)
     require(first < deep, "layers", "two layers in ascending order", layers)
@@ -33,7 +33,7 @@ def check_ratios(ratios: object, *, whole: bool) -> None:
         ValueError: One is out of range or above the one before, or a stage is off.
     """
     if not isinstance(ratios, tuple) or len(ratios) != 3:
-        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {shown_with_type(ratios)}")
+        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3), got {shown_with_type(ratios)}")
     first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
     require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
     require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)

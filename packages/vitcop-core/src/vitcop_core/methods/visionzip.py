@@ -104,7 +104,7 @@ class VisionZip(BudgetedMethod):
             ValueError: The view lacks the CLS token's feature.
         """
         if seen.hidden_cls is None:
-            raise ValueError("hidden_cls must be given for VisionZip; got None")
+            raise ValueError("hidden_cls must be given for VisionZip, got None")
         units, patches = seen.hidden.shape[:2]
         saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
         offered = seen.eligible

@@ -218,7 +218,7 @@ class ViTCoP(BudgetedMethod):
         if cut.stage == "top_tokens":
             return Selection(ops.top_tokens(norms, cut.keep, smallest=True, lengths=seen.lengths, counts=keeps))
         if seen.labels is None:
-            raise ValueError("labels must be given for a co_prune cut; got None")
+            raise ValueError("labels must be given for a co_prune cut, got None")
         what = (seen.hidden, seen.labels, norms, cut.keep, seen.num_clusters)
         rule = top_up_quotas if self.switch("quota") == "top_up" else rounded_quotas
         add_anchor = self.switch("merge") == "anchor_plus_mean"

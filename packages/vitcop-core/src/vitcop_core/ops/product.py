@@ -27,7 +27,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     for name, tensor in (("left", left), ("right", right)):
         check_instance(name, tensor, Tensor, "a tensor")
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a floating dtype; got {tensor.dtype}")
+            raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}")
     fits = left.dim() > 1 and right.dim() > 1 and left.shape[-1] == right.shape[-2]
     if not fits:
         expected = f"of shape [..., d, m] for the left's {[*left.shape]}"

@@ -87,7 +87,7 @@ def main() -> None:
     if given.device == "cuda" and not (torch.cuda.is_available() and vitcop_cuda.build_information().cuda):
         raise SystemExit("no CUDA kernels, or no GPU to run them on")
     if given.prefill is not None and not given.prefill.is_file():
-        raise SystemExit(f"prefill: must be a stored result of vitcop bench, got {given.prefill}, which is no file")
+        raise SystemExit(f"prefill must be a stored result of vitcop bench, got {given.prefill}, which is no file")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = False

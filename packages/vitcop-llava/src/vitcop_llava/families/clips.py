@@ -30,7 +30,7 @@ def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
         return [pixels.shape[1]] * pixels.shape[0], pixels
     if not isinstance(pixels, list | tuple) or not pixels or not all(isinstance(clip, Tensor) for clip in pixels):
         kind = type(pixels).__name__
-        raise TypeError(f"pixel_values_videos: must be a tensor, or a list with a tensor for each clip, got {kind}")
+        raise TypeError(f"pixel_values_videos must be a tensor, or a list with a tensor for each clip, got {kind}")
     for clip in pixels:
         _check_shape(clip, 4, frame_size)
     return [len(clip) for clip in pixels], torch.cat([*pixels])[None]
@@ -40,7 +40,7 @@ def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
     shape = tuple(pixels.shape)
     if len(shape) != dimensions or shape[-3:] != (3, side, side) or 0 in shape:
         wanted = f"[clips, frames, 3, {side}, {side}]" if dimensions == 5 else f"[frames, 3, {side}, {side}] in a list"
-        raise ValueError(f"pixel_values_videos: must be of shape {wanted}, with one frame at least, got {shape}")
+        raise ValueError(f"pixel_values_videos must be of shape {wanted}, with one frame at least, got {shape}")
 
 
 def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
@@ -59,4 +59,4 @@ def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
     needed, found = sum(frames) * tokens, int(where.sum().item())
     if found != needed:
         clips = f"clips of {', '.join(map(str, frames))} frames"
-        raise ValueError(f"pixel_values_videos: {clips} stand for {needed} placeholders, and input_ids holds {found}")
+        raise ValueError(f"input_ids must hold {needed} placeholders for {clips} in pixel_values_videos, got {found}")

@@ -51,12 +51,12 @@ def check_decoder(language_model: Any) -> None:
     if not missing and not all(hasattr(attention, part) for part in ("q_proj", "k_proj")):
         missing = "self_attn.q_proj and self_attn.k_proj in every layer"
     if missing:
-        raise ValueError(f"model: its language model, a {name}, cannot be pruned: it must have {missing}")
+        raise ValueError(f"model must have a language model with {missing}, got a {name}")
     kinds = {*(getattr(language_model.config, "layer_types", None) or ())} - {_WHOLE, _WINDOWED}
     if kinds:
         raise ValueError(
-            f"model: its language model, a {name}, cannot be pruned: every layer must attend to tokens, of all of the "
-            f"prompt or of a window, got layers of {', '.join(sorted(kinds))}"
+            "model must have a language model whose layers all attend to tokens, of the whole prompt or of a window, "
+            f"got a {name} with layers of {', '.join(sorted(kinds))}"
         )
 
 
@@ -87,7 +87,7 @@ def check_scoring(attention: Any) -> None:
     is_known = bool(names & _SCORED) and getattr(attention, "q_layernorm", None) is None
     if not is_known or getattr(attention, "attn_logit_softcapping", None) or _rotation(attention) is None:
         raise ValueError(
-            f"model: must have an attention that vitcop can compute, got a {type(attention).__name__}, which may norm, "
+            f"model must have an attention that vitcop can compute, got a {type(attention).__name__}, which may norm, "
             "rotate or score in a way of its own; use a method that does not rank by attention, such as ViTCoP with "
             "saliency='key_norm', and no gradient checkpointing"
         )

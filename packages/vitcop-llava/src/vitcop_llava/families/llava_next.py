@@ -22,5 +22,5 @@ def locate(model: Any) -> Parts:
     try:
         check_pinpoints(pinpoints, vision.image_size)
     except ValueError as error:
-        raise ValueError(f"model: {error}") from error
+        raise ValueError(f"model.config: {error}") from error
     return replace(clip_parts(model), anyres=Anyres(pinpoints, vision.image_size, vision.patch_size))

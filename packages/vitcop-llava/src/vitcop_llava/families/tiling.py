@@ -159,7 +159,7 @@ def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
     fits = isinstance(listed, Sequence) and len(listed) > 0 and all(_is_multiple(each, tile_size) for each in listed)
     if not fits:
         raise ValueError(
-            f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
+            f"image_grid_pinpoints must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
         )
 
 

@@ -70,7 +70,7 @@ def _check_positions(positions: Ints, where: Mapping[str, Bools], attended: Bool
     is_wrong = step != 1 if may_be_packed else (step < 0) | (is_visual & (step != 1))
     if bool((is_wrong & attended[:, 1:] & attended[:, :-1]).any()):
         raise ValueError(
-            "position_ids: must count up in every row, by one at each image placeholder, got others: rows of several "
+            "position_ids must count up in every row, by one at each image placeholder, got others: rows of several "
             "packed samples cannot be pruned; give each sample a row of its own, padded, or leave position_ids out"
         )
 
@@ -100,7 +100,7 @@ def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -
         for image in own:
             if seen[image] not in (0, sizes[image]):
                 raise ValueError(
-                    f"attention_mask: must hide an image whole or not at all, got a mask that shows {seen[image]} of "
+                    f"attention_mask must hide an image whole or not at all, got a mask that shows {seen[image]} of "
                     f"the {sizes[image]} placeholders of {source.results.kind} {image - start} in row {row}"
                 )
         shown.append(sum(seen[image] > 0 for image in own))
@@ -162,7 +162,7 @@ def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "i
         if left:
             coming = f"the next takes {images[stop]}" if stop < len(images) else "there is no other"
             raise ValueError(
-                f"input_ids: row {row} holds {visual} {kind} placeholders, which must be those of whole {kind}s; "
+                f"input_ids must hold the placeholders of whole {kind}s in every row, got {visual} in row {row}: "
                 f"{stop - start} {kind}s fill {visual - left} of them, and {coming}"
             )
         found.append(stop - start)

@@ -50,8 +50,8 @@ def find_origin(source: Source, features: Sequence[Tensor]) -> None:
         source.repeats = len(features) // count
     else:
         raise ValueError(
-            f"mm_encoder_outputs: holds {len(features)} image features, {len(numbers)} of them different, "
-            f"but {count} images were encoded"
+            f"mm_encoder_outputs must hold the {count} images that were encoded, got {len(features)} image features, "
+            f"{len(numbers)} of them different"
         )
 
 

@@ -81,12 +81,10 @@ class Planner:
                     found[tiling] = self._image(tiling)
                 except ValueError as error:
                     height, width = sizes[number] if sizes else (0, 0)
-                    what = f"image_sizes: an image of {height} x {width} pixels"
+                    what = f"an image of {height} x {width} pixels"
                     if tiling.frames:
-                        what = f"pixel_values_videos: a clip of {tiling.frames} frames"
-                    raise BudgetError(
-                        f"{what} has {tiling.tokens} visual tokens, for which the budget cannot be met: {error}"
-                    ) from error
+                        what = f"a clip of {tiling.frames} frames"
+                    raise BudgetError(f"{what} with {tiling.tokens} visual tokens: {error}") from error
         return tuple(found[tiling] for tiling in tilings)
 
     def _plan_image(self, tiling: Tiling) -> PlannedImage:

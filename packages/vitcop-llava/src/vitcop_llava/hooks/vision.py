@@ -216,21 +216,22 @@ class VisionHooks:
         assert scored is not None  # else nothing is attached
         if normed is None or feature is None:
             raise ValueError(
-                "model: its vision tower ran without the layer that Stage I reads, or gave no hidden states: a part of "
-                "it was replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+                "model must run the layer of its vision tower that Stage I reads, got a call without it or without "
+                "hidden states: a part was replaced while it was pruned; leave the `with` block, and prune the model "
+                "as it is then"
             )
         video = self._parts.video if tower.encoded.kind == "video" else None
         rows, columns = grid = self._parts.grid
         wanted = features.shape[1] if video is None else rows * columns
         if wanted != normed.shape[1] - 1:
             raise ValueError(
-                "vision_feature_layer and vision_feature_select_strategy: must select hidden state "
-                f"{scored.index} of the vision tower without CLS, as the model's configuration says; this "
-                f"call selected features of shape {tuple(features.shape)}"
+                "vision_feature_layer and vision_feature_select_strategy must select hidden state "
+                f"{scored.index} of the vision tower without CLS, as the model's configuration says, "
+                f"got features of shape {tuple(features.shape)}"
             )
         rows, columns = own_grid = grid if video is None else video.grid
         if features.shape[1] != rows * columns:
-            raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
+            raise ValueError(f"pixel_values must give {rows * columns} patches an image, got {features.shape[1]}")
         of_video: dict[str, Any] = {}
         if video is not None:
             frames = tuple(image.tiling.frames for image in tower.encoded.images)

@@ -66,7 +66,7 @@ class ImagePrefix:
         """
         base, is_whole = self._base(), all(layer.columns is None for layer in self._layers)
         if is_whole and base is not None:
-            check_same(self._identity, base, "prefix:")
+            check_same(self._identity, base, "prefix")
         cache = DynamicCache()
         cache.layers = [layer.fork() for layer in self._layers]
         mark(cache, self._identity)
@@ -96,13 +96,13 @@ class ImagePrefix:
                 none of the model's vocabulary; or as `cache` says.
         """
         if type(pad_token_id) is not int:
-            raise TypeError(f"pad_token_id: must be a token id, got {type(pad_token_id).__name__}")
+            raise TypeError(f"pad_token_id must be a token id, got {type(pad_token_id).__name__}")
         self._check_ids("pad_token_id", [pad_token_id])
         rows = [self._follow(number, _id_list(question)) for number, question in enumerate(questions)]
         for row in rows:
             self._check_ids("questions", row)
         if not rows:
-            raise ValueError("questions: must hold at least one question, got none")
+            raise ValueError("questions must hold at least one question, got none")
         longest, length = max(map(len, rows)), self.input_ids.shape[1]
         device = self.input_ids.device
         ids = on_device([[pad_token_id] * (longest - len(row)) + row for row in rows], device)
@@ -157,23 +157,23 @@ class ImagePrefix:
             found = list(islice(self._runs(ids), len(wanted)))
             if [token for token, _ in found] != wanted:
                 raise ValueError(
-                    f"questions: prompt {number} must begin with the tokens of the prefix, which it leaves at token "
+                    f"questions[{number}] must begin with the tokens of the prefix, got another at token "
                     f"{_first_difference([token for token, _ in found], wanted)} (counting an image as one)"
                 )
             ids = ids[found[-1][1] :]
         if self._image_token_id in ids:
             raise ValueError(
-                f"questions: question {number} must hold no image beside the prefix's; to bring another one into the "
+                f"questions[{number}] must not hold an image beside the prefix's; to bring another one into the "
                 "conversation, pass pixel_values to generate beside past_key_values=prefix.cache()"
             )
         if not ids:
-            raise ValueError(f"questions: question {number} must hold at least one token after the prefix, got none")
+            raise ValueError(f"questions[{number}] must hold at least one token after the prefix, got none")
         return ids
 
     def _check_ids(self, name: str, ids: list[int]) -> None:
         if outside := [token for token in ids if not 0 <= token < self._words]:
             got = outside[0] if abs(outside[0]) < 2**63 else f"one of {outside[0].bit_length()} bits"
-            raise ValueError(f"{name}: must be ids from 0 to {self._words - 1}, got {got}")
+            raise ValueError(f"{name} must be ids from 0 to {self._words - 1}, got {got}")
 
     def _runs(self, ids: list[int]) -> Iterator[tuple[int, int]]:
         """Each token with the index after it; adjacent placeholders, however many, are one."""
@@ -226,9 +226,9 @@ def encode_image(
     method = settings.method
     if method.cuts_depend_on_question:
         raise ValueError(
-            f"method: what {method!r} keeps of an image depends on the question that follows it, so one pruned image "
-            "cannot serve several questions; use a method whose cuts look at the image alone, such as ViTCoP with "
-            "saliency='key_norm'"
+            f"method must have cuts that look at the image alone, got {method!r}: what it keeps depends on the "
+            "question, "
+            "so one pruned image cannot serve several; use ViTCoP with saliency='key_norm'"
         )
     _check_prompt(input_ids, attention_mask, parts)
     cache = DynamicCache()
@@ -249,13 +249,13 @@ def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
     """What to prune with, and whether the model is being pruned with it."""
     active = active_settings(parts.base)
     if method is not None and not isinstance(method, Method):
-        raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if active is not None:
         if method not in (None, active.method):
-            raise ValueError(f"method: must be what the model is being pruned with, {active.method!r}, got {method!r}")
+            raise ValueError(f"method must be what the model is being pruned with, {active.method!r}, got {method!r}")
         return active, True
     if method is None:
-        raise ValueError("method: must be given where the model is not being pruned, got None")
+        raise ValueError("method must be given where the model is not being pruned, got None")
     return Settings(method), False
 
 
@@ -264,23 +264,23 @@ def _check_positions(report: Report) -> None:
     cuts = [cut for row in report.rows if row.plan is not None for cut in row.plan.decoder]
     if any(cut.reindex_positions for cut in cuts):
         raise ValueError(
-            f"method: {report.method!r} gives question and image new positions together before its last cut, so an "
-            "image that is pruned without its question gives other answers; use deep_positions='kept'"
+            f"method must leave tokens at their positions, got {report.method!r}, which moves image and question "
+            "together before its last cut: an image pruned alone would give other answers; use deep_positions='kept'"
         )
 
 
 def _check_prompt(input_ids: Any, attention_mask: Tensor | None, parts: Parts) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.dtype != torch.int64:
         kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise TypeError(f"input_ids: must be an int64 tensor, got {kind}")
+        raise TypeError(f"input_ids must be an int64 tensor, got {kind}")
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
-        raise ValueError(f"input_ids: must be one row, [1, length], got shape {tuple(input_ids.shape)}")
+        raise ValueError(f"input_ids must be one row, [1, length], got shape {tuple(input_ids.shape)}")
     if not bool((input_ids == parts.image_token_id).any()):
-        raise ValueError(f"input_ids: must hold the placeholders of an image (token {parts.image_token_id}), got none")
+        raise ValueError(f"input_ids must hold the placeholders of an image (token {parts.image_token_id}), got none")
     if attention_mask is not None and (attention_mask.shape != input_ids.shape or not bool(attention_mask.all())):
         raise ValueError(
-            "attention_mask: must be all ones, of the shape of input_ids: a prefix has no padding; "
-            f"got shape {tuple(attention_mask.shape)} with {int(attention_mask.sum())} ones"
+            "attention_mask must be all ones, of the shape of input_ids, got "
+            f"shape {tuple(attention_mask.shape)} with {int(attention_mask.sum())} ones: a prefix has no padding"
         )
 
 
@@ -291,7 +291,7 @@ def _id_list(question: Any) -> list[int]:
     is_list = isinstance(ids, Sequence) and not isinstance(ids, str)
     if not is_list or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         kind = f"a tensor of shape {tuple(question.shape)}" if isinstance(question, Tensor) else type(question).__name__
-        raise TypeError(f"questions: must be a list with a list of token ids for each question, got {kind} in it")
+        raise TypeError(f"questions must be a list with a list of token ids for each question, got {kind} in it")
     return list(ids)
 
 

@@ -60,10 +60,10 @@ def differing(found: Mapping[str, object], wanted: Fingerprint) -> str:
         return ""
     then, now = found.get(ADAPTERS), wanted[ADAPTERS]
     if then == now == "none":
-        return "weights: expected those of this model, got those of another checkpoint"
+        return "weights of another checkpoint"
     return (
-        f"weights: expected those of this model with the adapters in effect ({now}), got those of another "
-        f"checkpoint or of other adapters ({then})"
+        f"weights of another checkpoint or of other adapters ({then}); those in effect are of this model with "
+        f"the adapters ({now})"
     )
 
 
@@ -86,7 +86,7 @@ def check_marked(cache: object, base: nn.Module) -> None:
     """
     found: Fingerprint | None = getattr(cache, _MARK, None)
     if found is not None:
-        check_same(found, base, "past_key_values: begins with a prefix that")
+        check_same(found, base, "past_key_values")
         delattr(cache, _MARK)
 
 
@@ -94,11 +94,11 @@ def check_same(found: Fingerprint, base: nn.Module, what: str) -> None:
     """Raises unless the model computes with what ``found`` is the fingerprint of.
 
     Raises:
-        ValueError: It does not; the message begins with ``what`` was made then.
+        ValueError: It does not; the message begins with ``what``.
     """
     if reason := differing(found, fingerprint(base)):
         raise ValueError(
-            f"{what} was made under another model or other adapters; {reason}; activate those again, or make the "
+            f"{what} must be made under this model and its adapters, got {reason}; activate those again, or make the "
             "prefix again with encode_image"
         )
 

@@ -35,7 +35,7 @@ def write_demo_clip(path: Path, seed: int, size: int = 336, *, overwrite: bool =
         OSError: The file cannot be written, or is there and must not be replaced.
     """
     if size < 2 or size % 2:
-        raise ValueError(f"size: must be positive and even, got {size}")
+        raise ValueError(f"size must be positive and even, got {size}")
     with writing(path, overwrite=overwrite) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "12"})
         stream.width = stream.height = size
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(arguments)
     if args.clips < 1:
-        parser.error(f"--clips: must be at least 1; got {args.clips}")
+        parser.error(f"--clips must be at least 1, got {args.clips}")
     print(write_questions(args.out, args.clips))
 
 

@@ -48,7 +48,7 @@ def choose(name: str) -> Backend:
     if name == "auto":
         return next(backend for backend in BACKENDS.values() if backend.missing() is None)
     if reason := BACKENDS[name].missing():
-        raise ValueError(f"backend must be one that can run here; {name!r} cannot: {reason}")
+        raise ValueError(f"backend must be one that can run here, got {name!r}: {reason}")
     return BACKENDS[name]
 
 

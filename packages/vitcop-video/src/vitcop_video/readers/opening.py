@@ -29,9 +29,9 @@ def read_index(path: str | os.PathLike[str], deadline: Deadline) -> Index:
         form = recognise(full, deadline)
         reason = None if form.name is None else cut_short(full, form, deadline)
     except OSError as error:
-        raise VideoError(f"path: cannot read {full}: {error.strerror}") from error
+        raise VideoError(f"path must be a file that can be read, got {full}: {error.strerror}") from error
     if reason:
-        raise VideoError(f"path: {full} is truncated: {reason}")
+        raise VideoError(f"path must be a whole video, got {full}, which is truncated: {reason}")
     if form.is_plain:
         try:
             return scan(Opening(full, form.name, is_confined=False), deadline)

@@ -89,7 +89,7 @@ def measure_accuracy(
         ValueError: There are no questions, a share is not in (0, 1], or a question cannot be asked.
     """
     if not asked:
-        raise ValueError("asked: must be at least one question, got none")
+        raise ValueError("asked must be at least one question, got none")
     methods = [None, *(top_tokens(share) for share in shares)]
     right, unreachable = [0] * len(methods), dict[int, str]()
     for item in tqdm(asked, desc="questions", file=sys.stderr, disable=not sys.stderr.isatty()):

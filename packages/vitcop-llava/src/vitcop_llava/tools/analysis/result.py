@@ -140,7 +140,7 @@ def summarize(observations: Iterable[Observation]) -> Analysis:
         for layer in {cut - 1 for cut in cuts}:
             points.setdefault(layer, []).append(_points(seen, layer))
     if first is None:
-        raise ValueError("prompts: must be at least one, got none")
+        raise ValueError("prompts must be at least one, got none")
     rows, columns = first.grid
     heat = first.attention[:, : rows * columns].reshape(-1, rows, columns)
     thinned = {layer: _thinned(np.concatenate(found)) for layer, found in sorted(points.items())}

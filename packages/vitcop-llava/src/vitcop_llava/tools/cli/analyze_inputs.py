@@ -56,7 +56,7 @@ def parse_shares(text: str) -> list[Fraction]:
     for part in text.split(","):
         share = parse_decimal(part.strip().removesuffix("%").strip())
         if share is None or not 0 < share <= 100:
-            raise UserError(f"--top-k: must be percentages above 0 and up to 100, such as 5,10,20; got {text!r:.80}")
+            raise UserError(f"--top-k must be percentages above 0 and up to 100, such as 5,10,20, got {text!r:.80}")
         found.add(share / 100)
     return sorted(found)
 
@@ -68,11 +68,11 @@ def check_folder(folder: Path, force: bool) -> None:
         UserError: It is a file, the folder that it is to be in is missing, or it holds something and is not forced.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out: must be a folder; {folder} is a file")
+        raise UserError(f"--out must be a folder, got the file {folder}")
     if not folder.parent.is_dir():
-        raise UserError(f"--out: the folder that it goes into must exist; there is no {folder.parent}")
+        raise UserError(f"--out must be in an existing folder, got {folder}")
     if folder.is_dir() and not force and any(folder.iterdir()):
-        raise UserError(f"--out: {folder} is there already and not empty; --force writes into it")
+        raise UserError(f"--out must be a new or empty folder, got {folder}; --force writes into it")
 
 
 def read_questions(path: Path) -> list[Item]:
@@ -82,18 +82,18 @@ def read_questions(path: Path) -> list[Item]:
         UserError: It cannot be read, holds no question, or a line is not as it should be; the message has its number.
     """
     if not path.is_file():
-        raise UserError(f"--questions: must be a file of JSON lines; there is no file {path}")
+        raise UserError(f"--questions must be an existing file of JSON lines, got {path}")
     if path.stat().st_size > MAX_FILE:
-        raise UserError(f"--questions: {path} must have at most {MAX_FILE // 2**20} MiB, and has more")
+        raise UserError(f"--questions {path} must have at most {MAX_FILE // 2**20} MiB, got more")
     from vitcop_llava.tools.comparison.questions import Fault
 
     found = list["Item"]()
     for read in parsed_lines(path):
         if isinstance(read, Fault):
-            raise UserError(f"--questions: {path}, line {read.number}: {read.error}")
+            raise UserError(f"{path}, line {read.number}: {read.error}")
         found.append(read)
     if not found:
-        raise UserError(f"--questions: {path} must hold at least one question, and holds none")
+        raise UserError(f"--questions {path} must hold at least one question, got none")
     return found
 
 
@@ -106,12 +106,12 @@ def check_given(
         UserError: There are no pictures, scenes are asked for beside pictures, or the question is empty.
     """
     if question is not None and not question.strip():
-        raise UserError("--question: must not be empty")
+        raise UserError("--question must not be empty")
     has_pictures = bool(images) or lines is not None
     if scenes is not None and has_pictures:
-        raise UserError("--scenes: takes the place of images; got images or --questions beside it")
+        raise UserError("--scenes must be given without images and --questions, got both")
     if not has_pictures and scenes is None and model is not None:
-        raise UserError("IMAGE: at least one must be given, or --questions; got neither")
+        raise UserError("IMAGE or --questions must be given, got neither")
 
 
 def choose_prompts(
@@ -131,7 +131,7 @@ def choose_prompts(
     """
     if not images and lines is None:
         if side is None:
-            raise UserError("--scenes: are what the demo model knows, and --model is another; give it images")
+            raise UserError("--scenes must be given to the demo model, which knows them, got --model; give it images")
         return _of_scenes(scenes, side, question)
     asked = [] if lines is None else _asked(lines)
     left_out = None if asked else "the images come without questions and answers; --questions brings them"

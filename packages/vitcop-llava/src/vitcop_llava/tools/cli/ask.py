@@ -130,7 +130,9 @@ def ask(
     if batch is None:
         check_question(question, paths)
         if out is not None or resume:
-            raise UserError(f"--{'out' if out else 'resume'}: goes with --batch; the answer to one question is printed")
+            raise UserError(
+                f"--{'out' if out else 'resume'} must be given with --batch; the answer to one question is printed"
+            )
         media = open_media(paths, sampling, notes.add)
     else:
         check_batch(batch, out, force, resume, paths, question)

@@ -34,21 +34,25 @@ def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images:
     """
     if images or question:
         raise UserError(
-            f"--batch: the images and questions are in its file; got {str(question or images[0])!r} beside it"
+            f"--batch must be given alone, as its file holds images and questions, got {str(question or images[0])!r}"
         )
     if not path.is_file():
-        raise UserError(f"--batch: must be a file of JSON lines; there is no file {path}")
+        raise UserError(f"--batch must be an existing file of JSON lines, got {path}")
     if out is None:
         if resume:
-            raise UserError("--resume: goes with --out; what was printed cannot be gone on with")
+            raise UserError("--resume must be given with --out; what was printed cannot be gone on with")
         return
     if resume and force:
-        raise UserError("--resume: goes on with what is there; got --force, which starts again, as well")
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other starts again"
+        )
     if out.exists() and out.samefile(path):
-        raise UserError(f"--out: must not be the file of --batch, {path}")
+        raise UserError(f"--out must not be the file of --batch, {path}")
     if not force and not resume and partial_path(out).exists():
         raise UserError(
-            f"--out: an interrupted run left {partial_path(out)}; --resume goes on with it, --force starts again"
+            f"--out must not be what an interrupted run left, got {partial_path(out)}; --resume goes on with it, "
+            "--force "
+            "starts again"
         )
     try:
         check_writable(out, overwrite=force or resume)
@@ -75,23 +79,25 @@ def parse_request(line: bytes) -> Request:
         UserError: where it is no JSON object with these.
     """
     if len(line) > MAX_LINE:
-        raise UserError(f"must have at most {MAX_LINE} bytes, and has more")
+        raise UserError(f"line must have at most {MAX_LINE} bytes, got more")
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"must be a JSON object: {error}") from error
+        raise UserError(f"line must be a JSON object, got {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f'must be a JSON object such as {{"image": "a.png", "question": "..."}}, got {content!r:.80}')
+        raise UserError(
+            f'line must be a JSON object such as {{"image": "a.png", "question": "..."}}, got {content!r:.80}'
+        )
     if ("image" in content) == ("images" in content):
-        raise UserError('must have either "image" or "images"')
+        raise UserError(f'line must have either "image" or "images", got {"both" if "image" in content else "neither"}')
     images = [content["image"]] if "image" in content else content["images"]
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise UserError(f'"image" must be a file name, "images" a list of them; got {images!r:.80}')
+        raise UserError(f'"image" must be a file name, "images" a list of them, got {images!r:.80}')
     question, key = content.get("question"), content.get("id")
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f'"question" must be a text that is not empty; got {question!r:.80}')
+        raise UserError(f'"question" must be a text that is not empty, got {question!r:.80}')
     if isinstance(key, bool) or not isinstance(key, str | int | None):
-        raise UserError(f'"id" must be a text or an integer; got {key!r:.80}')
+        raise UserError(f'"id" must be a text or an integer, got {key!r:.80}')
     return Request([Path(image) for image in images], question, key)
 
 
@@ -116,4 +122,4 @@ def open_file(path: Path, option: str) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as error:
-        raise UserError(f"{option}: cannot open {path}: {error.strerror or error}") from error
+        raise UserError(f"{option} must be a file that can be read, got {path}: {error.strerror or error}") from error

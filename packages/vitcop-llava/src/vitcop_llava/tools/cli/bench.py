@@ -119,7 +119,7 @@ def bench(
     if out is not None:
         check_output(out, force, kind="JSON")
     if brief and host:
-        raise UserError("--brief: does not go with --host; leave one out")
+        raise UserError("--brief must not be given with --host; leave one out")
     notes = Notes()
     if host:
         device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
@@ -152,7 +152,7 @@ def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
     names = [name.strip().lower() for text in given or () for name in text.split(",")] or [*METHODS]
     for name in names:
         if name not in method_names():
-            raise UserError(f"--method: must be one of {', '.join(method_names())}; got {name!r}")
+            raise UserError(f"--method must be one of {', '.join(method_names())}, got {name!r}")
     return tuple(METHODS.get(name, name) for name in dict.fromkeys(names))
 
 
@@ -174,7 +174,7 @@ def parse_size(given: str | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(
         side.isascii() and side.isdecimal() and len(side) < 6 and int(side) > 0 for side in sides
     ):
-        raise UserError(f"--image-size: must be width and height in pixels, such as 672x336; got {given!r}")
+        raise UserError(f"--image-size must be width and height in pixels, such as 672x336, got {given!r}")
     return int(sides[0]), int(sides[1])
 
 
@@ -194,7 +194,7 @@ def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, .
     for budget in budgets:
         tokens = budget.tokens or (budget.share or Fraction(1)) * every
         if tokens > every:
-            raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
+            raise UserError(f"--retain must be at most the {every} visual tokens of a prompt, got {budget}")
         retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
     return tuple(dict.fromkeys(retained))
 
@@ -209,9 +209,9 @@ def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResu
     from vitcop_llava.tools.benchmark.host import measure_host
 
     if ready.model.device.type != "cpu":
-        raise UserError(f"--device: must be cpu with --host, got {ready.model.device.type}")
+        raise UserError(f"--device must be cpu with --host, got {ready.model.device.type}")
     if settings.new_tokens < 2:
-        raise UserError(f"--new-tokens: must be at least 2 with --host, got {settings.new_tokens}")
+        raise UserError(f"--new-tokens must be at least 2 with --host, got {settings.new_tokens}")
     with mistakes():
         return measure_host(ready.model, ready.parts, prompt, settings)
 

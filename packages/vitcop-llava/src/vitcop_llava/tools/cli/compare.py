@@ -148,7 +148,7 @@ def compare(
         _tell(fault)
     have_video = asked is not None and asked.have_video
     if not have_video and (option := changed_option(sampling)):
-        raise UserError(f"{option}: is for videos; got questions about images alone")
+        raise UserError(f"{option} must be used with videos, got questions about images alone")
     # The real budgets take the place of this one. It imports torch, so it comes after what is known without.
     methods = parse_methods(method or (), Budget(tokens=Fraction(1)))
     loaded = open_model(model, device, dtype, notes, for_video=have_video)
@@ -168,38 +168,44 @@ def compare(
 def _check_preset(method: Sequence[str] | None, preset: str | None) -> str:
     """The name of the preset."""
     if method and preset:
-        raise UserError(f"--preset: {preset} says which methods are compared; got --method {method[0]!r} beside it")
+        raise UserError(f"--preset must not be given with --method, got {preset} and {method[0]!r}")
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset: must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     return preset or "equal-budgets"
 
 
 def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]:
     """The budgets by what was written; a preset may bring its own."""
     if retain and name == "published":
-        raise UserError(f"--retain: the preset published has its own budgets; got {retain[0]!r}")
+        raise UserError(
+            f"--retain must not be given with --preset published, which has its own budgets, got {retain[0]!r}"
+        )
     return parse_budgets(retain, PRESET_BUDGETS.get(name, DEFAULT_BUDGETS))
 
 
 def _check_folder(out: Path, force: bool, resume: bool) -> None:
     if resume and force:
-        raise UserError("--resume: goes on with what is in the folder; got --force, which overwrites it, as well")
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other overwrites it"
+        )
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: must be a folder; got the file {out}")
+        raise UserError(f"--out must be a folder, got the file {out}")
     there = [name for name in (*FILES, partial_path(ANSWERS).name) if (out / name).exists()]
     if there and not force and not resume:
-        raise UserError(f"--out: {out / there[0]} is there already; --force overwrites it, --resume goes on with it")
+        raise UserError(
+            f"--out must not hold results yet, got {out / there[0]}; --force overwrites it, --resume goes on with it"
+        )
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: cannot make the folder {out}: {error.strerror or error}") from error
+        raise UserError(f"--out must be a folder that can be made, got {out}: {error.strerror or error}") from error
 
 
 def _demo_questions(loaded: Loaded, limit: int | None) -> QuestionSet:
     from vitcop_llava.tools.comparison.questions import DEMO_QUESTIONS, demo_questions
 
     if not loaded.knows_scenes:
-        raise UserError("--questions: must be given with a model of your own; the held-out questions are the demo's")
+        raise UserError("--questions must be given with a model of your own; the held-out questions are the demo's")
     with progress("drawing questions"):
         return demo_questions(limit or DEMO_QUESTIONS)
 
@@ -219,7 +225,7 @@ def _options(
 
     size = batch_size or (50 if loaded.knows_scenes else 8)
     if size > 1 and loaded.processor.tokenizer.pad_token is None:
-        raise UserError(f"--batch-size: must be 1, as the model's tokenizer has no padding token; got {size}")
+        raise UserError(f"--batch-size must be 1, as the model's tokenizer has no padding token, got {size}")
     return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed, sampling)
 
 

@@ -35,9 +35,11 @@ def cannot_write(option: str, path: Path, error: OSError) -> Exception:
         A `UserError` where another name would help, and otherwise an `OutputError`.
     """
     if isinstance(error, FileExistsError):
-        return UserError(f"{option}: {path} is there already; --force overwrites it")
-    said = f"{option}: cannot write {path}: {error.strerror or error}"
-    return UserError(said) if error.errno in _CALLERS else OutputError(said)
+        return UserError(f"{option} must be a new file, got {path}; --force overwrites it")
+    said = f"{path}: {error.strerror or error}"
+    if error.errno in _CALLERS:
+        return UserError(f"{option} must be a file that can be written, got {said}")
+    return OutputError(f"{option}: cannot write {said}")
 
 
 @contextmanager

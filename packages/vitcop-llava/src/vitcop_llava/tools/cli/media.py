@@ -74,17 +74,17 @@ def parse_sampling(
     given = {"--frames": frames, "--fps": fps, "--indices": indices, "--key-frames": key_frames or None}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise UserError(f"{named[0]}: must be the only one of {', '.join(given)}; got {' and '.join(named)}")
+        raise UserError(f"{named[0]} must be the only one of {', '.join(given)}, got {' and '.join(named)}")
     if indices is not None and (start is not None or end is not None):
-        raise UserError("--indices: cannot be combined with --start or --end")
+        raise UserError("--indices must not be given with --start or --end")
     numbers = None
     if indices is not None:
         parts = [part.strip() for part in indices.split(",")]
         if not all(part.isascii() and part.isdecimal() and len(part) < 12 for part in parts):
-            raise UserError(f"--indices: must be frame numbers with commas between them (0,30,60); got {indices!r}")
+            raise UserError(f"--indices must be frame numbers with commas between them (0,30,60), got {indices!r}")
         numbers = tuple(map(int, parts))
     if not 0 <= time_limit <= 1_000_000:
-        raise UserError(f"--time-limit: must be from 0 to 1000000 seconds, 0 for no limit; got {time_limit:g}")
+        raise UserError(f"--time-limit must be from 0 to 1000000 seconds, 0 for no limit, got {time_limit:g}")
     return Sampling(frames, fps, numbers, key_frames, start, end, reader, time_limit or None)
 
 
@@ -111,7 +111,7 @@ def open_media(
     from vitcop_llava.tools.media.video_support import Sampling, is_video, need_support
 
     if not has_video(paths) and (option := changed_option(sampling or Sampling())):
-        raise UserError(f"{option}: is for videos; got {', '.join(map(str, paths))}")
+        raise UserError(f"{option} must be used with videos, got {', '.join(map(str, paths))}")
     found: list[Medium] = []
     for path in paths:
         check_file(path)
@@ -149,12 +149,14 @@ def check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         if _ADDRESS.match(str(path)):
-            raise UserError(f"{path}: must be a file on this machine, not an address") from None
-        raise UserError(f"{kind}: no such file: {path}") from None
+            raise UserError(f"{kind} must be a file on this machine, got the address {path}") from None
+        raise UserError(f"{kind} must be an existing file, got {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise UserError(f"{kind}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{kind} must be a file that can be read, got {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if S_ISDIR(status.st_mode):
-        raise UserError(f"{kind}: must be a file, got the folder {path}")
+        raise UserError(f"{kind} must be a file, got the folder {path}")
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:

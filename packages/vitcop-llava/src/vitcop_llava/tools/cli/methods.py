@@ -34,7 +34,7 @@ def find_method(text: str, budget: Budget) -> Method:
     """
     found = parse_methods([text], budget)
     if len(found) != 1:
-        raise UserError(f"--method: must be one method; got {text!r:.80}")
+        raise UserError(f"--method must be one method, got {text!r:.80}")
     (method,) = found.values()
     return method
 
@@ -54,5 +54,9 @@ def parse_methods(given: Sequence[str], budget: Budget) -> dict[str, Method]:
         try:
             found.update(find_methods(text, **budget.settings, source="--retain"))
         except ValueError as error:
-            raise UserError(f"--method: {str(error).removeprefix('text ')}") from error
+            raise UserError(
+                f"--method {str(error).removeprefix('text ')}"
+                if str(error).startswith("text ")
+                else f"--method: {error}"
+            ) from error
     return found

@@ -83,18 +83,20 @@ def parse_budget(text: str | None) -> Budget:
     if _FRACTION.fullmatch(word):
         above, below = map(int, word.split("/"))
         if not 0 < above <= below:
-            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r:.80}")
+            raise UserError(f"--retain must be above 0 and at most 1 as a fraction, got {text!r:.80}")
         return Budget(share=Fraction(above, below))
     digits = word.removesuffix("%").strip()
     value = parse_decimal(digits)
     if value is None:
-        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r:.80}")
+        raise UserError(f"--retain must be a number of tokens (64), a share (1/9 or 11.1%) or all, got {text!r:.80}")
     if word.endswith("%"):
         if not 0 < value <= 100:
-            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r:.80}")
+            raise UserError(f"--retain must be above 0 and at most 100 as a percentage, got {text!r:.80}")
         return Budget(share=value / 100)
     if value < 1:
-        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r:.80}")
+        raise UserError(
+            f"--retain must be at least 1 as a number of tokens (a share is written 11.1%), got {text!r:.80}"
+        )
     return Budget(tokens=value)
 
 
@@ -123,17 +125,17 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
     """
     suffix = f".{kind.lower()}"
     if path.suffix.lower() != suffix:
-        raise UserError(f"--out: must be the name of a {kind} file ({suffix}); got {path}")
+        raise UserError(f"--out must be the name of a {kind} file ({suffix}), got {path}")
     if not path.parent.is_dir():
-        raise UserError(f"--out: its folder must exist; there is no {path.parent}")
+        raise UserError(f"--out must be in an existing folder, got {path}")
     if path.is_dir():
-        raise UserError(f"--out: must be a file; {path} is a folder")
+        raise UserError(f"--out must be a file, got the folder {path}")
     try:
         check_writable(path, overwrite=force)
     except OSError as error:
         raise cannot_write("--out", path, error) from error
     if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
-        raise UserError(f"--out: must not be the input {path}")
+        raise UserError(f"--out must not be the input {path}")
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:

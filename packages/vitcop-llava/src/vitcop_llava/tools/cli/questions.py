@@ -38,7 +38,7 @@ def read_questions(path: Path, limit: int | None) -> QuestionSet:
             items.append(read)
     if not items:
         first = f"; line {faults[0].number}: {faults[0].error}" if faults else ""
-        raise UserError(f"--questions: {path} must hold at least one question that can be asked, and has none{first}")
+        raise UserError(f"--questions {path} must hold at least one question that can be asked, got none{first}")
     return QuestionSet(str(path), tuple(items), tuple(faults))
 
 
@@ -69,11 +69,13 @@ def parse_question(line: bytes, number: int) -> Item:
     request = parse_request(line)
     content: dict[str, Any] = json.loads(line)
     if ("answer" in content) == ("answers" in content):
-        raise UserError('must have either "answer" or "answers"')
+        raise UserError(
+            f'line must have either "answer" or "answers", got {"both" if "answer" in content else "neither"}'
+        )
     answers = [content["answer"]] if "answer" in content else content["answers"]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise UserError(f'"answer" must be a text that is not empty, "answers" a list of them; got {answers!r:.80}')
+        raise UserError(f'"answer" must be a text that is not empty, "answers" a list of them, got {answers!r:.80}')
     kind = content.get("kind")
     if not isinstance(kind, str | None):
-        raise UserError(f'"kind" must be a text; got {kind!r:.80}')
+        raise UserError(f'"kind" must be a text, got {kind!r:.80}')
     return Item(number, request.question, tuple(answers), tuple(request.images), None, kind, request.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ VIDEO_DEMO_NOTE = (
     "this is the demo model for videos: it knows clips of colored shapes such as `vitcop scene --clip` draws, and no "
     "others; --model runs a real one"
 )
+
+_SETTINGS = re.compile("(retained_tokens|retention_ratio) must be")
 
 
 @dataclass
@@ -160,12 +163,9 @@ def budget_mistakes(budget: Budget) -> Iterator[None]:
         raise _of_budget(budget, error) from error
 
 
-def _of_budget(budget: Budget, error: Exception) -> UserError:
+def _of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
     """The error of a budget by the option's name, which a message has by those of a method's settings."""
-    message = str(error)
-    for name in ("retained_tokens", "retention_ratio"):
-        message = message.replace(f"{name} must be", "it must be")
-    return UserError(f"--retain {budget}: {message}")
+    return UserError(f"--retain {budget}: {_SETTINGS.sub('it must be', str(error))}")
 
 
 def check_question(question: str, images: Sequence[Path]) -> None:
@@ -179,11 +179,11 @@ def check_question(question: str, images: Sequence[Path]) -> None:
         what = (
             f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
         )
-        raise UserError(f"IMAGE... QUESTION: at least one image or video, then the question; got {what}")
+        raise UserError(f"IMAGE... QUESTION must be at least one image or video, then the question, got {what}")
     if is_file:
-        raise UserError(f"QUESTION: must be a text, and come after images and videos; got the file {question}")
+        raise UserError(f"QUESTION must be a text, and come after images and videos, got the file {question}")
     if not question.strip():
-        raise UserError("QUESTION: must not be empty")
+        raise UserError("QUESTION must not be empty")
 
 
 def _names_file(text: str) -> bool:

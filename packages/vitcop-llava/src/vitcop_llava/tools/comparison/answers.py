@@ -92,7 +92,9 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     if first is None:  # nothing was begun, or the run ended before its first line was written
         return {}
     if first != json.loads(json.dumps(header)):
-        raise ValueError(f"resume: {found} is of a run with other settings, questions or versions")
+        raise ValueError(
+            f"resume must go on with the same settings, questions and versions, got {found} of another run"
+        )
     return {line["number"]: line for line in lines if isinstance(line, dict) and isinstance(line.get("number"), int)}
 
 

@@ -94,7 +94,7 @@ def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
         return at_budgets({_layers(pair): m for pair, m in presets.table_7(1, num_layers=layers).items()}, budgets)
     if name == "published":
         return _published(parts)
-    raise ValueError(f"preset: must be one of {', '.join(PRESETS)}; got {name!r}")
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
 
 
 def _layers(pair: tuple[int, int]) -> str:
@@ -106,8 +106,8 @@ def _published(parts: Parts) -> list[Variant]:
     if parts.anyres is not None or tokens != _PUBLISHED_TOKENS:
         most = "" if parts.anyres is None else "up to "
         raise ValueError(
-            f"preset: {name} has counts for images of {_PUBLISHED_TOKENS} visual tokens, as LLaVA-1.5 has; the model "
-            f"has {most}{tokens} an image"
+            f"preset {name} must be used with a model of {_PUBLISHED_TOKENS} visual tokens an image, as LLaVA-1.5 has, "
+            f"got {most}{tokens}"
         )
     found: dict[str, Mapping[int, Method]] = {
         "ViTCoP": {budget: ViTCoP(retained_tokens=budget) for budget in presets.BUDGETS},

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "vitcop.video"
 """The group of entry points under which an installed package offers a `VideoSupport`, by the name ``support``."""
 
-MISSING = "a video needs vitcop-video: pip install vitcop-video"
-
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # as readers know them
 )
@@ -111,7 +109,7 @@ def need_support() -> VideoSupport:
     """
     support = find_support()
     if support is None:
-        raise ValueError(MISSING)
+        raise ValueError("video must be read by vitcop-video, got no such package; pip install vitcop-video")
     return support
 
 

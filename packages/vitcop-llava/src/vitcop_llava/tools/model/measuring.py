@@ -49,7 +49,7 @@ def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Me
         ValueError: ``new_tokens`` is not positive.
     """
     if new_tokens < 1:
-        raise ValueError(f"new_tokens: must be at least 1, got {new_tokens}")
+        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
     device = inputs["input_ids"].device
     memory = _Memory(device)
     with torch.inference_mode():

@@ -41,7 +41,7 @@ def contact_sheet(
     """
     tokens = grid[0] * grid[1]
     if survivors.patches != len(views) * tokens:
-        raise ValueError(f"survivors: must be of one clip of {len(views) * tokens} tokens, got {survivors.patches}")
+        raise ValueError(f"survivors must be of one clip of {len(views) * tokens} tokens, got {survivors.patches}")
     looks, side = Looks.of(survivors), max(grid) * max(1, FRAME // max(grid))
     columns, rows = min(COLUMNS, len(views)), 1 + len(survivors.stages)
     bands = -(-len(views) // columns)

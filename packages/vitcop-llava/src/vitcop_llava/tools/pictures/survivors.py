@@ -47,7 +47,7 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
     """
     base, (top, bottom, left, right) = tiling.counts[0], tiling.window
     if survivors.patches != tiling.tokens:
-        raise ValueError(f"survivors: must be of one image of {tiling.tokens} patches, got {survivors.patches}")
+        raise ValueError(f"survivors must be of one image of {tiling.tokens} patches, got {survivors.patches}")
     grids = [
         ("Small, as a whole", 0, base, tiling.grid),
         ("In tiles", base, tiling.tokens, (bottom - top, right - left)),
@@ -89,7 +89,7 @@ def survival_picture(
     """
     if survivors.patches != grid[0] * grid[1]:
         raise ValueError(
-            f"survivors: must be of one image with {grid[0]} x {grid[1]} patches, got {survivors.patches} patches"
+            f"survivors must be of one image with {grid[0]} x {grid[1]} patches, got {survivors.patches} patches"
         )
     looks = looks or Looks.of(survivors)
     canvas = Canvas(view, grid, survivors, looks)
