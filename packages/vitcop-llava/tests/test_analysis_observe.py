@@ -192,5 +192,5 @@ def test_bad_input_is_named(model: Any, prompt: Make, pictures: Make, case: str)
 
 
 def test_unsupported_model_is_named() -> None:
-    with pytest.raises(TypeError, match="model must be one of .*, got a Linear"):
+    with pytest.raises(TypeError, match=r"model must be one of .*, got a Linear"):
         observe(nn.Linear(2, 2), input_ids=torch.ones(1, 2, dtype=torch.int64))

@@ -80,7 +80,10 @@ def test_bench_measures_a_checkpoint(tmp_path: Path) -> None:
         (["--shape", "small", "--frames", "4"], "frames: this model reads no clips"),
         (["--shape", "small", "--dtype", "int8"], "--dtype must be auto, float32"),
         (["--shape", "small", "--attention", "none"], "--attention must be one that is installed, got 'none'"),
-        (["--shape", "small", "--attention", "flash_attention_2"], "--attention flash_attention_2 must be used on CUDA"),
+        (
+            ["--shape", "small", "--attention", "flash_attention_2"],
+            "flash_attention_2 must be used on CUDA",
+        ),
         (["--shape", "small", "--out", "bench.txt"], "--out must be the name of a JSON file (.json)"),
     ],
 )

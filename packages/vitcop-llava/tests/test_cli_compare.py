@@ -202,8 +202,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "fixed": (["--method", "fastv(keep=3)"], "--method: retained_tokens, retention_ratio"),
     "preset": (["--preset", "table-5"], "--preset must be one of equal-budgets, table-4, table-7, published"),
     "both": (["--preset", "table-4", "--method", "fastv"], "--preset must not be given with --method, got table-4"),
-    "published": (["--preset", "published"], "has counts for images of 576 visual tokens"),
-    "published-retain": (["--preset", "published", "--retain", "64"], "--retain must not be given with --preset published"),
+    "published": (["--preset", "published"], "must be used with a model of 576 visual tokens an image"),
+    "published-retain": (
+        ["--preset", "published", "--retain", "64"],
+        "must not be given with --preset published",
+    ),
     "retain": (["--retain", "1/0"], "--retain must be above 0 and at most 1 as a fraction"),
     "retain-word": (["--retain", "few"], "--retain must be a number of tokens (64), a share (1/9 or 11.1%) or all"),
     "unreachable": (["--method", "fastv", "--retain", "1/18"], "no method fits the model at any budget asked for"),
@@ -228,7 +231,7 @@ def test_compare_needs_a_question_that_can_be_asked(checkpoint: Path) -> None:
     path = write({"image": "bad.png", "question": QUESTION, "answer": "red"})
     result = compare(checkpoint, "--questions", path, *SHORT, "--json")
     assert result.exit_code == 2
-    assert "questions must hold one that can be asked, got none of 1: image bad.png" in json.loads(result.stdout)["error"]
+    assert "must hold one that can be asked, got none of 1: image bad.png" in json.loads(result.stdout)["error"]
 
 
 def test_compare_of_another_model_needs_questions_and_a_padding_token(checkpoint: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_methods_say_whether_their_cuts_depend_on_the_question(budget: Any) -> N
 def test_method_whose_cuts_depend_on_the_question_is_refused(
     model: Any, prompt: Make, pictures: Make, method: ViTCoP
 ) -> None:
-    with pytest.raises(ValueError, match=r"method must have cuts that look at the image alone, got .* depends on the question"):
+    with pytest.raises(ValueError, match=r"look at the image alone, got .* depends on the question"):
         vitcop_llava.encode_image(model, prompt(3, "image"), pictures(), method=method)
     with (
         vitcop_llava.prune(model, method),
@@ -57,7 +57,7 @@ def test_method_whose_cuts_depend_on_the_question_is_refused(
 def test_method_that_moves_the_question_is_refused(
     model: Any, prompt: Make, pictures: Make, budget: Any, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"method must leave tokens at their positions, got .* use deep_positions='kept'"):
+    with pytest.raises(ValueError, match=r"method must leave tokens at their positions, .* use deep_positions='kept'"):
         vitcop_llava.encode_image(model, prompt(3, "image"), pictures(), method=budget(**settings))
 
 

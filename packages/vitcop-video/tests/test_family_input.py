@@ -138,5 +138,5 @@ def test_entry_point_of_the_distribution_is_the_family(video_model: Any, monkeyp
 def test_model_without_its_package_names_it(video_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(families._FAMILIES, NAME, raising=False)  # there once it was looked for
     monkeypatch.setattr(families, "entry_points", lambda group, name: [])
-    with pytest.raises(TypeError, match=f"model must be of an installed family, got a {NAME}; pip install vitcop-video"):
+    with pytest.raises(TypeError, match=f"model must be of an installed family, got a {NAME}; pip install"):
         vitcop_llava.prune(video_model, ViTCoP(retention_ratio=1 / 3))

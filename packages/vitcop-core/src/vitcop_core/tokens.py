@@ -10,9 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
+import torch
 from torch import Tensor
 
 from vitcop_core.checks import check_finite, check_int, check_tensor, check_tuple, require
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Return where the first ``count`` True of each row are, then the others: ``[B, n]`` bool to ``[B, count]`` int64.
+
+    Both are ascending.
+    """
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 class Clusters(NamedTuple):

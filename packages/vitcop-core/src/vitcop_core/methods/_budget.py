@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from vitcop_core.checks import check_int, check_positive, check_tuple, plain_fields, require
+from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, plain_fields, require
 from vitcop_core.methods._reach import Sample
 from vitcop_core.methods.base import Method
 from vitcop_core.plan import DecoderCut
@@ -75,19 +75,26 @@ class BudgetedMethod(Method):
         return budget
 
 
-def check_layers(layers: object) -> None:
+def check_layers(layers: object, *, is_pair: bool = False) -> None:
     """Raise unless ``layers`` are indices in ascending order, none of them that of the first layer.
 
+    A cut may read the keys of the layer before, and the first layer has none.
+
+    Args:
+        layers: What was given.
+        is_pair: Whether there have to be two.
+
     Raises:
-        TypeError: They are no tuple of integers.
+        TypeError: They are no tuple of integers, or of two.
         ValueError: One is not positive, they do not ascend, or there are none.
     """
-    check_tuple("layers", layers, "integers")
-    assert isinstance(layers, tuple)  # checked
+    two = "two " if is_pair else ""
+    if not isinstance(layers, tuple) or (is_pair and len(layers) != 2):
+        raise TypeError(f"layers must be a tuple of {two}integers, got {shown_with_type(layers)}")
     for layer in layers:
-        check_int("layers", layer, 1)
+        check_int("layers", layer, 1, MAX_LAYERS)
     ascends = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
-    require(ascends, "layers", "layers in ascending order", layers)
+    require(ascends, "layers", f"{two}layers in ascending order", layers)
 
 
 def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -3,22 +3,8 @@
 from fractions import Fraction
 from typing import Any
 
-from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, require
+from vitcop_core.checks import check_int, check_positive, require
 from vitcop_core.shown import shown_with_type
-
-
-def check_layers(layers: object) -> None:
-    """Raise unless ``layers`` are two layers that Stages II and III can cut before.
-
-    Raises:
-        TypeError: They are no tuple of two integers.
-        ValueError: They are not in ascending order, or the first is 0.
-    """
-    if not isinstance(layers, tuple) or len(layers) != 2:
-        raise TypeError(f"layers must be a tuple of two integers, got {shown_with_type(layers)}")
-    # Stage II reads the keys of the layer before its cut.
-    first, deep = (check_int("layers", layer, 1, MAX_LAYERS) for layer in layers)
-    require(first < deep, "layers", "two layers in ascending order", layers)
 
 
 def check_ratios(ratios: object, *, whole: bool) -> None:

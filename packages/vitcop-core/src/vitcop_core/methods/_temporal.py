@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.ops._library import accumulator, row_counts
-from vitcop_core.tokens import Clusters, VisionView
+from vitcop_core.tokens import Clusters, VisionView, places_of
 
 #: How many frames back a frame is compared with: the cost of looking grows with it, and what was seen a while ago and
 #: is seen again is news to a token budget.
@@ -135,7 +135,7 @@ def vic_over_spans(
     time = torch.cat([torch.arange(span, device=features.device) for span in spans]).float() / width
     positions = torch.cat([positions.float(), time[:, None, None].expand(-1, tokens, -1)], dim=2)
     valid, features, positions = (_joined(part, spans) for part in (each, features, positions))
-    order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # the operator takes padding behind a row's own
+    order = places_of(valid, valid.shape[1])  # the operator takes padding behind a row's own
     features, positions = (part.gather(1, order[..., None].expand_as(part)) for part in (features, positions))
     centers = _joined(row_counts(each, clusters, counts, None), spans).sum(1)
     most = clusters * max(spans)

@@ -18,7 +18,7 @@ from vitcop_core.methods.base import unit_counts
 from vitcop_core.ops._library import accumulator, valid_tokens
 from vitcop_core.ops.co_prune import group_means
 from vitcop_core.plan import Plan, VisionCut, identity_plan
-from vitcop_core.tokens import VisionSelection, VisionView
+from vitcop_core.tokens import VisionSelection, VisionView, places_of
 
 # Of 192 tokens 30 are contextual in the published settings, and so of 128 and 64, rounded.
 _CONTEXTUAL = Fraction(30, 192)
@@ -189,7 +189,7 @@ def _contextual(hidden: Tensor, groups: _Groups, most: int) -> Tensor:
 
 def _front(features: Tensor, used: Tensor, keep: int) -> Tensor:
     """``[C, n, d_v]`` to ``[C, keep, d_v]``: the ``used`` ones of each unit in order, then zeros."""
-    order = torch.argsort((~used).to(torch.uint8), dim=1, stable=True)[:, :keep]
+    order = places_of(used, keep)
     return take_patches(features, order).masked_fill(~used.gather(1, order).unsqueeze(2), 0)
 
 
@@ -201,5 +201,5 @@ def _places(is_dominant: Tensor, is_target: Tensor, lengths: Tensor | None, coun
     used = is_dominant | is_target
     free = valid_tokens(used, lengths) & ~used
     used = used | (free & (free.cumsum(1) == 1) & (counts > 0).unsqueeze(1))
-    order = torch.argsort((~used).to(torch.uint8), dim=1, stable=True)[:, :keep]
+    order = places_of(used, keep)
     return order.masked_fill(~used.gather(1, order), used.shape[1])

@@ -10,10 +10,10 @@ from torch import Tensor
 from vitcop_core import ops
 from vitcop_core.checks import MAX_LAYERS, check_choice, check_flag, check_int, check_positive, require
 from vitcop_core.diagnostics import Diagnosis, diagnose_cutoff
-from vitcop_core.methods._budget import BudgetedMethod, Number
+from vitcop_core.methods._budget import BudgetedMethod, Number, check_layers
 from vitcop_core.methods._reach import Sample, unreachable
 from vitcop_core.methods._schedule import Schedule
-from vitcop_core.methods._settings import check_layers, check_ratios, check_temporal
+from vitcop_core.methods._settings import check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
 from vitcop_core.methods._vision import top_patches
@@ -118,7 +118,7 @@ class ViTCoP(BudgetedMethod):
         if self.ratios is not None:
             check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
         if self.layers is not None:
-            check_layers(self.layers)
+            check_layers(self.layers, is_pair=True)
         check_positive("cutoff_distance", self.cutoff_distance)
         check_positive("spatial_threshold", self.spatial_threshold)
         if self.center_ratio is not None:

@@ -58,11 +58,21 @@ def enter(
     if not needs_labels:
         return
     if labels is None:
-        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
-        run.clusters, run.labels = kept, numbers[:kept].expand(batch, -1)
+        label_each(run, numbers)
     else:
         counts = [source.results.labels[number] for number in source.numbers]
         run.clusters, run.labels = sum(counts) // batch, labels
+
+
+def label_each(run: Run, numbers: Tensor) -> None:
+    """Make every visual token a cluster: no image has anything to cut by itself, all together have a token or two.
+
+    Args:
+        run: With its counts of visual tokens; gets clusters and labels.
+        numbers: ``[L]`` int64 from 0, at least as many as any row has visual tokens.
+    """
+    run.clusters = max(run.visual)
+    run.labels = numbers[: run.clusters].expand(len(run.visual), -1)
 
 
 def _around(numbers: Tensor, index: Tensor, places: range) -> Tensor:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vitcop_core import DecoderCut, Plan
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks import aligned
 from vitcop_llava.hooks.counting import by_row, either, members_of
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.state import Call, Rows, Run, Source
-from vitcop_llava.sequence.segment import Segment, compact, on_device, places_of
+from vitcop_llava.sequence.segment import Segment, compact, on_device
 
 Given = dict[str, Any]
 
@@ -161,9 +162,7 @@ def _label(call: Call, run: Run, codes: Tensor | None) -> None:
     segment, sources = run.segment, list(call.sources.values())
     slots = segment.visual
     if codes is None or not any(source.results.labels for source in sources):
-        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
-        run.clusters = max(run.visual)
-        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(slots)
+        aligned.label_each(run, torch.arange(max(run.visual), device=slots.device))
         return
     codes = codes.gather(1, segment.columns).gather(1, slots)
     assert call.rows is not None  # counted by now

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vitcop_core import PromptView
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import head_states, rotate
 from vitcop_llava.hooks.state import Run
 from vitcop_llava.sequence.cache import PrunedLayer
 from vitcop_llava.sequence.masks import slot_padding
 from vitcop_llava.sequence.rotary import row_attention
-from vitcop_llava.sequence.segment import Segment, places_of, take, visual_mask
+from vitcop_llava.sequence.segment import Segment, take, visual_mask
 from vitcop_llava.weights.offloading import weights_in_place
 
 

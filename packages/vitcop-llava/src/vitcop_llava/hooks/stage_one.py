@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop_core import Method, VisionSelection, VisionView
+from vitcop_core.tokens import places_of
 from vitcop_llava.families.tiling import Box, Tiling
 from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
 from vitcop_llava.hooks.state import EncodedImages
-from vitcop_llava.sequence.segment import on_device, places_of, take
+from vitcop_llava.sequence.segment import on_device, take
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitcop_llava.sequence.segment import Segment, compact, places_of, visual_mask
+from vitcop_core.tokens import places_of
+from vitcop_llava.sequence.segment import Segment, compact, visual_mask
 
 
 def append_segment(

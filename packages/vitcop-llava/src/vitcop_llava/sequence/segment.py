@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop_core import ops
+from vitcop_core.tokens import places_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +93,6 @@ def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor 
     """
     order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - length :]
     return order, keep.gather(1, order) if ragged else None
-
-
-def places_of(mask: Tensor, count: int) -> Tensor:
-    """Indices of the first ``count`` True of each row, ascending: ``[B, n]`` bool to ``[B, count]`` int64."""
-    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :count]
 
 
 def take(hidden: Tensor, index: Tensor) -> Tensor:

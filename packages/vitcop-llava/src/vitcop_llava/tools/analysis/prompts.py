@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import read_clips
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice
 from vitcop_llava.hooks.counting import either, share_out
-from vitcop_llava.sequence.segment import places_of
 
 
 @dataclass(frozen=True, eq=False)
