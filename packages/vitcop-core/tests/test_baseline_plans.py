@@ -170,7 +170,7 @@ def test_counts_beyond_what_there_is_cut_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "error", "message"),
     [
-        (FastV, {}, ValueError, "exactly one of retained_tokens, retention_ratio and keep, got none"),
+        (FastV, {}, ValueError, "retained_tokens, retention_ratio or keep must be given, and one alone, got none"),
         (FastV, {"keep": 3, "retained_tokens": 3}, ValueError, "got retained_tokens and keep"),
         (FastV, {"keep": 0}, ValueError, "keep must be"),
         (FastV, {"keep": 3, "layer": 0}, ValueError, "layer must be"),

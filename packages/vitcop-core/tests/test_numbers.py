@@ -181,7 +181,7 @@ SLOTS = [(name, argument) for name, (_, arguments) in CALLS.items() for argument
 UNCHECKED = {"Clusters", "DecoderView", "PromptView", "Ratios", "Selection", "VisionSelection", "Method"}
 
 
-DOCUMENTED = (" must be ", " must have ", "give exactly one of ")
+DOCUMENTED = (" must be ", " must have ")
 
 
 def error_of(call: Callable[..., Any], arguments: dict[str, Any]) -> str | None:

@@ -76,23 +76,26 @@ def test_several_methods_have_labels() -> None:
         ("vitcop.plan()", "text must be a name, or a name with settings"),
         ("fastv(depth=2)", "setting must be one of keep, layer for FastV, got 'depth'"),
         ("fastv(layer=2, layer=3)", "layer must be given once"),
-        ("fastv(retained_tokens=9)", "retained_tokens must be left out: the budget of FastV comes from the arguments"),
-        ("fastv(keep=30)", "give exactly one of retained_tokens, retention_ratio and keep"),
+        (
+            "fastv(retained_tokens=9)",
+            "retained_tokens must be left out, as the budget of FastV comes from the arguments",
+        ),
+        ("fastv(keep=30)", "retained_tokens, retention_ratio or keep must be given, and one alone"),
     ],
 )
 def test_text_that_does_not_fit_is_a_value_error(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=r"must be|give exactly") as caught:
+    with pytest.raises(ValueError, match=r" must be ") as caught:
         find_method(text, retained_tokens=64)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 700
 
 
 def test_budget_must_be_somewhere_and_fit() -> None:
-    with pytest.raises(ValueError, match="give exactly one of"):
+    with pytest.raises(ValueError, match="must be given, and one alone, got none"):
         find_method("vitcop")
     with pytest.raises(ValueError, match="retained_tokens must be a number from 1e-300 to 1e300"):
         find_method("vitcop", retained_tokens=10**400)
-    with pytest.raises(ValueError, match="retained_tokens and retention_ratio"):
+    with pytest.raises(ValueError, match="got retained_tokens and retention_ratio"):
         find_method("vitcop", retained_tokens=64, retention_ratio=0.5)
 
 

@@ -155,7 +155,7 @@ def test_any_bounds_are_feasible(
         (
             SparseVLM,
             {"retention_ratio": 0.01},
-            "retention_ratio must be at least 0.1006 (10.06%) for SparseVLM cutting before layers 3, 7 and 16 of 32; "
+            "retention_ratio must be at least 0.1006 (10.06%) for SparseVLM cutting before layers 3, 7 and 16 of 32, "
             "got 0.01. Other layers move this bound.",
         ),
         (

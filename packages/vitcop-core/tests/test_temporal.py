@@ -1,5 +1,6 @@
 """Frames of a clip: tokens by what is new, and clusters over time, on a still background with a square that moves."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -202,6 +203,17 @@ def test_pooled_view_scores_averages() -> None:
 def test_settings_are_checked(given_settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ViTCoP(retention_ratio=1 / 3, **given_settings)
+
+
+def test_change_share_warns_and_names_what_to_do() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"change_share will go with the next release: .*; leave it out"
+    ) as caught:
+        replace(METHOD, change_share=0.5)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(METHOD, cluster_frames=2)
 
 
 def test_view_checks_grid_and_frames() -> None:

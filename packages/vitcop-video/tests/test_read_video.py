@@ -65,7 +65,9 @@ def test_read_video_takes_text_and_paths(clip: Clip) -> None:
         pytest.param({"frames": 61}, ValueError, "frames must be at most 60", id="more than there are"),
         pytest.param({"fps": 60}, ValueError, "fps must be at most 30", id="faster than it is"),
         pytest.param({"indices": [60]}, ValueError, r"indices\[0\] must be an integer from 0 to 59", id="index"),
-        pytest.param({"frames": 2, "fps": 1}, ValueError, "give one of .* got frames and fps", id="two ways"),
+        pytest.param(
+            {"frames": 2, "fps": 1}, ValueError, "must be given one at a time, got frames and fps", id="two ways"
+        ),
         pytest.param({"indices": [0], "start": 1}, ValueError, "cannot be combined", id="indices in a window"),
         pytest.param({"start": 2.0}, ValueError, r"start must be in \[0, 2.000\)", id="start past the end"),
         pytest.param({"start": -0.1}, ValueError, r"start must be in \[0, 2.000\)", id="start before the beginning"),

@@ -48,8 +48,8 @@ class BudgetedMethod(Method):
         names = ("retained_tokens", "retention_ratio", *others)
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            choices = f"{', '.join(names[:-1])} and {names[-1]}"
-            raise ValueError(f"{choices} must be given one at a time, got {' and '.join(given) or 'none'}")
+            choices = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise ValueError(f"{choices} must be given, and one alone, got {' and '.join(given) or 'none'}")
         if self.retained_tokens is not None:
             check_positive("retained_tokens", self.retained_tokens)
         if self.retention_ratio is not None:

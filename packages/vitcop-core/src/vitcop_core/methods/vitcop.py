@@ -1,5 +1,6 @@
 """ViTCoP: coarse pruning by CLS attention, co-pruning by vision clusters and key norms, fine pruning by key norms."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,6 +40,11 @@ _SWITCHES = {
 # The released code's schedule is written for this depth, whatever the model's.
 _OFFICIAL_DEPTH = 32
 
+_NO_CHANGE_SHARE = (
+    "change_share will go with the next release: it costs accuracy at most budgets, and never helps beside "
+    "cluster_frames; leave it out"
+)
+
 
 @dataclass(frozen=True)
 class ViTCoP(BudgetedMethod):
@@ -76,8 +82,8 @@ class ViTCoP(BudgetedMethod):
         saliency: What ranks tokens inside the language model: ``"key_norm"``, or ``"attention"`` of the last prompt
             token in the layer before the cut ("w/o K-norm guidance" in Table 4).
         clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
-        change_share: Of video, the part of Stage I's tokens that goes to frames by how much they differ from those
-            before them, from 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
+        change_share: Deprecated. Of video, the part of Stage I's tokens that goes to frames by how much they differ
+            from those before them, from 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
         cluster_frames: Of video, how many frames are clustered together, their time being a third coordinate; 1 for
             each by itself, as in the paper.
 
@@ -126,6 +132,8 @@ class ViTCoP(BudgetedMethod):
         check_choice("compat", self.compat, ("paper", "official"))
         check_choice("saliency", self.saliency, ("key_norm", "attention"))
         check_temporal(self.change_share, self.cluster_frames, self.compat)
+        if self.change_share:
+            warnings.warn(_NO_CHANGE_SHARE, DeprecationWarning, stacklevel=3)  # of whoever makes the method
         for name, choices in _SWITCHES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
