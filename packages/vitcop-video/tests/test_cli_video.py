@@ -159,7 +159,7 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
         (["clip.mp4", "What?", "--fps", "1", "--frames", "2"], "must be the only one of"),
         (["clip.mp4", "What?", "--indices", "1,two"], "must be frame numbers with commas between them"),
         (["clip.mp4", "What?", "--indices", "60"], "indices[0]"),
-        (["clip.mp4", "What?", "--indices", "1", "--end", "1"], "cannot be combined"),
+        (["clip.mp4", "What?", "--indices", "1", "--end", "1"], "must not be given with"),
         (["clip.mp4", "What?", "--reader", "vlc"], "backend must be one of"),
         (["picture.png", "What?", "--fps", "1"], "--fps must be used with videos"),
         (["clip.mp4", "What is <video>?"], "must not hold the placeholder"),

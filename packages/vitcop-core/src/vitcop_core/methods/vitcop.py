@@ -83,7 +83,7 @@ class ViTCoP(BudgetedMethod):
             token in the layer before the cut ("w/o K-norm guidance" in Table 4).
         clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
         change_share: Deprecated. Of video, the part of Stage I's tokens that goes to frames by how much they differ
-            from those before them, from 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
+            from those before them: 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
         cluster_frames: Of video, how many frames are clustered together, their time being a third coordinate; 1 for
             each by itself, as in the paper.
 
