@@ -167,7 +167,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception]
     "half an image": (
         lambda given: {**given, "input_ids": given["input_ids"][:, :100]},
         ValueError,
-        "input_ids: row 0 holds 96 image placeholders",
+        "input_ids must hold the placeholders of whole images in every row, got 96",
     ),
     "a row of text": (
         lambda given: {**given, "input_ids": torch.cat([given["input_ids"], torch.ones_like(given["input_ids"])])},

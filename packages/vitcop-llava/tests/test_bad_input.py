@@ -148,7 +148,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             VipLlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT))
         ),
         TypeError,
-        "VipLlavaForConditionalGeneration is not supported; supported: LlavaForConditionalGeneration, LlavaNextFor",
+        "model must be one of LlavaForConditionalGeneration, LlavaNextFor.* got a VipLlavaForConditionalGeneration",
     ),
     "pinpoints": (
         lambda: LlavaNextForConditionalGeneration(
@@ -173,25 +173,29 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "LlavaNextModel is not supported; .*; prune the LlavaNextForConditionalGeneration that it is a part of",
     ),
-    "no-model": (lambda: torch.nn.Linear(2, 2), TypeError, "Linear is not supported"),
+    "no-model": (lambda: torch.nn.Linear(2, 2), TypeError, "got a Linear"),
     "siglip": (
         lambda: llava(SiglipVisionConfig(**VISION), vision_feature_select_strategy="full"),
         ValueError,
-        "vision tower is a SiglipVisionModel; supported: CLIPVisionModel",
+        r"got a SiglipVisionModel \(supported: CLIPVisionModel",
     ),
     "phi3": (
         lambda: llava(text=Phi3Config(**TEXT, pad_token_id=0)),
         ValueError,
-        "a Phi3Model, .* must have self_attn.q_proj and",
+        "must have a language model with self_attn.q_proj and .* got a Phi3Model",
     ),
     "gemma3": (
         lambda: llava(text=Gemma3TextConfig(**TEXT, head_dim=8)),
         ValueError,
-        "a Gemma3TextModel, cannot be pruned: it must have a rotary_emb and layers that share its positions",
+        "a rotary_emb and layers that share its positions, got a Gemma3TextModel",
     ),
     "with-cls": (lambda: llava(vision_feature_select_strategy="full"), ValueError, "vision_feature_select_strategy"),
-    "features": (lambda: llava(vision_feature_layer=[-2, -1]), ValueError, "vision_feature_layer must be"),
-    "embeddings": (lambda: llava(vision_feature_layer=0), ValueError, "vision_feature_layer must be"),
+    "features": (
+        lambda: llava(vision_feature_layer=[-2, -1]),
+        ValueError,
+        "vision_feature_layer=.* instead of the index",
+    ),
+    "embeddings": (lambda: llava(vision_feature_layer=0), ValueError, "vision_feature_layer=.* instead of the index"),
 }
 
 

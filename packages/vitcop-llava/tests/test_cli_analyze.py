@@ -129,8 +129,8 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
     ("arguments", "said"),
     [
         (["none.png"], "no such file: none.png"),
-        (["asked.jsonl"], "asked.jsonl is not an image"),
-        ([], "IMAGE: at least one must be given"),
+        (["asked.jsonl"], "asked.jsonl must be one of"),
+        ([], "IMAGE or --questions must be given"),
         (["a.png", "--scenes", "3"], "--scenes must be given without images"),
         (["a.png", "--question", "  "], "--question must not be empty"),
         (["a.png", "--question", "an <image> more"], "must not hold the placeholder"),

@@ -118,7 +118,10 @@ def test_prefix_inside_disable_adapter_is_that_of_the_bare_model(
             answer(bare, loaded.inputs(QUESTION))
     with pytest.raises(ValueError, match="other adapters"):
         ImagePrefix.load(tmp_path / "bare", bare, budget())
-    with vitcop_llava.prune(bare, budget()), pytest.raises(ValueError, match="past_key_values: begins with a prefix"):
+    with (
+        vitcop_llava.prune(bare, budget()),
+        pytest.raises(ValueError, match="past_key_values must be made under this model"),
+    ):
         answer(bare, loaded.inputs(QUESTION))
 
 
@@ -212,7 +215,7 @@ def test_prefix_of_another_checkpoint_is_refused_in_memory(
     model: Any, build: Callable[..., Any], encode: Any, budget: Any
 ) -> None:
     other = build(seed=1)
-    with vitcop_llava.prune(other, budget()), pytest.raises(ValueError, match="those of another checkpoint"):
+    with vitcop_llava.prune(other, budget()), pytest.raises(ValueError, match="weights of another checkpoint"):
         answer(other, encode(model).inputs(QUESTION))
 
 
@@ -243,7 +246,7 @@ def test_requantised_weights_are_other_weights(bare: Any, check: Any, levels: in
     plain = attention.v_proj
     attention.v_proj = Quantised(plain, 127)
     change = lambda: setattr(attention, "v_proj", Quantised(plain, levels))  # noqa: E731
-    check(bare, change, None if levels == 127 else "those of another checkpoint")
+    check(bare, change, None if levels == 127 else "weights of another checkpoint")
 
 
 def test_weights_of_several_tensors_are_told_apart() -> None:

@@ -105,7 +105,7 @@ def test_replaced_numbers_are_found(whole: bytes, refuse: Callable[[bytes], str]
         damaged = bytearray(whole)
         damaged[place : place + 16] = struct.pack("<4f", *[value] * 4)
         if damaged != whole:
-            assert "its SHA-256 says that it is not; make the prefix again" in refuse(bytes(damaged))
+            assert "must be what was written, got another SHA-256; make the prefix again" in refuse(bytes(damaged))
 
 
 def test_lost_ends_and_swapped_blocks_are_found(whole: bytes, refuse: Callable[[bytes], str]) -> None:

@@ -48,7 +48,7 @@ def test_method_whose_cuts_depend_on_the_question_is_refused(
         vitcop_llava.encode_image(model, prompt(3, "image"), pictures(), method=method)
     with (
         vitcop_llava.prune(model, method),
-        pytest.raises(ValueError, match="cannot serve several questions"),
+        pytest.raises(ValueError, match="look at the image alone"),
     ):
         vitcop_llava.encode_image(model, prompt(3, "image"), pictures())
 
@@ -81,7 +81,7 @@ def test_prompt_without_an_image_is_refused(model: Any, prompt: Make, pictures: 
 
 
 def test_prompt_and_images_that_disagree_are_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
-    with pytest.raises(ValueError, match="prompt and images must agree"):
+    with pytest.raises(ValueError, match=r"input_ids must hold .* placeholders for the 2 images"):
         vitcop_llava.encode_image(model, prompt(3, "image"), pictures(2), method=budget())
     assert not model.model._forward_pre_hooks
     with pytest.raises(ValueError, match=r"[Ii]mage features and image tokens do not match"):
@@ -129,16 +129,16 @@ def test_question_that_is_none_is_refused(
 def test_prompt_that_begins_otherwise_is_refused(prefix: ImagePrefix) -> None:
     row = prefix.input_ids[0].tolist()
     with pytest.raises(
-        ValueError, match="prompt 0 must begin with the tokens of the prefix, which it leaves at token 2"
+        ValueError, match=rr"questions\[0\] must begin with the tokens of the prefix, got another at token 2"
     ):
         prefix.inputs([[*row[:2], 98 if row[2] != 98 else 97, *row[3:], 5]])
-    with pytest.raises(ValueError, match="prompt 1 must begin with"):
+    with pytest.raises(ValueError, match=r"questions\[1\] must begin with"):
         prefix.inputs([[5], [99, 5]])
-    with pytest.raises(ValueError, match=r"prompt 0 must begin with .* leaves at token 4"):
+    with pytest.raises(ValueError, match=r"questions\[0\] must begin with .* got another at token 4"):
         prefix.inputs([[*row[:4], 5, 99]])
-    with pytest.raises(ValueError, match="question 0 must hold at least one token after the prefix"):
+    with pytest.raises(ValueError, match=r"questions\[0\] must hold at least one token after the prefix"):
         prefix.inputs([row])
-    with pytest.raises(ValueError, match="question 0 must hold no image beside the prefix's"):
+    with pytest.raises(ValueError, match=r"questions\[0\] must not hold an image beside the prefix's"):
         prefix.inputs([[*row, 5, 99, 6]])
 
 

@@ -225,7 +225,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
     "count": (lambda t, c: c["report"]["row"].update(images=2**40), "its report must be"),
     "keep": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(keep=2**40), "its report must be"),
     "layers": (lambda t, c: c["report"]["row"]["plan"].update(num_layers=2**40), "its report must be"),
-    "note": (lambda t, c: c["report"].update(note=[1]), "its report's note must be a text"),
+    "note": (lambda t, c: c["report"].update(note=[1]), "whose note is a text"),
     "class": (
         lambda t, c: c["identity"].update(model="Other"),
         "model Other instead of LlavaForConditionalGeneration",

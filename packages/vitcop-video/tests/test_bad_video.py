@@ -23,10 +23,12 @@ Make = Callable[[str], Path]
     ("content", "said"),
     [
         pytest.param(b"", "is empty", id="empty"),
-        pytest.param(b"Not a video.\n" * 99, "is not a video", id="text"),
-        pytest.param(bytes(5000), "is not a video", id="zeros"),
-        pytest.param(b"ffconcat version 1.0\nfile other.mp4\n", "is not a video", id="list of files"),
-        pytest.param(b"#EXTM3U\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n", "is not a video", id="playlist"),
+        pytest.param(b"Not a video.\n" * 99, "must be a video that can be read", id="text"),
+        pytest.param(bytes(5000), "must be a video that can be read", id="zeros"),
+        pytest.param(b"ffconcat version 1.0\nfile other.mp4\n", "must be a video that can be read", id="list of files"),
+        pytest.param(
+            b"#EXTM3U\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n", "must be a video that can be read", id="playlist"
+        ),
     ],
 )
 def test_refuses_content(tmp_path: Path, backend: str, content: bytes, said: str) -> None:
@@ -98,7 +100,7 @@ def test_refuses_a_name_that_is_none() -> None:
 def test_refuses_a_truncated_file(tmp_path: Path, clip: Make, backend: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(clip(name).read_bytes()[: clip(name).stat().st_size // 2])
-    with pytest.raises(VideoError, match=r"truncated|not a video"):
+    with pytest.raises(VideoError, match=r"truncated|which is none"):
         read_video(path, backend=backend)
 
 
@@ -132,14 +134,14 @@ def test_refuses_large_frames_before_decoding(tmp_path: Path) -> None:
     content = content.replace(struct.pack("<II", 160, 90), struct.pack("<II", 30000, 30000))
     path.write_bytes(content.replace(struct.pack(">II", 160, 90), struct.pack(">II", 30000, 30000)))
     begin = time.monotonic()
-    with pytest.raises(VideoError, match=r"megapixels|not a video|no frame that can be decoded"):
+    with pytest.raises(VideoError, match=r"megapixels|which is none|no frame that can be decoded"):
         open_video(path)
     assert time.monotonic() - begin < 5
 
 
 def test_refuses_a_long_clip(clip: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "MAX_PACKETS", 30)
-    with pytest.raises(VideoError, match="has more than 30 frames"):
+    with pytest.raises(VideoError, match="must have at most 30 frames"):
         open_video(clip("b-frames.mp4"))
 
 
@@ -183,7 +185,7 @@ def test_refuses_a_clip_that_changes_size(tmp_path: Path) -> None:
                     both.mux(packet)
     video = open_video(path)
     assert len(video.frames([0, 29]).frames) == 2
-    with pytest.raises(VideoError, match="must have one size, 160 x 90; frame 45"):
+    with pytest.raises(VideoError, match=r"must have frames of one size, 160 x 90, got .* frame 45"):
         video.frames([45])
 
 

@@ -110,7 +110,7 @@ def test_a_limit_of_time_that_is_none_is_refused(given: float) -> None:
 
 
 def test_time_that_is_over_names_the_file(clip: Clips) -> None:
-    with pytest.raises(ValueError, match=r"b-frames\.mp4 took longer than time_limit"):
+    with pytest.raises(ValueError, match=r"got .*b-frames\.mp4, which takes longer than"):
         read_clip(clip("b-frames.mp4"), Sampling(time_limit=1e-4))
 
 
@@ -150,7 +150,7 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
         (["gone.mp4", "What?"], "no such file: gone.mp4"),
         (["folder.mp4", "What?"], "folder.mp4"),
         (["empty.mp4", "What?"], "is empty"),
-        (["text.mp4", "What?"], "is not a video that can be read"),
+        (["text.mp4", "What?"], "must be a video that can be read"),
         (["https://example.org/clip.mp4", "What?"], "must be a file on this machine, not an address"),
         (["clip.mp4", "What?", "--frames", "100"], "frames must be at most 60"),
         (["clip.mp4", "What?", "--frames", "0"], "--frames"),
@@ -226,7 +226,7 @@ def test_a_processor_for_other_frames_is_refused(checkpoint: Path, tmp_path: Pat
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     settings |= {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="must give images of"):
+    with pytest.raises(ModelError, match="gives images of"):
         load(str(tmp_path), device="cpu")
 
 

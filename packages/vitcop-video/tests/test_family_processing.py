@@ -172,13 +172,13 @@ def test_settings_of_a_checkpoint_are_read(processor: ClipProcessor, tmp_path: P
 @pytest.mark.parametrize(
     ("clip", "error", "message"),
     [
-        (np.zeros((2, 8, 8, 3)), TypeError, "videos: a clip must be of uint8, got float64"),
+        (np.zeros((2, 8, 8, 3)), TypeError, "videos must be of uint8, got float64"),
         (np.zeros((8, 8, 3), np.uint8), ValueError, r"\[frames, height, width, 3\], got \(8, 8, 3\)"),
         (np.zeros((2, 8, 8, 4), np.uint8), ValueError, "must be of shape"),
         (np.zeros((0, 8, 8, 3), np.uint8), ValueError, "must be of shape"),
         ([], ValueError, "one frame at least"),
-        ("clip.mp4", TypeError, "an array or a list of pictures, got str"),
-        ([1, 2], TypeError, "an array or a list of pictures, got list"),
+        ("clip.mp4", TypeError, "arrays or lists of pictures, got str"),
+        ([1, 2], TypeError, "arrays or lists of pictures, got list"),
         (None, TypeError, "got NoneType"),
     ],
 )
