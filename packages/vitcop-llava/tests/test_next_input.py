@@ -113,7 +113,9 @@ def test_keep_newline_must_be_a_bool(next_model: Any, budget: Any, value: Any) -
 
 
 def test_keep_newline_is_refused_where_there_are_none(model: Any, budget: Any) -> None:
-    with pytest.raises(ValueError, match="keep_newline: a LlavaForConditionalGeneration has no newline tokens"):
+    with pytest.raises(
+        ValueError, match="keep_newline must be False for a model without newline tokens, got True for a Llava"
+    ):
         vitcop_llava.prune(model, budget(), keep_newline=True)
 
 

@@ -129,7 +129,7 @@ def test_question_that_is_none_is_refused(
 def test_prompt_that_begins_otherwise_is_refused(prefix: ImagePrefix) -> None:
     row = prefix.input_ids[0].tolist()
     with pytest.raises(
-        ValueError, match=rr"questions\[0\] must begin with the tokens of the prefix, got another at token 2"
+        ValueError, match=r"questions\[0\] must begin with the tokens of the prefix, got another at token 2"
     ):
         prefix.inputs([[*row[:2], 98 if row[2] != 98 else 97, *row[3:], 5]])
     with pytest.raises(ValueError, match=r"questions\[1\] must begin with"):
