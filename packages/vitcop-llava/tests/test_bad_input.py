@@ -209,7 +209,7 @@ def test_model_is_refused_by_name(case: str) -> None:
 
 
 class QuantizedLayer(DynamicLayer):
-    """Stands for a layer of another kind: quantisation itself takes a further package."""
+    """Stands for a layer of another kind: quantization itself takes a further package."""
 
 
 def quantized() -> DynamicCache:
@@ -224,7 +224,7 @@ CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda config: StaticCache(config=config, max_cache_len=200),
         "a cache that can be pruned, got a StaticCache",
     ),
-    "quantised": (lambda config: quantized(), "got a QuantizedLayer in layer 0"),
+    "quantized": (lambda config: quantized(), "got a QuantizedLayer in layer 0"),
     "offloaded": (lambda config: DynamicCache(config=config, offloading=True), "got an offloaded DynamicCache"),
 }
 

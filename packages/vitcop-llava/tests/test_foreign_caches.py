@@ -1,4 +1,4 @@
-"""Caches that have lost what a pruned one knows are recognised, and so is an image that was forgotten."""
+"""Caches that have lost what a pruned one knows are recognized, and so is an image that was forgotten."""
 
 from collections.abc import Callable
 from functools import partial

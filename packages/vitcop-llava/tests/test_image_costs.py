@@ -81,12 +81,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(depth: int, colour: int, *extra: bytes, side: int = SIDE) -> bytes:
+def png(depth: int, color: int, *extra: bytes, side: int = SIDE) -> bytes:
     """A square of nothing, every row by the slowest filter."""
-    row = b"\4" + bytes(-(-side * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8))
+    row = b"\4" + bytes(-(-side * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color] // 8))
     packer = zlib.compressobj(1)
     data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    head = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(extra) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -126,8 +126,8 @@ def many_scans() -> bytes:
 
 def rle(width: int, height: int, content: bytes) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(content), 0, 0, 256, 0)
-    colours = b"".join(bytes([255 - value, value, 7, 0]) for value in range(256))
-    return struct.pack("<2sIHHI", b"BM", 54 + 1024 + len(content), 0, 0, 54 + 1024) + head + colours + content
+    colors = b"".join(bytes([255 - value, value, 7, 0]) for value in range(256))
+    return struct.pack("<2sIHHI", b"BM", 54 + 1024 + len(content), 0, 0, 54 + 1024) + head + colors + content
 
 
 WORST: dict[str, Callable[[], bytes]] = {
@@ -170,7 +170,7 @@ TOO_MUCH: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_scans(jpeg("L", 2000, 2000, progressive=True), 1000),
         "must have scans that go through at most 30 million blocks",
     ),
-    "scans-in-colour": (
+    "scans-in-color": (
         lambda: with_scans(jpeg("RGB", 2000, 2000, progressive=True, subsampling=0), 1000),
         "in 1,010 scans",
     ),

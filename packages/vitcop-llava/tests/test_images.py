@@ -65,7 +65,7 @@ def test_read_image_puts_transparent_parts_on_white(tmp_path: Path) -> None:
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [RED, (255, 255, 255)]
 
 
-def test_read_image_puts_a_transparent_palette_colour_on_white(tmp_path: Path) -> None:
+def test_read_image_puts_a_transparent_palette_color_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, *RED])
     image.putpixel((1, 0), 1)

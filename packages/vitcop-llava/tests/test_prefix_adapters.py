@@ -226,7 +226,7 @@ def test_prefix_serves_a_copy_of_its_model(model: Any, encode: Any, budget: Any)
         answer(twin, encode(model).inputs(QUESTION))
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     """A linear layer whose weights are whole numbers, in buffers."""
 
     def __init__(self, linear: nn.Linear, levels: int) -> None:
@@ -241,11 +241,11 @@ class Quantised(nn.Module):
 
 
 @pytest.mark.parametrize("levels", [127, 63])
-def test_requantised_weights_are_other_weights(bare: Any, check: Any, levels: int) -> None:
+def test_requantized_weights_are_other_weights(bare: Any, check: Any, levels: int) -> None:
     attention = bare.model.language_model.layers[0].self_attn
     plain = attention.v_proj
-    attention.v_proj = Quantised(plain, 127)
-    change = lambda: setattr(attention, "v_proj", Quantised(plain, levels))  # noqa: E731
+    attention.v_proj = Quantized(plain, 127)
+    change = lambda: setattr(attention, "v_proj", Quantized(plain, levels))  # noqa: E731
     check(bare, change, None if levels == 127 else "weights of another checkpoint")
 
 

@@ -14,7 +14,7 @@ from vitcop_video import VideoError, open_video, read_video
 from vitcop_video.clips import Clip, write_clip
 from vitcop_video.readers import mp4, scan
 from vitcop_video.readers.base import Deadline
-from vitcop_video.readers.forms import recognise
+from vitcop_video.readers.forms import recognize
 
 Make = Callable[[str], Path]
 
@@ -122,7 +122,7 @@ def test_absurdly_many_boxes_are_read_where_memory_is_limited(tmp_path: Path, cl
     content = clip("header-first.mp4").read_bytes()
     path = tmp_path / "boxes.mp4"
     path.write_bytes(content + b"\0\0\0\x08free" * (mp4.MAX_BOXES + 1))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     assert open_video(path).info.frames == 60
 
 

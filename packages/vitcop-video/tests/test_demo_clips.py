@@ -73,7 +73,7 @@ def test_frames_show_their_shapes_where_they_are(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_answers_follow_from_the_frames(seed: int) -> None:
-    """The cells of each colour are found in the pixels, and the answers told from those alone."""
+    """The cells of each color are found in the pixels, and the answers told from those alone."""
     clip = sample_clip(seed)
     paths = _paths(clip)
     changes = {name: _change(name, paths) for name in paths}
@@ -136,7 +136,7 @@ def test_sheet_is_drawn(tmp_path: Path) -> None:
 
 
 def _middle_of(frame: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[float, float]:
-    """Centre (x, y) of the bounding box of a colour, shades and all, as fractions; NaN where it is not there."""
+    """Center (x, y) of the bounding box of a color, shades and all, as fractions; NaN where it is not there."""
     pixels, ink = frame.astype(float), np.array(color, dtype=float)
     length = np.linalg.norm(pixels, axis=2)
     alike = (pixels @ ink) / (length * np.linalg.norm(ink) + 1e-6)
@@ -149,7 +149,7 @@ def _middle_of(frame: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[f
 
 
 def _paths(clip: Clip) -> dict[str, list[int | None]]:
-    """The cell of each shape in each frame, as its colour says; between two cells it is in neither."""
+    """The cell of each shape in each frame, as its color says; between two cells it is in neither."""
     frames, found = render_clip(clip), {}
     for actor in clip.actors:
         path: list[int | None] = []

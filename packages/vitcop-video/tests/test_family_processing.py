@@ -65,7 +65,7 @@ def processor(tokenizer: PreTrainedTokenizerFast) -> ClipProcessor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 160), (161, 91), (64, 64), (30, 300), (40, 40)])
-def test_pixels_are_resized_cropped_and_normalised(processor: ClipProcessor, height: int, width: int) -> None:
+def test_pixels_are_resized_cropped_and_normalized(processor: ClipProcessor, height: int, width: int) -> None:
     frames = frames_of(3, height, width)
     found = processor.pixels(frames)
     short = min(height, width)

@@ -131,7 +131,7 @@ def _number(name: str, value: object, expected: str) -> int | float | Fraction:
 
 
 def _simplest(value: float) -> Fraction:
-    """The simplest fraction that a positive float may have been written for."""
+    """Return the simplest fraction that a positive float may have been written for."""
     exact = Fraction(value)
     simple = exact.limit_denominator(_DENOMINATOR)
     if abs(simple - exact) * _PRECISION <= exact:

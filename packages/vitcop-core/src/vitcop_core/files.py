@@ -185,7 +185,7 @@ def _check_regular(status: os.stat_result, path: StrPath) -> None:
 
 
 def _create_beside(target: Path) -> tuple[int, Path]:
-    """An open, locked file of a name of its own in the folder of ``target``."""
+    """Return an open, locked file of a name of its own in the folder of ``target``."""
     while True:
         unfinished = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
@@ -199,7 +199,7 @@ def _create_beside(target: Path) -> tuple[int, Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes the temporary files that killed processes left in a folder: those that nobody has locked."""
+    """Remove the temporary files that killed processes left in a folder: those that nobody has locked."""
     if fcntl is None:
         return
     for unfinished in sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}")):
@@ -227,7 +227,7 @@ def _move(unfinished: Path, target: Path, overwrite: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new name last through a power cut, where the system can."""
+    """Make a new name last through a power cut, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

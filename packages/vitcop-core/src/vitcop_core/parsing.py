@@ -60,13 +60,13 @@ def register_method(name: str, kind: Any) -> None:
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of all methods: those of this package, then registered ones and those of installed packages."""
+    """Return the names of all methods: those of this package, then registered ones and those of installed packages."""
     others = {*_REGISTERED, *(entry.name.lower() for entry in entry_points(group=ENTRY_POINTS))}
     return (*METHODS, *sorted(others - {*METHODS}))
 
 
 def _find_class(name: str) -> type[Any] | None:
-    """The class of a method by its name in lower case."""
+    """Return the class of a method by its name in lower case."""
     if name in METHODS:
         found: type[Any] = getattr(import_module("vitcop_core.methods"), METHODS[name])
         return found
@@ -83,7 +83,7 @@ def find_method(
     retained_tokens: int | float | Fraction | None = None,
     retention_ratio: int | float | Fraction | None = None,
 ) -> Method:
-    """The method that a text names, with the settings that it gives.
+    """Return the method that a text names, with the settings that it gives.
 
     >>> from vitcop_core import find_method
     >>> find_method("vitcop(layers=(1, 6))", retained_tokens=64).layers
@@ -114,7 +114,7 @@ def find_methods(
     retention_ratio: int | float | Fraction | None = None,
     source: str = "the arguments",
 ) -> list[tuple[str, Method]]:
-    """The methods of a text with commas between, each with a label: its name, and the settings that were given.
+    """Return the methods of a text with commas between, each with a label: its name, and the settings that were given.
 
     Args:
         text: As for :func:`find_method`, like all that follows.

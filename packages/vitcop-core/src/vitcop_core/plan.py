@@ -225,7 +225,7 @@ class Plan:
 
 
 def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
-    """The plan of a sample whose images enter the language model as each one's own plan says.
+    """Return the plan of a sample whose images enter the language model as each one's own plan says.
 
     An image is cut in the vision tower before it is known what shares its prompt, so what it enters with follows from
     its own size alone. The cuts inside the language model are the sample's: they choose among the tokens of all images
@@ -262,7 +262,7 @@ def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
 
 
 def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
-    """The plan that keeps everything.
+    """Return the plan that keeps everything.
 
     Raises:
         TypeError: ``num_layers`` is no integer, or ``units`` no tuple of integers.
@@ -272,7 +272,7 @@ def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
 
 
 def plain_title(number: int) -> str:
-    """What a cut is called whose method has no name of its own for it.
+    """Return what a cut is called whose method has no name of its own for it.
 
     Args:
         number: 0 for the cut before the language model; those inside it are counted from 1.

@@ -73,7 +73,7 @@ def feasible_range(
     vision_ratio: Fraction | None = None,
     decay: Fraction = DECAY,
 ) -> tuple[Fraction, Fraction]:
-    """The retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
+    """Return the retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
 
     Args:
         num_layers: As there, like all arguments.
@@ -105,7 +105,7 @@ def solve_ratios(
     vision_ratio: Fraction | None = None,
     decay: Fraction = DECAY,
 ) -> Ratios:
-    """The ratios of the three stages whose mean over the layers is ``retention``.
+    """Return the ratios of the three stages whose mean over the layers is ``retention``.
 
     Args:
         retention: r, the visual tokens at a layer's input, averaged over the layers, as a share of all.

@@ -146,7 +146,7 @@ class VisionView:
         return total.div(side**2).flatten(1, 2)
 
     def key_features(self) -> Tensor:
-        """The tokens' keys, heads side by side, ``[C, m, H * e]``."""
+        """Return the tokens' keys, heads side by side, ``[C, m, H * e]``."""
         return self.pooled(self.keys[:, :, 1:].transpose(1, 2).flatten(2))
 
 
@@ -157,7 +157,7 @@ class VisionSelection:
     Attributes:
         index: ``[C, keep]`` int64 ascending, among the m patches; m after the last one of a unit that keeps fewer. The
             i-th output takes the placeholder of the i-th of them; without ``hidden`` it is that patch.
-        clusters: The clusters of the kept tokens, labelled from 0 within each unit, or within each of ``spans``; None
+        clusters: The clusters of the kept tokens, labeled from 0 within each unit, or within each of ``spans``; None
             where there are none.
         saliency: ``[C, m]`` float32, what they were chosen by; larger is more important.
         hidden: ``[C, keep, d_v]``, the features that go through the projector, where they are not just those of the

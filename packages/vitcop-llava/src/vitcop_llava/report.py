@@ -58,7 +58,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call | None, method: Method, parts: Parts) -> Report:
-        """The report of a finished call; warns of what the method diagnoses."""
+        """Return the report of a finished call; warns of what the method diagnoses."""
         size = next(parts.language_model.parameters()).element_size()
         if call is None:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
@@ -151,7 +151,7 @@ class Survivors:
     stages: tuple[StageSurvivors, ...]
 
     def part(self, start: int, stop: int) -> Survivors:
-        """Those of the patches ``start`` to ``stop``, which are counted from 0 then."""
+        """Return those of the patches ``start`` to ``stop``, which are counted from 0 then."""
         stages = []
         for stage in self.stages:
             inside = (stage.patches >= start) & (stage.patches < stop)
@@ -160,7 +160,7 @@ class Survivors:
 
 
 def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
-    """Reads the survivors of one row back from the device.
+    """Read the survivors of one row back from the device.
 
     Args:
         call: A finished one.
@@ -195,7 +195,7 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
 
 
 def _patch_numbers(call: Call, row: int) -> Tensor:
-    """``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
+    """Return ``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
     assert call.rows is not None  # checked by the caller
     numbers, before = torch.zeros(next(iter(call.sources.values())).where.shape[1], dtype=torch.int64, device="cpu"), 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
@@ -208,7 +208,7 @@ def _patch_numbers(call: Call, row: int) -> Tensor:
 
 
 def _clusters_of(call: Call, row: int) -> Tensor:
-    """``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
+    """Return ``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
     assert call.rows is not None  # checked by the caller
     found, before = [], 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
@@ -226,7 +226,7 @@ def _clusters_of(call: Call, row: int) -> Tensor:
 
 
 def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
-    """``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
+    """Return ``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
     found = []
     for image in images:
         places = torch.ones(image.tiling.placeholders, dtype=torch.bool, device="cpu")
@@ -251,7 +251,7 @@ def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
 
 
 def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
-    """The images and clips of each row of a call that kept everything, read from its placeholders."""
+    """Return the images and clips of each row of a call that kept everything, read from its placeholders."""
     each = []
     for source in call.sources.values():
         counts = source.where.sum(1).tolist()

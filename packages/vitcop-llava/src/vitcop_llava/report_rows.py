@@ -68,17 +68,17 @@ class RowReport:
 
 
 def titles_of(method: Method, plan: Plan | None) -> tuple[str, ...]:
-    """What a method calls the cuts of a plan of its own, for `RowReport.titles`."""
+    """Return what a method calls the cuts of a plan of its own, for `RowReport.titles`."""
     return () if plan is None else tuple(method.cut_title(plan, number) for number in range(1 + len(plan.decoder)))
 
 
 def row_content(row: RowReport) -> dict[str, Any]:
-    """A row as JSON has it, without what its method knows."""
+    """Return a row as JSON has it, without what its method knows."""
     return {name: value for name, value in asdict(row).items() if name != "titles"}
 
 
 def row_of(content: dict[str, Any], method: Method) -> RowReport:
-    """The row of a method that `row_content` told; its numbers check themselves.
+    """Return the row of a method that `row_content` told; its numbers check themselves.
 
     Raises:
         KeyError, TypeError, ValueError: It is none, or of another method.

@@ -155,7 +155,7 @@ def render(number: int, texture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def damage(data: bytes, seed: int) -> bytes:
-    """A damaged copy: cut short, bits flipped, bytes replaced anywhere or at the front, or a stretch blanked."""
+    """Return a damaged copy: cut short, bits flipped, bytes replaced anywhere or at the front, or a stretch blanked."""
     random = np.random.default_rng(seed)
     content = np.frombuffer(data, dtype=np.uint8).copy()
     kind, size = seed % 5, len(content)

@@ -10,7 +10,7 @@ from vitcop_llava.families.llava_next import locate as locate_images
 
 
 def locate(model: Any) -> Parts:
-    """The parts of a ``LlavaNextVideoForConditionalGeneration``.
+    """Return the parts of a ``LlavaNextVideoForConditionalGeneration``.
 
     The model pools a frame's features by its ``spatial_pool_mode`` over squares of ``spatial_pool_stride``, and
     projects what comes out. Scores and keys are averaged over the same squares, whatever the mode: a maximum of keys or

@@ -79,7 +79,7 @@ class ClipProcessor:
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Self:
-        """Reads the settings of a checkpoint.
+        """Read the settings of a checkpoint.
 
         Args:
             name: A local folder, or a name on the hub.
@@ -112,13 +112,13 @@ class ClipProcessor:
         return (self.frame_size // self.patch_size // self.pool) ** 2
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """A prompt from a conversation, as processors of transformers do it; untokenized unless asked for."""
+        """Return a prompt from a conversation, as processors of transformers do it; untokenized unless asked for."""
         return self._inner.apply_chat_template(conversation, **{"tokenize": False, **kwargs})
 
     def __call__(
         self, text: str | Sequence[str], videos: Sequence[Any] | None = None, images: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """The model's inputs.
+        """Return the model's inputs.
 
         Args:
             text: One prompt or several, each with one video token a clip and one image token a picture.
@@ -198,7 +198,7 @@ def expand_video_tokens(
 
 
 def _read_json(name: str, file: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's file of settings; empty where it has none."""
+    """Return a checkpoint's file of settings; empty where it has none."""
     path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **kwargs)
     found = json.loads(_read_text(path)) if path else {}
     if not isinstance(found, dict):

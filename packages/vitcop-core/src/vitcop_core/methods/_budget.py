@@ -56,7 +56,7 @@ class BudgetedMethod(Method):
             check_positive("retention_ratio", self.retention_ratio, at_most=1)
 
     def budget(self, tokens: int, images: int) -> Fraction | None:
-        """The budget of a sample in tokens; None where the settings are given instead.
+        """Return the budget of a sample in tokens; None where the settings are given instead.
 
         Args:
             tokens: Its visual tokens.
@@ -98,7 +98,7 @@ def check_layers(layers: object, *, is_pair: bool = False) -> None:
 
 
 def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The layers to cut before.
+    """Return the layers to cut before.
 
     Args:
         given: The user's choice, taken as it is; None for the published ones.
@@ -157,7 +157,9 @@ def falling_cuts(
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """The largest number up to ``most`` that fits, where what is below one that fits does too; None if 0 does not."""
+    """Return the largest number up to ``most`` that fits, where what is below one that fits does too; None if 0 does
+    not.
+    """
     if not fits(0):
         return None
     low, high = 0, most + 1

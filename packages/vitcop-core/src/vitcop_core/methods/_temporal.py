@@ -19,7 +19,7 @@ LOOK_BACK = 8
 
 
 def novelty(features: Tensor) -> Tensor:
-    """How much each frame of a clip differs from those before it.
+    """Return how much each frame of a clip differs from those before it.
 
     For each place of the grid the distance to the most similar of the last `LOOK_BACK` frames at that place, averaged
     over places. The first frame has none before it, and is compared with its own mean.
@@ -156,7 +156,7 @@ def vic_over_spans(
 
 
 def _joined(values: Tensor, spans: Sequence[int]) -> Tensor:
-    """``[C, k, ...]`` to ``[spans, most * k, ...]``: the frames of a span one after the other, and zeros."""
+    """Map ``[C, k, ...]`` to ``[spans, most * k, ...]``: the frames of a span one after the other, and zeros."""
     most, found, start = max(spans), [], 0
     for stop in _stops(spans):
         rows = values[start:stop]

@@ -34,7 +34,7 @@ class Method(ABC):
         return True
 
     def needs_labels(self, cut: DecoderCut) -> bool:
-        """Whether a cut reads :attr:`DecoderView.labels`; without one that does they are None.
+        """Return whether a cut reads :attr:`DecoderView.labels`; without one that does they are None.
 
         Args:
             cut: One of a plan that the method made.
@@ -42,7 +42,7 @@ class Method(ABC):
         return False
 
     def needs_prompt(self, cut: DecoderCut) -> bool:
-        """Whether a cut asks for :attr:`DecoderView.prompt`; without one that does the embeddings are not kept.
+        """Return whether a cut asks for :attr:`DecoderView.prompt`; without one that does the embeddings are not kept.
 
         Args:
             cut: One of a plan that the method made.
@@ -50,7 +50,7 @@ class Method(ABC):
         return False
 
     def cut_title(self, plan: Plan, number: int) -> str:
-        """What reports and pictures call a cut.
+        """Return what reports and pictures call a cut.
 
         Args:
             plan: One that the method made.
@@ -59,7 +59,7 @@ class Method(ABC):
         return plain_title(number)
 
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """Whether the settings fit a model, from what one image showed; None where there is nothing to say.
+        """Return whether the settings fit a model, from what one image showed; None where there is nothing to say.
 
         It is asked for a report, after the prefill, and may wait for the device.
 
@@ -71,7 +71,7 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cuts of one sample.
+        """Return the cuts of one sample.
 
         Args:
             num_layers: Layers of the language model.
@@ -120,7 +120,7 @@ class Method(ABC):
 
 
 def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[tuple[int, ...], int]:
-    """The checked tokens of each unit and the number of images, for :meth:`Method.plan`.
+    """Return the checked tokens of each unit and the number of images, for :meth:`Method.plan`.
 
     Raises:
         TypeError: A count is no integer.

@@ -82,7 +82,7 @@ class PyramidDrop(BudgetedMethod):
             require(len(shares) == len(self.layers), "ratios", f"as many as the layers {self.layers}", ratios)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The drops of one sample; see :meth:`Method.plan`.
+        """Return the drops of one sample; see :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -100,7 +100,7 @@ class PyramidDrop(BudgetedMethod):
         return Plan(num_layers, units, None, falling_cuts(layers, counts, tokens, "last_token", pack=True))
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
-        """The tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""
+        """Return the tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""
         return Selection(ops.top_tokens(seen.own_attention(), cut.keep, lengths=seen.lengths, counts=keeps))
 
     def _shares(
@@ -127,7 +127,9 @@ def _counts(shares: Sequence[Fraction], tokens: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _solve(budget: Fraction, num_layers: int, layers: tuple[int, ...], tokens: int) -> Fraction | None:
-    """The largest lambda that exceeds the budget neither in fractions of a token nor in whole ones; None without."""
+    """Return the largest lambda that exceeds the budget neither in fractions of a token nor in whole ones; None
+    without.
+    """
 
     def fits(step: int) -> bool:
         shares = _powers(Fraction(step, _STEPS), len(layers))

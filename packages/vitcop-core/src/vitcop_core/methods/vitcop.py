@@ -19,7 +19,7 @@ from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
 from vitcop_core.methods._vision import top_patches
 from vitcop_core.methods.base import unit_counts
-from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labelled_official_vic
+from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labeled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
 from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
 from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers
@@ -63,7 +63,7 @@ class ViTCoP(BudgetedMethod):
         cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys.
         spatial_threshold: tau of the clustering, on a grid of side 1.
         center_ratio: alpha, cluster centers per token that Stage I kept; None for 0.3 pi1 + 0.03.
-        compat: ``"paper"``, or ``"official"`` for the released code's behaviour: the switches below that are None, the
+        compat: ``"paper"``, or ``"official"`` for the released code's behavior: the switches below that are None, the
             clustering's density, ties and missing parents, no cap on the number of centers, and a schedule and layers
             made for 32 layers.
         vic_features: What is clustered: the vision layer's keys, or the features it hands to the projector.
@@ -144,7 +144,7 @@ class ViTCoP(BudgetedMethod):
         return self.saliency == "attention"
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cuts of one sample; see :meth:`Method.plan`.
+        """Return the cuts of one sample; see :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -179,14 +179,14 @@ class ViTCoP(BudgetedMethod):
         return cut.stage == "co_prune"
 
     def cut_title(self, plan: Plan, number: int) -> str:
-        """The paper's names of the stages; see :meth:`Method.cut_title`."""
+        """Return the paper's names of the stages; see :meth:`Method.cut_title`."""
         if number == 0:
             return "Stage I"
         is_first = number == 1 and (len(plan.decoder) > 1 or self.needs_labels(plan.decoder[0]))
         return "Stage II" if is_first else "Stage III"
 
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """How the cutoff distance fits the scale of the keys, where they are what is clustered."""
+        """Return how the cutoff distance fits the scale of the keys, where they are what is clustered."""
         clusters_keys = self.switch("vic_features") == "vit_keys"
         return diagnose_cutoff(keys, self.cutoff_distance) if clusters_keys else None
 
@@ -235,7 +235,7 @@ class ViTCoP(BudgetedMethod):
         return co_prune_variant(*what, lengths=seen.lengths, counts=keeps, quota_rule=rule, add_anchor=add_anchor)
 
     def switch(self, name: str) -> str:
-        """The value of a switch, taken from ``compat`` where it is None.
+        """Return the value of a switch, taken from ``compat`` where it is None.
 
         Args:
             name: ``vic_features``, ``centers_round``, ``knorm``, ``quota``, ``merge``, ``counts`` or
@@ -245,7 +245,7 @@ class ViTCoP(BudgetedMethod):
         return value if value is not None else _SWITCHES[name][self.compat == "official" and name != "vic_features"]
 
     def _schedule(self, num_layers: int) -> Schedule:
-        """How budgets are solved on a model.
+        """Return how budgets are solved on a model.
 
         The released code's is made for 32 layers, with cuts before 2 and 22, on any model. Where its layers do not
         exist it cannot run at all, and the model's own depth is the only sensible one.
@@ -293,14 +293,14 @@ class ViTCoP(BudgetedMethod):
         features, positions = ops.gather_tokens([features.detach(), seen.positions], index)
         what, thresholds = (features, positions, clusters), (self.cutoff_distance, self.spatial_threshold)
         if self.compat == "official":
-            return labelled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
+            return labeled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
         if spans is not None:
             return vic_over_spans(*what, *thresholds, spans, self.cluster_frames, lengths=lengths, counts=counts)
         how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
         return ops.vic(features, positions, clusters, **how, lengths=lengths, counts=counts)
 
     def _norms(self, seen: DecoderView) -> Tensor:
-        """``[B, n]``, the smaller the more important."""
+        """Return ``[B, n]``, the smaller the more important."""
         if self.saliency == "attention":
             return -seen.attention().detach().float()
         return ops.key_norm(seen.keys) if self.switch("knorm") == "joint" else head_mean_norm(seen.keys)

@@ -8,7 +8,7 @@ from vitcop_core.ops._library import accumulator
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` in the accumulating dtype: float64, or float32 where the device has none.
+    """Return ``left @ right`` in the accumulating dtype: float64, or float32 where the device has none.
 
     Under autocast a float32 product runs in half precision, and with ``torch.set_float32_matmul_precision`` in TF32 or
     bfloat16; what tokens are chosen by must not depend on either. Neither acts on float64.

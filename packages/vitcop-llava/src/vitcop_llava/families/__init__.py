@@ -28,7 +28,7 @@ _OF_TRANSFORMERS = frozenset({*_FAMILIES, *_ELSEWHERE})
 
 
 def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
-    """Teaches `locate` a family by hand, for code that is in no installed distribution.
+    """Teach `locate` a family by hand, for code that is in no installed distribution.
 
     Args:
         name: The model's class, by its name; classes derived from it are of the family too, unless they have their own.
@@ -38,7 +38,7 @@ def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside of wrappers that run it as it is: compiled, adapters, data parallel in processes.
+    """Return the model inside of wrappers that run it as it is: compiled, adapters, data parallel in processes.
 
     Raises:
         TypeError: A wrapper runs something else than the model.
@@ -66,7 +66,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def locate(model: nn.Module) -> Parts:
-    """Finds the parts of a supported model, or of the one inside of its wrappers.
+    """Find the parts of a supported model, or of the one inside of its wrappers.
 
     Raises:
         TypeError: The model is of a family that vitcop has no adapter for, or whose adapter is in a package that is not
@@ -95,7 +95,7 @@ def load_families() -> None:
 
 
 def _may_be(kind: type) -> bool:
-    """Whether a class may be what a family is for. Others than transformers have classes of the same names."""
+    """Return whether a class may be what a family is for. Others than transformers have classes of the same names."""
     return kind.__module__.startswith("transformers.") or kind.__name__ not in _OF_TRANSFORMERS
 
 

@@ -106,7 +106,7 @@ class Anyres:
     patch_size: int
 
     def tile(self, height: int, width: int) -> Tiling:
-        """How an image of that size lies in units."""
+        """Return how an image of that size lies in units."""
         return tile_image(height, width, pinpoints=self.pinpoints, tile_size=self.tile_size, patch_size=self.patch_size)
 
     @property
@@ -132,5 +132,5 @@ class Video:
     frame_size: int
 
     def clip(self, frames: int) -> Tiling:
-        """A clip of so many frames in units."""
+        """Return a clip of so many frames in units."""
         return Tiling(self.grid, frames=frames)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
-    """The frames of each clip, and all of them as the model takes them.
+    """Return the frames of each clip, and all of them as the model takes them.
 
     The model looks at each frame by itself, so clips of different lengths are to it one long clip.
 
@@ -44,7 +44,7 @@ def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
 
 
 def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
-    """Raises unless the clips are those that the prompt has placeholders for; counts these once.
+    """Raise unless the clips are those that the prompt has placeholders for; count these once.
 
     transformers counts them as well, a moment later, and says less.
 

@@ -19,7 +19,7 @@ _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
 
 def decoder_shape(config: Any) -> LanguageModelShape:
-    """The sizes of a Llama-like language model."""
+    """Return the sizes of a Llama-like language model."""
     heads = config.num_attention_heads
     return LanguageModelShape(
         num_layers=config.num_hidden_layers,
@@ -61,7 +61,7 @@ def check_decoder(language_model: Any) -> None:
 
 
 def window_of(config: Any) -> int | None:
-    """The longest sequence that every layer attends to as a whole; None where that is any."""
+    """Return the longest sequence that every layer attends to as a whole; None where that is any."""
     kinds = getattr(config, "layer_types", None)
     window: int | None = getattr(config, "sliding_window", None)
     return None if kinds and _WINDOWED not in kinds else window
@@ -94,12 +94,12 @@ def check_scoring(attention: Any) -> None:
 
 
 def head_states(attention: Any, normed: Tensor, name: str) -> Tensor:
-    """Queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
+    """Return queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
     return as_heads(attention, getattr(attention, f"{name}_proj")(normed), name)
 
 
 def as_heads(attention: Any, projected: Tensor, name: str) -> Tensor:
-    """What the layer makes of projected queries or keys ``[B, n, heads * e]`` before it rotates them, by head."""
+    """Return projected queries or keys ``[B, n, heads * e]`` as the layer has them before it rotates them, by head."""
     clip = getattr(getattr(attention, "config", None), "clip_qkv", None)
     states = projected if clip is None else projected.clamp(-clip, clip)
     norm: Any = getattr(attention, f"{name}_norm", None)

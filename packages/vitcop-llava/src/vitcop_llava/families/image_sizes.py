@@ -48,7 +48,7 @@ def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pixel_values: Any, tile_size: int) -> None:
-    """Raises unless the pixels are tiles of as many images as there are sizes, and enough of them.
+    """Raise unless the pixels are tiles of as many images as there are sizes, and enough of them.
 
     Args:
         sizes: Height and width of each image.

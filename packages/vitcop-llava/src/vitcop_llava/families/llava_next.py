@@ -11,7 +11,7 @@ from vitcop_llava.families.tiling import check_pinpoints
 
 
 def locate(model: Any) -> Parts:
-    """The parts of a ``LlavaNextForConditionalGeneration``.
+    """Return the parts of a ``LlavaNextForConditionalGeneration``.
 
     Raises:
         ValueError: A part cannot be pruned (see :func:`~vitcop_llava.families.clip.clip_parts`), or the model's

@@ -55,12 +55,12 @@ def check_call(given: Given, parts: Parts) -> None:
 
 
 def is_checkpointing(parts: Parts) -> bool:
-    """Whether the language model forgets activations in this call, to compute them again for the gradients."""
+    """Return whether the language model forgets activations in this call, to compute them again for the gradients."""
     return parts.language_model.training and bool(getattr(parts.language_model, "gradient_checkpointing", False))
 
 
 def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
-    """How many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
+    """Return how many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
     encoded = (given.get("mm_encoder_outputs") or {}).get(kind)
     if encoded is not None:
         return len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)

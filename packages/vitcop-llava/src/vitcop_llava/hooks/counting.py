@@ -76,7 +76,7 @@ def _check_positions(positions: Ints, where: Mapping[str, Bools], attended: Bool
 
 
 def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...]:
-    """How many images each row holds, of which `generate` may have repeated those of each row."""
+    """Return how many images each row holds, of which `generate` may have repeated those of each row."""
     kind, repeats = source.results.kind, source.repeats
     if repeats > 1:
         images = source.results.images
@@ -110,7 +110,7 @@ def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -
 
 
 def _span(shown: Bools) -> range | None:
-    """The columns of the placeholders, if they are one run that is the same in all rows ``[B, L]``."""
+    """Return the columns of the placeholders, if they are one run that is the same in all rows ``[B, L]``."""
     columns = np.flatnonzero(shown.any(0))
     if len(columns) == 0:
         return None
@@ -119,7 +119,7 @@ def _span(shown: Bools) -> range | None:
 
 
 def _first(positions: Ints | None) -> int | None:
-    """The position id that all rows ``[B, L]`` count from, by one at every token; None where they do not."""
+    """Return the position id that all rows ``[B, L]`` count from, by one at every token; None where they do not."""
     if positions is None:
         return None
     first = int(positions[0, 0])
@@ -127,7 +127,7 @@ def _first(positions: Ints | None) -> int | None:
 
 
 def without_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """The mask, or None if it hides nothing; reads it, as transformers does with every mask."""
+    """Return the mask, or None if it hides nothing; reads it, as transformers does with every mask."""
     if attention_mask is None or attention_mask.device.type == "meta":
         return attention_mask
     if attention_mask.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -136,7 +136,7 @@ def without_padding(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def either(masks: Sequence[Tensor]) -> Tensor:
-    """Where any of the masks is True."""
+    """Return where any of the masks is True."""
     found = masks[0]
     for mask in masks[1:]:
         found = found | mask
@@ -144,7 +144,7 @@ def either(masks: Sequence[Tensor]) -> Tensor:
 
 
 def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
-    """How many images each row holds, from the placeholders of the rows and of the images, in order.
+    """Return how many images each row holds, from the placeholders of the rows and of the images, in order.
 
     Args:
         placeholders: Of each row.
@@ -171,12 +171,12 @@ def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "i
 
 
 def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ...]]:
-    """The images of each row, from their number in each."""
+    """Return the images of each row, from their number in each."""
     stops = [sum(counts[: row + 1]) for row in range(len(counts))]
     return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
 
 
 def members_of(sources: Sequence[Source], counts: Sequence[Sequence[int]]) -> list[tuple[PlannedImage, ...]]:
-    """The images and clips of each row, images first, whatever their order in the prompt."""
+    """Return the images and clips of each row, images first, whatever their order in the prompt."""
     each = [by_row(source.images, count) for source, count in zip(sources, counts, strict=True)]
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]

@@ -54,7 +54,7 @@ class ImagePrefix:
         return f"ImagePrefix({self.input_ids.shape[1]} tokens, {images} images, {self.method!r})"
 
     def cache(self) -> DynamicCache:
-        """A fresh cache that holds the prefix, to pass as ``past_key_values``.
+        """Return a fresh cache that holds the prefix, to pass as ``past_key_values``.
 
         It takes as many rows as the first call brings (questions times beams), and is used up by one conversation. To
         the caller it has the length of ``input_ids``; ``generate`` takes ``input_ids`` that begin with the prefix's.
@@ -73,7 +73,8 @@ class ImagePrefix:
         return cache
 
     def inputs(self, questions: Sequence[TokenIds] | Tensor, *, pad_token_id: int = 0) -> dict[str, Any]:
-        """What ``generate`` needs to answer ``questions``, one a row: ``model.generate(**prefix.inputs(questions))``.
+        """Return what ``generate`` needs to answer ``questions``, one a row:
+        ``model.generate(**prefix.inputs(questions))``.
 
         Shorter questions are padded between the prefix and their first token, and the padding masked: every row ends in
         its question's last token, and positions count on from the prefix. The answers begin at column
@@ -151,7 +152,7 @@ class ImagePrefix:
         return cls(found.input_ids, found.layers, found.report, found.identity, parts)
 
     def _follow(self, number: int, ids: list[int]) -> list[int]:
-        """What follows the prefix in question ``number``."""
+        """Return what follows the prefix in question ``number``."""
         if self._image_token_id in ids:
             wanted = [token for token, _ in self._runs(self.input_ids[0].tolist())]
             found = list(islice(self._runs(ids), len(wanted)))
@@ -176,7 +177,7 @@ class ImagePrefix:
             raise ValueError(f"{name} must be ids from 0 to {self._words - 1}, got {got}")
 
     def _runs(self, ids: list[int]) -> Iterator[tuple[int, int]]:
-        """Each token with the index after it; adjacent placeholders, however many, are one."""
+        """Yield each token with the index after it; adjacent placeholders, however many, are one."""
         for index, token in enumerate(ids):
             is_inside = token == self._image_token_id and ids[index + 1 : index + 2] == [token]
             if not is_inside:
@@ -193,7 +194,7 @@ def encode_image(
     attention_mask: Tensor | None = None,
     method: Method | None = None,
 ) -> ImagePrefix:
-    """Computes a prompt up to the end of its images once, pruned, for any number of questions.
+    """Compute a prompt up to the end of its images once, pruned, for any number of questions.
 
     Tower, projector and image tokens never run again for it. Answers are those of asking each question from scratch,
     to rounding. Take the processor's output as it is:
@@ -246,7 +247,7 @@ def encode_image(
 
 
 def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
-    """What to prune with, and whether the model is being pruned with it."""
+    """Return what to prune with, and whether the model is being pruned with it."""
     active = active_settings(parts.base)
     if method is not None and not isinstance(method, Method):
         raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
@@ -260,7 +261,7 @@ def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
 
 
 def _check_positions(report: Report) -> None:
-    """Raises where a cut numbers all tokens anew, the question's among them, which a prefix cannot know."""
+    """Raise where a cut numbers all tokens anew, the question's among them, which a prefix cannot know."""
     cuts = [cut for row in report.rows if row.plan is not None for cut in row.plan.decoder]
     if any(cut.reindex_positions for cut in cuts):
         raise ValueError(

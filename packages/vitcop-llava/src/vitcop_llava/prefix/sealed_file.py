@@ -165,7 +165,7 @@ def read_tensors(stream: BinaryIO, header: Header) -> dict[str, Tensor]:
 
 
 def _bytes_of(flat: Tensor) -> memoryview:
-    """The memory of a tensor of bytes."""
+    """Return the memory of a tensor of bytes."""
     array: Any = flat.numpy()
     return memoryview(array)
 
@@ -203,7 +203,7 @@ def _short(digits: str) -> int:
 
 
 def _place(header: bytes) -> tuple[int, int]:
-    """Where the digest stands."""
+    """Return where the digest stands."""
     match = _PLACE.search(header)
     if match is None:
         raise DamageError("be what was written, got no digest")

@@ -63,7 +63,7 @@ class StoredPrefix:
 
 
 def identity_of(model: nn.Module, parts: Parts, settings: Settings, dtype: torch.dtype) -> Identity:
-    """What a prefix of this model belongs to."""
+    """Return what a prefix of this model belongs to."""
     config: Any = model.config
     plain = json.loads(json.dumps(config.to_dict(), default=str))
     method = f"{settings.method!r}{' with keep_newline=True' if settings.keep_newline else ''}"
@@ -130,7 +130,7 @@ def read_prefix(path: str | os.PathLike[str], model: nn.Module, parts: Parts, se
 
 
 def _content(path: str | os.PathLike[str], header: Header) -> dict[str, Any]:
-    """The metadata of a file of this version; of another one nothing else is known."""
+    """Return the metadata of a file of this version; of another one nothing else is known."""
     _require(path, FORMAT in header.metadata, "metadata", f"that of a {FORMAT}", f"{sorted(header.metadata)[:4]}")
     try:
         content = parse_json(header.metadata[FORMAT])
@@ -148,7 +148,7 @@ def _content(path: str | os.PathLike[str], header: Header) -> dict[str, Any]:
 
 
 def _check_size(path: str | os.PathLike[str], header: Header, parts: Parts) -> None:
-    """Raises where a file holds more than the model could have written, before that is read."""
+    """Raise where a file holds more than the model could have written, before that is read."""
     shape, most = parts.shape, _MOST_CONTEXTS * (getattr(parts.config, "max_position_embeddings", None) or 2**20)
     element = next(parts.language_model.parameters()).element_size()
     each = 2 * shape.num_kv_heads * shape.head_dim * element + 8  # bytes of a token in a layer
@@ -280,7 +280,7 @@ class _Reader:
 
 
 def _ints(stored: Any) -> Iterator[int]:
-    """Every number of a report that is no float, however deep."""
+    """Yield every number of a report that is no float, however deep."""
     if isinstance(stored, dict | list):
         for inner in stored.values() if isinstance(stored, dict) else stored:
             yield from _ints(inner)

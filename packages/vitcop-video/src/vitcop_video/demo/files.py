@@ -47,7 +47,7 @@ def write_demo_clip(path: Path, seed: int, size: int = 336, *, overwrite: bool =
 
 
 def write_questions(folder: Path, clips: int) -> Path:
-    """Writes held-out clips, and a question about each as ``vitcop compare --questions`` reads them.
+    """Write held-out clips, and a question about each as ``vitcop compare --questions`` reads them.
 
     Args:
         folder: Where to; it is made where it is missing.
@@ -70,7 +70,7 @@ def write_questions(folder: Path, clips: int) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m vitcop_video.demo.files", description=__doc__)
     parser.add_argument("--clips", type=int, default=1000, help="how many of the held-out clips")
     parser.add_argument("--out", type=Path, required=True, help="folder")

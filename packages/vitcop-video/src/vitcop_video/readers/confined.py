@@ -100,7 +100,7 @@ def _asked(request: dict[str, Any], size: int, threads: int, deadline: Deadline,
 
 
 def _search_path() -> list[str]:
-    """Where the process finds this package and PyAV: where this one did."""
+    """Return where the process finds this package and PyAV: where this one did."""
     own = str(Path(__file__).parents[2])
     return [own, *(entry for entry in sys.path if entry)]
 

@@ -114,7 +114,7 @@ def decode_frames(
 
 
 def _check_memory(index: Index) -> None:
-    """Raises `MemoryError` where a confined decoder cannot have failed for anything else: FFmpeg calls that damage."""
+    """Raise `MemoryError` where a confined decoder cannot have failed for anything else: FFmpeg calls that damage."""
     if index.is_confined:
         np.empty(index.width * index.height * WORST_BYTES, dtype=np.uint8)  # gone at once
 
@@ -184,7 +184,7 @@ class _Packets:
                 yield packet
 
     def _seek(self, start: int) -> None:
-        """Moves to the packet ``start`` or one before it."""
+        """Move to the packet ``start`` or one before it."""
         keys = self._index.keys
         place = int(np.searchsorted(keys, start, side="right")) - 1
         step = 1
@@ -201,7 +201,7 @@ class _Packets:
             place, step = max(0, place - step), 2 * step
 
     def _land(self) -> int | None:
-        """The position of the next packet; None at the end."""
+        """Return the position of the next packet; None at the end."""
         iterator = iter(self._container.demux(self.stream))
         for packet in iterator:
             if packet.pts is None:
@@ -215,7 +215,7 @@ class _Packets:
 
 
 def _pixels(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
-    """The frame as it is coded, with square pixels: [H, W, 3], a view of memory of FFmpeg's."""
+    """Return the frame as it is coded, with square pixels: [H, W, 3], a view of memory of FFmpeg's."""
     if frame.is_corrupt:
         raise VideoError(
             f"path must be a whole video, got {index.path}, which is damaged: {_label(index, number)} is incomplete"

@@ -64,7 +64,7 @@ class Opening:
 
 
 def open_container(opening: Opening, deadline: Deadline) -> InputContainer:
-    """Open a file that `check_path` accepted, as the container that was recognised and nothing else."""
+    """Open a file that `check_path` accepted, as the container that was recognized and nothing else."""
     left = TIMEOUT if deadline.left is None else min(TIMEOUT, max(0.001, deadline.left))
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     if not opening.is_confined:
@@ -232,7 +232,7 @@ def _look(stream: VideoStream, packet: Packet[Any]) -> VideoFrame | None:
 
 
 def _pixel_aspect(stream: VideoStream, path: Path) -> Fraction:
-    """The container's word on the shape of a pixel, or else the codec's; square where neither says."""
+    """Return the container's word on the shape of a pixel, or else the codec's; square where neither says."""
     aspect = stream.sample_aspect_ratio
     if aspect is None or aspect <= 0:
         return Fraction(1)
@@ -269,7 +269,7 @@ def _check_size(path: Path, width: int, height: int, may_be_unknown: bool = Fals
 
 
 def _check_whole(container: InputContainer, stream: VideoStream, path: Path, found: _Packets) -> None:
-    """Refuses a file that ends before what its header promises, where the container makes such a promise."""
+    """Refuse a file that ends before what its header promises, where the container makes such a promise."""
     have, name = len(found.ticks), _name(container)
     promised = stream.frames if name == "avi" else promised_entries(stream)
     if name in ("avi", _MOV) and have < promised:

@@ -83,7 +83,7 @@ def top_tokens(share: Fraction) -> ViTCoP:
 def measure_accuracy(
     loaded: Loaded, asked: Sequence[Asked], shares: Sequence[Fraction], max_new_tokens: int
 ) -> Accuracy:
-    """Asks every question unpruned and on each share of the tokens; answers are greedy.
+    """Ask every question unpruned and on each share of the tokens; answers are greedy.
 
     Raises:
         ValueError: There are no questions, a share is not in (0, 1], or a question cannot be asked.

@@ -53,7 +53,7 @@ class Observation:
 
 @torch.no_grad()
 def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
-    """Runs the model on a prompt, without a cache, and leaves it as it was.
+    """Run the model on a prompt, without a cache, and leave it unchanged.
 
     Args:
         model: One that `prune` takes, unpruned.
@@ -94,7 +94,7 @@ class _Recorder:
         self._saliencies: list[Array] = []
 
     def attach(self) -> Iterator[RemovableHandle]:
-        """Registers the hooks, yielding the handle of each."""
+        """Register the hooks, yielding the handle of each."""
         parts = self._parts
         attentions = [("vision ", self._scored.attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
         for prefix, attention in attentions:
@@ -162,7 +162,7 @@ class _Recorder:
         self._rows[name].append(found)
 
     def observations(self) -> list[Observation]:
-        """What was seen of each row."""
+        """Return what was seen of each row."""
         units = [self._units(number) for number in range(len(self._saliencies))]
         rows = {name: torch.stack(values, dim=1).numpy() for name, values in self._rows.items()}
         found = []

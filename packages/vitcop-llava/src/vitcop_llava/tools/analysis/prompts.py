@@ -73,7 +73,7 @@ class Prompt:
 
 
 def read_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
-    """Checks the inputs of a model, and works out where everything stands.
+    """Check the inputs of a model, and work out where everything stands.
 
     Raises:
         TypeError: ``input_ids`` are missing, or an input is of the wrong type.

@@ -32,7 +32,7 @@ def cumulative_share(attention: ArrayLike) -> Floats:
 
 
 def average_ranks(values: ArrayLike) -> Floats:
-    """``[n]`` to ``[n]`` float64: the rank of each value from 1 on; equal values share the mean of their ranks."""
+    """Return ``[n]`` float64: the rank of each value from 1 on; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     ranks: Floats = (counts.cumsum() - (counts - 1) / 2)[inverse]
     return ranks

@@ -97,7 +97,7 @@ def largest_image(parts: Parts) -> tuple[int, int]:
 def _visual(
     parts: Parts, batch: int, image_size: tuple[int, int] | None, frames: int | None
 ) -> tuple[Tiling, tuple[int, ...]]:
-    """How an image or clip lies, and the shape of the batch's pixels."""
+    """Return how an image or clip lies, and the shape of the batch's pixels."""
     vision: Any = parts.vision_tower.config
     side = vision.image_size
     if frames is not None:

@@ -177,7 +177,7 @@ def _write(
 
 
 def _view(loaded: Loaded, picture: Image.Image) -> Image.Image:
-    """The picture as Figure 6 shows it: what the model sees of it in its first unit."""
+    """Return the picture as Figure 6 shows it: what the model sees of it in its first unit."""
     from vitcop_llava.tools.pictures.survivors import as_seen
 
     return picture if loaded.parts.anyres is not None else as_seen(loaded.processor.image_processor, picture)

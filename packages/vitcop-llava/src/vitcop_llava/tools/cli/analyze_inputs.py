@@ -47,7 +47,7 @@ class Prompts:
 
 
 def parse_shares(text: str) -> list[Fraction]:
-    """The percentages of ``--top-k`` as shares, ascending, each once.
+    """Return the percentages of ``--top-k`` as shares, ascending, each once.
 
     Raises:
         UserError: One is no number above 0 and up to 100.
@@ -62,7 +62,7 @@ def parse_shares(text: str) -> list[Fraction]:
 
 
 def check_folder(folder: Path, force: bool) -> None:
-    """Raises unless the result can go into ``folder``; asked before the work, so that it is not in vain.
+    """Raise unless the result can go into ``folder``; asked before the work, so that it is not in vain.
 
     Raises:
         UserError: It is a file, the folder that it is to be in is missing, or it holds something and is not forced.
@@ -76,7 +76,7 @@ def check_folder(folder: Path, force: bool) -> None:
 
 
 def read_questions(path: Path) -> list[Item]:
-    """Reads a file of questions with answers, all of it.
+    """Read a file of questions with answers, all of it.
 
     Raises:
         UserError: It cannot be read, holds no question, or a line is not as it should be; the message has its number.
@@ -100,7 +100,7 @@ def read_questions(path: Path) -> list[Item]:
 def check_given(
     images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int | None, model: str | None
 ) -> None:
-    """Raises for what would come out only after the model is loaded.
+    """Raise for what would come out only after the model is loaded.
 
     Raises:
         UserError: There are no pictures, scenes are asked for beside pictures, or the question is empty.
@@ -117,7 +117,7 @@ def check_given(
 def choose_prompts(
     side: int | None, images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int
 ) -> Prompts:
-    """Which pictures are looked at, with which text, and what is asked for Figure 2b.
+    """Return which pictures are looked at, with which text, and what is asked for Figure 2b.
 
     Args:
         side: Of the demo model's images, in pixels; None for a model that knows no scenes.

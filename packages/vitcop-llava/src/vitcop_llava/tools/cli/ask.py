@@ -169,11 +169,11 @@ class Asker:
     sampling: Sampling
 
     def check(self) -> None:
-        """Raises for a budget that fits no image."""
+        """Raise for a budget that fits no image."""
         start_pruning(self.loaded, self.method, self.budget).remove()
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on beside the questions."""
+        """Return what results depend on beside the questions."""
         from vitcop_llava.tools.model.environment import environment
 
         asked = {"method": repr(self.method), "compare": self.compare, "max_new_tokens": self.max_new_tokens}
@@ -181,13 +181,13 @@ class Asker:
         return {"run": asked, "packages": environment()["packages"]}
 
     def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Outcome:
-        """Asks a question about images and clips, pruned, and if wanted unpruned."""
+        """Ask a question about images and clips, pruned, and if wanted unpruned."""
         with quiet(notes):
             inputs = prepare_inputs(self.loaded, media, question, notes)
             return _run(self.loaded, inputs, self.method, self.budget, self.compare, self.max_new_tokens)
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """The result of a line of a batch."""
+        """Return the result of a line of a batch."""
         check_question(request.question, request.images)
         notes = Notes()
         media = open_media(request.images, self.sampling if has_video(request.images) else None, notes.add)
@@ -195,7 +195,7 @@ class Asker:
         return {"answer": outcome.pruned.text} | self.fields(outcome, media, notes)
 
     def fields(self, outcome: Outcome, media: Sequence[Medium], notes: Notes) -> dict[str, Any]:
-        """What is told of an answer, for machines."""
+        """Return what is told of an answer, for machines."""
         settings: dict[str, Any] = {"method": self.name, "retain": str(self.budget)}
         if clips := clips_of(media):
             settings["clips"] = [clip_fields(clip) for clip in clips]
@@ -292,7 +292,7 @@ def _as_json(loaded: Loaded, outcome: Outcome, notes: Notes) -> dict[str, Any]:
 
 
 def _answer(answer: Answer | None) -> dict[str, Any]:
-    """The fields of a run; None each where it was not run."""
+    """Return the fields of a run; None each where it was not run."""
     return {
         "answer": answer and answer.text,
         "generated_tokens": answer and answer.tokens,

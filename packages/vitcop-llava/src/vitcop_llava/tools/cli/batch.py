@@ -27,7 +27,7 @@ class Request:
 
 
 def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images: Sequence[Path], question: str) -> None:
-    """Raises for what would come out only after the model is loaded.
+    """Raise for what would come out only after the model is loaded.
 
     Raises:
         UserError: where there is no such file, ``out`` cannot be written or is there, or a question is given beside it.
@@ -61,7 +61,7 @@ def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images:
 
 
 def names_video(path: Path) -> bool:
-    """Whether a line asks about a video: then the demo model is that for videos."""
+    """Return whether a line asks about a video: then the demo model is that for videos."""
     with open_file(path, "--batch") as lines:
         for _, line in numbered_lines(lines):
             try:
@@ -73,7 +73,7 @@ def names_video(path: Path) -> bool:
 
 
 def parse_request(line: bytes) -> Request:
-    """A line's images and question.
+    """Return a line's images and question.
 
     Raises:
         UserError: where it is no JSON object with these.
@@ -102,7 +102,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
+    """Yield the lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
     number = 0
     while line := lines.readline(MAX_LINE + 1):
         number += 1
@@ -114,7 +114,7 @@ def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def open_file(path: Path, option: str) -> BinaryIO:
-    """Opens a file that an option names, to read it.
+    """Open a file that an option names, to read it.
 
     Raises:
         UserError: where it is none, or cannot be opened.

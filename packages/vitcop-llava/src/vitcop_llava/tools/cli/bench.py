@@ -144,7 +144,7 @@ def bench(
 
 
 def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The methods of ``--method``, by the names that papers use; all where there is none.
+    """Return the methods of ``--method``, by the names that papers use; all where there is none.
 
     Raises:
         UserError: for one that is none.
@@ -157,7 +157,7 @@ def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Where a method stands among all: those of vitcop in their order, then the others by name."""
+    """Return where a method stands among all: those of vitcop in their order, then the others by name."""
     known = [*METHODS.values()]
     return (known.index(name), "") if name in known else (len(known), name)
 
@@ -189,7 +189,7 @@ def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
 
 
 def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, ...]:
-    """The budgets in visual tokens of a prompt."""
+    """Return the budgets in visual tokens of a prompt."""
     every, retained = prompt.tiling.tokens, list[int | float]()
     for budget in budgets:
         tokens = budget.tokens or (budget.share or Fraction(1)) * every
@@ -217,7 +217,7 @@ def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResu
 
 
 def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, settings: dict[str, Any]) -> dict[str, Any]:
-    """The result with everything that it takes to repeat it."""
+    """Return the result with everything that it takes to repeat it."""
     from vitcop_llava.tools.model.environment import environment
 
     sizes = prompt.inputs.get("image_sizes")

@@ -50,7 +50,7 @@ class BenchModel:
         }
 
     def describe(self) -> str:
-        """What ran, for people."""
+        """Return what ran, for people."""
         summary = self.summary
         return (
             f"{self.name}: {summary['layers']} layers, {summary['dtype']} on {summary['device']}, "
@@ -61,7 +61,7 @@ class BenchModel:
 def open_bench_model(
     shape: str | None, source: str | None, device: str, dtype: str, attention: str | None, notes: Notes
 ) -> BenchModel:
-    """Makes or loads the model; the demo model where neither is named.
+    """Make or load the model: the demo model if neither is named.
 
     Raises:
         UserError: where both are named, or what is asked for cannot be had.
@@ -109,7 +109,7 @@ def _options(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def check_memory(name: str, empty: Any, device: torch.device) -> None:
-    """Raises unless a model's weights fit into what is free.
+    """Raise unless a model's weights fit into what is free.
 
     Args:
         name: Its shape.
@@ -140,7 +140,7 @@ def check_memory(name: str, empty: Any, device: torch.device) -> None:
 
 
 def _check_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises where FlashAttention is asked for what it cannot do: it would fail in the middle of a run."""
+    """Raise where FlashAttention is asked for what it cannot do: it would fail in the middle of a run."""
     if attention is None or not attention.startswith("flash_attention"):
         return
     if device.type != "cuda" or dtype.itemsize != 2:

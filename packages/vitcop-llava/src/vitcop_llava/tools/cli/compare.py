@@ -166,7 +166,7 @@ def compare(
 
 
 def _check_preset(method: Sequence[str] | None, preset: str | None) -> str:
-    """The name of the preset."""
+    """Return the name of the preset."""
     if method and preset:
         raise UserError(f"--preset must not be given with --method, got {preset} and {method[0]!r}")
     if preset is not None and preset not in PRESETS:
@@ -175,7 +175,7 @@ def _check_preset(method: Sequence[str] | None, preset: str | None) -> str:
 
 
 def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]:
-    """The budgets by what was written; a preset may bring its own."""
+    """Return the budgets by what was written; a preset may bring its own."""
     if retain and name == "published":
         raise UserError(
             f"--retain must not be given with --preset published, which has its own budgets, got {retain[0]!r}"
@@ -261,7 +261,7 @@ def _tell(fault: Fault) -> None:
 
 
 def _command(context: typer.Context) -> str:
-    """The command line, without what changes no number."""
+    """Return the command line, without what changes no number."""
     words = ["vitcop", "compare"]
     for option in context.command.params:
         name = option.name or ""

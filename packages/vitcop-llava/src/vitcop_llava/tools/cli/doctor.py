@@ -156,7 +156,9 @@ def _torchvision() -> Finding:
 
 
 def _video() -> list[Finding]:
-    """The readers, in the order in which they are preferred; the first that is there reads where none is asked for."""
+    """Return the readers, in the order in which they are preferred; the first that is there reads where none is asked
+    for.
+    """
     if _version("vitcop-video") is None:
         return [Finding("video", "reading", False, "vitcop-video is not installed")]
     try:

@@ -29,7 +29,7 @@ _CALLERS = frozenset(
 
 
 def cannot_write(option: str, path: Path, error: OSError) -> Exception:
-    """What to raise where ``path``, which ``option`` names, could not be written.
+    """Return what to raise where ``path``, which ``option`` names, could not be written.
 
     Returns:
         A `UserError` where another name would help, and otherwise an `OutputError`.
@@ -67,7 +67,7 @@ class CommandGroup(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Runs a command line and exits."""
+        """Run a command line and exit."""
         given = list(sys.argv[1:] if args is None else args)
         flags = given[: given.index("--")] if "--" in given else given
         as_json, debug = "--json" in flags, "--debug" in flags
@@ -87,7 +87,7 @@ class CommandGroup(TyperGroup):
 
 
 def _report(error: Exception, as_json: bool, debug: bool) -> int:
-    """Prints an error, on stderr where stdout may be what failed; returns the exit code."""
+    """Print an error, on stderr where stdout may be what failed; returns the exit code."""
     # typer's errors are click's, and by version it brings its own click, so they are known by what they offer.
     parsing = getattr(error, "format_message", None)
     if parsing is not None:

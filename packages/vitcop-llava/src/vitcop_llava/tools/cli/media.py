@@ -89,7 +89,7 @@ def parse_sampling(
 
 
 def has_video(paths: Sequence[Path]) -> bool:
-    """Whether a video is among some files, by their names."""
+    """Return whether a video is among some files, by their names."""
     from vitcop_llava.tools.media.video_support import is_video
 
     return any(map(is_video, paths))
@@ -98,7 +98,7 @@ def has_video(paths: Sequence[Path]) -> bool:
 def open_media(
     paths: Sequence[Path], sampling: Sampling | None = None, note: Callable[[str], None] = print_note
 ) -> list[Medium]:
-    """Reads pictures, and frames of videos.
+    """Read pictures, and frames of videos.
 
     Args:
         paths: files; one with a video's name is read as a video.
@@ -137,7 +137,7 @@ def _read_image(path: Path, note: Callable[[str], None]) -> Image.Image:
 
 
 def check_file(path: Path) -> None:
-    """Raises unless there is a file of that name: asked of all before anything slow is imported or read.
+    """Raise unless there is a file of that name: asked of all before anything slow is imported or read.
 
     Raises:
         UserError: where there is none.
@@ -160,7 +160,7 @@ def check_file(path: Path) -> None:
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Reads pictures alone.
+    """Read pictures alone.
 
     Raises:
         UserError: for one that cannot be used.
@@ -172,14 +172,14 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
 
 
 def clips_of(media: Sequence[Medium]) -> list[Clip]:
-    """The clips among them."""
+    """Return the clips among them."""
     from vitcop_llava.tools.media.video_support import Clip
 
     return [each for each in media if isinstance(each, Clip)]
 
 
 def clip_fields(clip: Clip) -> dict[str, Any]:
-    """Which frames were looked at, for --json."""
+    """Return which frames were looked at, for --json."""
     return {
         "path": str(clip.path),
         "frames": clip.length,
@@ -191,14 +191,14 @@ def clip_fields(clip: Clip) -> dict[str, Any]:
 
 
 def describe_clip(clip: Clip) -> str:
-    """Which frames were looked at, for people."""
+    """Return which frames were looked at, for people."""
     times = [f"{second:.2f}" for second in clip.seconds]
     shown = ", ".join(times if len(times) <= 16 else [*times[:8], "...", *times[-4:]])
     return f"{clip.path}: {len(times)} of {clip.length} frames, at {shown} s ({clip.reader})"
 
 
 def changed_option(sampling: Sampling) -> str | None:
-    """The option that the first setting other than the usual came from; None where all are as usual."""
+    """Return the option that the first setting other than the usual came from; None where all are as usual."""
     names = {"keyframes": "--key-frames", "backend": "--reader", "time_limit": "--time-limit"}
     usual = vars(type(sampling)())
     changed = (name for name, value in vars(sampling).items() if value != usual[name])

@@ -27,7 +27,7 @@ MethodName = Annotated[
 
 
 def find_method(text: str, budget: Budget) -> Method:
-    """The one method that ``--method`` says, for a budget.
+    """Return the one method that ``--method`` says, for a budget.
 
     Raises:
         UserError: for a method or setting that there is none of, several methods, or a value that does not fit.
@@ -40,7 +40,7 @@ def find_method(text: str, budget: Budget) -> Method:
 
 
 def parse_methods(given: Sequence[str], budget: Budget) -> dict[str, Method]:
-    """The methods of repeated ``--method`` by label; several may stand in one, with commas between.
+    """Return the methods of repeated ``--method`` by label; several may stand in one, with commas between.
 
     Args:
         given: what was written.

@@ -70,7 +70,7 @@ DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
 
 
 def parse_budget(text: str | None) -> Budget:
-    """The budget that ``--retain`` says; one ninth where it is not given.
+    """Return the budget that ``--retain`` says; one ninth where it is not given.
 
     Raises:
         UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
@@ -101,13 +101,13 @@ def parse_budget(text: str | None) -> Budget:
 
 
 def parse_decimal(text: str) -> Fraction | None:
-    """The number that a text is, of at most nine digits on either side of its point; None where it is none."""
+    """Return the number that a text is, of at most nine digits on either side of its point; None where it is none."""
     is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
     return Fraction(text) if is_one else None
 
 
 def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:
-    """The budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
+    """Return the budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
 
     Raises:
         UserError: for one that is none.
@@ -117,7 +117,7 @@ def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[s
 
 
 def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:
-    """Raises unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
+    """Raise unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
 
     Raises:
         UserError: where it is not such a file's name, its folder is missing, it is there already, or it is one of the
@@ -139,14 +139,14 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:
-    """Writes a picture as PNG; see `write_file`."""
+    """Write a picture as PNG; see `write_file`."""
     data = BytesIO()
     picture.save(data, "PNG", optimize=True)
     write_file(data.getvalue(), path, force)
 
 
 def write_file(data: bytes, path: Path, force: bool) -> None:
-    """Writes a file whole; without ``force`` never over one, not even one that came since it was checked.
+    """Write a file whole; without ``force`` never over one, not even one that came since it was checked.
 
     Raises:
         UserError: where the file is there, or cannot be written under that name.

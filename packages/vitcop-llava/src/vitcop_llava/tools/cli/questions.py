@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_questions(path: Path, limit: int | None) -> QuestionSet:
-    """The questions of a file; lines that are none become faults.
+    """Return the questions of a file; lines that are none become faults.
 
     Args:
         path: a file with one JSON object a line: ``image`` or ``images``, ``question``, ``answer`` or ``answers``, and
@@ -43,7 +43,7 @@ def read_questions(path: Path, limit: int | None) -> QuestionSet:
 
 
 def parsed_lines(path: Path) -> Iterator[Item | Fault]:
-    """The question of each line of ``--questions`` that is not blank, or what is wrong with it.
+    """Yield the question of each line of ``--questions`` that is not blank, or what is wrong with it.
 
     Raises:
         UserError: where the file cannot be read.
@@ -59,7 +59,7 @@ def parsed_lines(path: Path) -> Iterator[Item | Fault]:
 
 
 def parse_question(line: bytes, number: int) -> Item:
-    """A line's question.
+    """Return a line's question.
 
     Raises:
         UserError: where a field is missing or of the wrong kind.

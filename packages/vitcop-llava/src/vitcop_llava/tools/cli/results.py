@@ -94,7 +94,7 @@ class Output:
             self._journal = None if out is None else Journal(out, [dict(run), *done.values()])
 
     def add(self, result: dict[str, Any]) -> None:
-        """Writes a result; it lasts when this returns."""
+        """Write a result; it lasts when this returns."""
         if self._journal is None:
             print_json(result)
             return
@@ -102,7 +102,7 @@ class Output:
             self._journal.add(result)
 
     def finish(self) -> None:
-        """Gives the file its name: every line has its result, in order."""
+        """Give the file its name: every line has its result, in order."""
         if self._journal is not None:
             with self._told():
                 _, *results = lines_of(self._journal.partial, MAX_RESULTS)
@@ -125,7 +125,7 @@ class Output:
 
 
 def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
-    """The results that an interrupted run left, by line; lines that failed are asked again.
+    """Return the results that an interrupted run left, by line; lines that failed are asked again.
 
     Args:
         path: the file of questions.

@@ -55,7 +55,7 @@ def run(
     resume: bool = False,
     on_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> Row:
-    """Asks every variant and the unpruned model every question; the answers are in the folder as they come.
+    """Ask every variant and the unpruned model every question; the answers are in the folder as they come.
 
     Args:
         loaded: The model.
@@ -120,12 +120,12 @@ def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Resu
 
 
 def _bar(total: int, what: str) -> tqdm[Any]:
-    """A progress bar on stderr; nothing where that is no terminal."""
+    """Return a progress bar on stderr; nothing where that is no terminal."""
     return tqdm(total=total, desc=what, file=sys.stderr, disable=None, leave=False)
 
 
 def write(folder: Path, result: Row, title: str) -> None:
-    """Writes the numbers, the report and the plot, each whole or not at all.
+    """Write the numbers, the report and the plot, each whole or not at all.
 
     Args:
         folder: Where.

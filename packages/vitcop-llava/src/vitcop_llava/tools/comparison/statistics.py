@@ -85,7 +85,7 @@ def estimate(
 
 
 def _resample(counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """``[resamples, columns]``: the sums of each resample."""
+    """Return ``[resamples, columns]``: the sums of each resample."""
     rng, groups = np.random.default_rng(seed), len(counts)
     parts = []
     for _ in range(RESAMPLES // _CHUNK):

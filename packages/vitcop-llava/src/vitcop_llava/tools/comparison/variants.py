@@ -52,7 +52,7 @@ UNPRUNED = Variant("unpruned", "all", None)
 
 
 def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Variant]:
-    """Every method at every budget.
+    """Return every method at every budget.
 
     Args:
         templates: Methods by label; their own budget is replaced.
@@ -70,12 +70,12 @@ def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Varian
 
 
 def equal_budgets() -> dict[str, Method]:
-    """The five methods by name."""
+    """Return the five methods by name."""
     return dict(reversed(presets.equal_budgets(1).items()))
 
 
 def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
-    """The variants of a named set.
+    """Return the variants of a named set.
 
     Args:
         name: One of `PRESETS`.
@@ -131,7 +131,7 @@ def find_problem(variant: Variant, model: Any) -> str | None:
 
 
 def nearest_tokens(variant: Variant, num_layers: int, layouts: Iterable[Sequence[int]]) -> int | None:
-    """The whole number of tokens nearest to a budget that the method can meet.
+    """Return the whole number of tokens nearest to a budget that the method can meet.
 
     Args:
         variant: The method with its budget.

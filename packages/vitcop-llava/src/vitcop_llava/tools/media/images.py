@@ -95,7 +95,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _read(path: str | Path) -> bytes:
-    """The content of a regular file of bounded size."""
+    """Return the content of a regular file of bounded size."""
     try:
         data = read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
@@ -148,7 +148,7 @@ def _decode(picture: Picture, kind: type[ImageFile]) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB on white, made strip by strip: there is no third copy of all of it."""
+    """Return a picture as RGB on white, made strip by strip: there is no third copy of all of it."""
     (width, height), found = image.size, Image.new("RGB", image.size)
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
@@ -158,12 +158,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _strip_as_rgb(strip: Image.Image) -> Image.Image:
-    if strip.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    if strip.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         wide = np.asarray(strip).astype(np.uint32)
-        grey = ((wide * 255 + 32895) >> 16).astype(np.uint8)  # a 257th, rounded
+        gray = ((wide * 255 + 32895) >> 16).astype(np.uint8)  # a 257th, rounded
         if isinstance(clear := strip.info.get("transparency"), int):
-            grey[wide == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
+            gray[wide == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
     if "A" in strip.getbands() or "transparency" in strip.info:
         layer = strip.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -97,7 +97,7 @@ def _read_frame(code: int, content: memoryview, before: _Frame | None) -> _Frame
 
 
 def _scan_blocks(content: memoryview, frame: _Frame) -> int:
-    """The blocks that a scan goes through."""
+    """Return the blocks that a scan goes through."""
     parts = content[1 : 1 + 2 * content[0] : 2]
     return sum(frame.blocks.get(number, 0) for number in parts)
 

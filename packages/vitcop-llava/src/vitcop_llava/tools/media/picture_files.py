@@ -76,7 +76,7 @@ def parse_png(data: bytes) -> Picture:
 
 
 def _inflated(name: bytes, text: bytes) -> bytes:
-    """A compressed text, where it is one that says how to hold the picture; of bounded size."""
+    """Return a compressed text, where it is one that says how to hold the picture; of bounded size."""
     if name != b"Raw profile type exif":
         return b""
     try:
@@ -130,7 +130,7 @@ def parse_gif(data: bytes) -> Picture:
 
 
 def _after_blocks(data: bytes, position: int, limit: int) -> tuple[int, int]:
-    """Where a chain of blocks with their lengths before them ends, and how many they are."""
+    """Return where a chain of blocks with their lengths before them ends, and how many they are."""
     for count in range(limit):
         length = data[position] if position < len(data) else 0  # Pillow's decoder says what is missing
         position += 1 + length
@@ -171,7 +171,7 @@ def parse_webp(data: bytes) -> Picture:
 
 
 def _bitstream_size(kind: bytes, content: bytes) -> tuple[int, int] | None:
-    """The size that a file without a canvas of its own has."""
+    """Return the size that a file without a canvas of its own has."""
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", content, 6)
         return width & 0x3FFF, height & 0x3FFF

@@ -82,10 +82,10 @@ class VideoSupport(Protocol):
         """Frames of a file; raises ValueError or TypeError, which names the file, for one that cannot be read."""
 
     def processor(self, name: str) -> Any:
-        """The processor of a checkpoint for videos; raises OSError or ValueError where it has none."""
+        """Return the processor of a checkpoint for videos; raises OSError or ValueError where it has none."""
 
     def readers(self) -> dict[str, str | None]:
-        """What can decode, in the order of preference: None each, or why it cannot."""
+        """Return what can decode, in the order of preference: None each, or why it cannot."""
 
     def write_demo(self, seed: int, path: Path, *, overwrite: bool = True) -> Sequence[Question]:
         """Draw a clip that the demo model knows into a file, whole or not at all; return the questions about it.
@@ -95,14 +95,14 @@ class VideoSupport(Protocol):
 
 
 def find_support() -> VideoSupport | None:
-    """What the installed vitcop-video offers; None without it."""
+    """Return what the installed vitcop-video offers; None without it."""
     for entry in entry_points(group=ENTRY_POINTS, name="support"):
         return cast("VideoSupport", entry.load())
     return None
 
 
 def need_support() -> VideoSupport:
-    """The same.
+    """Return the same.
 
     Raises:
         ValueError: vitcop-video is not installed.
@@ -114,5 +114,5 @@ def need_support() -> VideoSupport:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its name."""
+    """Return whether a file is a video, by its name."""
     return path.suffix.lower() in SUFFIXES

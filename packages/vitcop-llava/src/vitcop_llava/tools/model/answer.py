@@ -37,7 +37,7 @@ class Answer:
 
 
 def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
-    """The prompt for a question: by the processor's chat template, or else in LLaVA-1.5's format.
+    """Return the prompt for a question: by the processor's chat template, or else in LLaVA-1.5's format.
 
     Args:
         processor: of the model.
@@ -54,7 +54,7 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
 
 
 def prepare(loaded: Loaded, media: Sequence[Medium], question: str) -> Any:
-    """The model's inputs, on its device and in its dtype.
+    """Return the model's inputs, on its device and in its dtype.
 
     Args:
         loaded: the model.
@@ -69,7 +69,7 @@ def prepare(loaded: Loaded, media: Sequence[Medium], question: str) -> Any:
 
 
 def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]]) -> Any:
-    """The inputs of several questions, each with its pictures and clips, as a batch that is padded on the left.
+    """Return the inputs of several questions, each with its pictures and clips, as a batch that is padded on the left.
 
     Raises:
         ValueError: as `prepare`, or for several questions to a tokenizer that cannot pad.
@@ -115,13 +115,13 @@ def _checked_prompt(processor: Any, media: Sequence[Medium], question: str) -> s
 
 
 def _placeholders(processor: Any) -> dict[str, str]:
-    """What stands in a prompt for each kind of thing that the processor takes."""
+    """Return what stands in a prompt for each kind of thing that the processor takes."""
     video = getattr(processor, "video_token", None)
     return {"image": processor.image_token} | ({} if video is None else {"video": video})
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words of ``text`` that the tokenizer has no token for, each once; punctuation is no word."""
+    """Return the words of ``text`` that the tokenizer has no token for, each once; punctuation is no word."""
     if tokenizer.unk_token_id is None or not tokenizer.is_fast:
         return []
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -135,7 +135,7 @@ def find_shards(folder: Path) -> list[str]:
     )
 
 
-def check_weights(folder: Path, numbers: int, is_quantised: bool) -> None:
+def check_weights(folder: Path, numbers: int, is_quantized: bool) -> None:
     """Check that a folder's weights can be as many as the configuration asks for.
 
     What is not there transformers makes up, which takes the memory that the configuration says, and is then refused.
@@ -143,14 +143,14 @@ def check_weights(folder: Path, numbers: int, is_quantised: bool) -> None:
     Args:
         folder: Of the checkpoint.
         numbers: Parameters of the model.
-        is_quantised: Whether a byte may hold several.
+        is_quantized: Whether a byte may hold several.
 
     Raises:
         ModelError: They cannot.
     """
     names = [WEIGHTS] if (folder / WEIGHTS).is_file() else find_shards(folder)
     size = sum((folder / name).stat().st_size for name in names)
-    if numbers > size * (8 if is_quantised else 1):
+    if numbers > size * (8 if is_quantized else 1):
         raise ModelError(
             f"model {folder} must have weights for the {numbers:,} numbers that config.json asks for, got {size:,} "
             "bytes"

@@ -78,7 +78,7 @@ class Loaded:
 
 
 def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """Loads a model that can be pruned.
+    """Load a model that can be pruned.
 
     Args:
         source: a local folder or a hub id; None for the demo model.
@@ -128,13 +128,13 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether a source is a demo model of the packages."""
+    """Return whether a source is a demo model of the packages."""
     support = find_support()
     return name == str(DEMO_FOLDER) or (support is not None and name == str(support.demo_folder))
 
 
 def find_device(device: str) -> torch.device:
-    """The device of that name, ``auto`` among them.
+    """Return the device of that name, ``auto`` among them.
 
     Raises:
         ValueError: for a name that is none, or a device that is not there.
@@ -155,7 +155,7 @@ def find_device(device: str) -> torch.device:
 
 
 def find_source(source: str | None) -> str:
-    """The folder or hub id that ``source`` means; a folder is looked through for what is missing.
+    """Return the folder or hub id that ``source`` means; a folder is looked through for what is missing.
 
     Raises:
         ModelError: where it is neither, or something is missing.
@@ -224,7 +224,7 @@ def _read_config(name: str) -> PreTrainedConfig:
 
 
 def _of_hub(name: str, error: BaseException) -> Exception | None:
-    """What an error of the hub means; None for an error that is not the hub's."""
+    """Return what an error of the hub means; None for an error that is not the hub's."""
     if Path(name).is_dir():
         return None
     chain: list[BaseException] = []
@@ -240,7 +240,7 @@ def _of_hub(name: str, error: BaseException) -> Exception | None:
 
 
 def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
-    """The model's modules without their weights, of a family that is supported.
+    """Return the model's modules without their weights, of a family that is supported.
 
     Raises:
         ModelError: They cannot be built.
@@ -259,7 +259,7 @@ def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
 
 
 def _build(name: str, config: PreTrainedConfig) -> nn.Module:
-    """The modules of a model; of one without images, for the adapter to refuse by name."""
+    """Return the modules of a model; of one without images, for the adapter to refuse by name."""
     kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModel)
     with torch.device("meta"):
         for kind in kinds:
@@ -277,7 +277,7 @@ def _build(name: str, config: PreTrainedConfig) -> nn.Module:
 
 
 def _told(error: Exception) -> str:
-    """An error's own words, after its kind where they say little: a key, or nothing."""
+    """Return an error's own words, after its kind where they say little: a key, or nothing."""
     kind = type(error).__name__
     return f"{kind}: {error}" if isinstance(error, KeyError | AssertionError | AttributeError) else str(error) or kind
 

@@ -22,7 +22,8 @@ class ModelError(ValueError):
 
 
 def read_processor(name: str, parts: Parts) -> Any:
-    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision.
+    """Return the processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no
+    torchvision.
 
     What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
     """
@@ -38,7 +39,7 @@ def read_processor(name: str, parts: Parts) -> Any:
 
 
 def _settings(parts: Parts) -> dict[str, Any]:
-    """What a processor that counts the model's placeholders has to be set to."""
+    """Return what a processor that counts the model's placeholders has to be set to."""
     vision, base = cast(Any, parts.vision_tower.config), cast(Any, parts.base.config)
     has_cls = any(name.endswith("class_embedding") for name, _ in parts.vision_tower.named_parameters())
     return {
@@ -49,7 +50,7 @@ def _settings(parts: Parts) -> dict[str, Any]:
 
 
 def check_processor(name: str, processor: Any, parts: Parts) -> None:
-    """Holds a processor against the model.
+    """Check that a processor fits the model.
 
     Raises:
         ModelError: Processor and model do not fit together.
@@ -76,7 +77,7 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
 
 
 def _check_numbers(processor: Any) -> None:
-    """Raises where a processor makes pictures or prompts that no model looks at, before it makes one."""
+    """Raise where a processor makes pictures or prompts that no model looks at, before it makes one."""
     images = processor.image_processor
     points = getattr(images, "image_grid_pinpoints", None) or ()
     found = {"image_grid_pinpoints": [side for point in points for side in point]}
@@ -94,7 +95,7 @@ def _check_numbers(processor: Any) -> None:
 
 
 def _check_image(processor: Any, parts: Parts, side: int) -> None:
-    """Raises unless a plain image becomes the pixels and placeholders that the model expects."""
+    """Raise unless a plain image becomes the pixels and placeholders that the model expects."""
     try:
         inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
     except Exception as error:
@@ -112,7 +113,7 @@ def _check_image(processor: Any, parts: Parts, side: int) -> None:
 
 
 def _explain(processor: Any, parts: Parts) -> str:
-    """What of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
+    """Return what of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
     reasons = [
         f"its {setting} must be {value!r}, got {getattr(processor, setting)!r} (see processor_config.json)"
         for setting, value in _settings(parts).items()
@@ -130,7 +131,7 @@ def _explain(processor: Any, parts: Parts) -> str:
 
 
 def _check_clip(processor: Any, video: Video) -> None:
-    """The same for a clip of two plain frames."""
+    """Do the same for a clip of two plain frames."""
     side = video.frame_size
     try:
         inputs = processor(text=processor.video_token, videos=[np.zeros((2, side, side, 3), np.uint8)])

@@ -27,7 +27,7 @@ def contact_sheet(
     grid: tuple[int, int],
     caption: str = "",
 ) -> Image.Image:
-    """Draws the frames of a clip and, under each, what every stage left of it.
+    """Draw the frames of a clip and, under each, what every stage left of it.
 
     Args:
         views: the frames as the model sees them.
