@@ -68,17 +68,20 @@ Batch = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help='Many questions: a JSON object a line: "image" or "images" (or videos), "question", and "id" if wanted.',
+        help='Read many questions from a file, one JSON object a line: "image" or "images" (or videos), "question", '
+        'and "id" if you like.',
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE.jsonl", help="With --batch: where results go instead of stdout."),
+    typer.Option(
+        "--out", "-o", metavar="FILE.jsonl", help="With --batch: write results to this file instead of stdout."
+    ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", metavar="", help="With --out: go on where an interrupted run of the same options left FILE.partial."
+        "--resume", metavar="", help="With --out: continue an interrupted run of the same options from FILE.partial."
     ),
 ]
 TIMES = "Times are wall time of a single run"
@@ -100,7 +103,7 @@ def ask(
     retain: Retain = None,
     method: MethodName = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", metavar="", help="Run the unpruned model as well.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens.")] = 64,
     frames: Frames = None,
     fps: Fps = None,
     indices: Indices = None,
@@ -120,7 +123,7 @@ def ask(
 ) -> None:
     """Answer a question about images and videos, with visual tokens pruned.
 
-    Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
+    Print the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
     videos go into one prompt, in order, before the question. With --batch the questions come from a file, and the
     results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1. A file of
     results gets its name when it is whole; until then it is FILE.partial.

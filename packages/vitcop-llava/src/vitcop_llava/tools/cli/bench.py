@@ -51,18 +51,24 @@ Shape = Annotated[
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeatable; default: all."),
+    typer.Option(
+        "--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeat the option for several. Default: all."
+    ),
 ]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(
         "--retain",
         metavar="N|N%,...",
-        help="Visual tokens an image or clip to keep on average, or their share; repeatable; default: 1/3, 2/9, 1/9.",
+        help="How many visual tokens of an image or clip to keep on average, or which share of them. Repeat the option "
+        "for several. Default: 1/3, 2/9, 1/9.",
     ),
 ]
 ImageSize = Annotated[
-    str | None, typer.Option(metavar="WxH", help="Pixels, for models that tile; default: the most tokens.")
+    str | None,
+    typer.Option(
+        metavar="WxH", help="The size in pixels, for models that tile. Default: the one with the most tokens."
+    ),
 ]
 Attention = Annotated[
     str | None,
@@ -86,25 +92,34 @@ def bench(
     model: Model = None,
     method: Methods = None,
     retain: Budgets = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds, after one that warms up.")] = 5,
-    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens to generate for each prompt.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at a time.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="How many rounds, after one that warms up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How many tokens to generate for each prompt.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts at a time.")] = 1,
     image_size: ImageSize = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="Of a clip, for video models; default: 8.")
+        int | None, typer.Option(min=1, max=10**6, help="How many frames of a clip, for video models. Default: 8.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="Tokens of text in a prompt.")] = 60,
+    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="How many tokens of text in a prompt.")] = 60,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = None,
-    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the prompt and of the order of runs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the prompt and of the order of runs.")] = 0,
     brief: Annotated[
-        bool, typer.Option("--brief", help="Only time to the first token, cache and MACs, in three lines and as bars.")
+        bool,
+        typer.Option(
+            "--brief",
+            help="Measure only time to the first token, cache and MACs, and print them as three lines and as bars.",
+        ),
     ] = False,
     host: Annotated[
-        bool, typer.Option("--host", help="Only what the host works, as ratios to unpruned; default shape: narrow.")
+        bool,
+        typer.Option(
+            "--host", help="Measure only the work of the host, as ratios to the unpruned model. Default shape: narrow."
+        ),
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result in this file.")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,

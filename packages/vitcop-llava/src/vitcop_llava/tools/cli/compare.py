@@ -60,7 +60,8 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[(SETTING=VALUE)]",
-        help="A method, with settings if wanted: vitcop(layers=(1, 6)); may be repeated, or hold several with commas.",
+        help="A method, with settings if you like: vitcop(layers=(1, 6)). Repeat the option, or separate several with "
+        "commas.",
     ),
 ]
 Preset = Annotated[
@@ -71,29 +72,34 @@ Retains = Annotated[
     typer.Option(
         "--retain",
         metavar="N|N%|M/N",
-        help="A budget; may be repeated, or hold several with commas. Default: 1/3, 2/9, 1/9 and 1/18; 1/9 for table-4 "
-        "and table-7.",
+        help="A budget. Repeat the option, or separate several with commas. Default: 1/3, 2/9, 1/9 and 1/18; 1/9 for "
+        "table-4 and table-7.",
         show_default=False,
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Questions to ask; default: 2000 of the demo's, all of a file's.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How many questions to ask. Default: 2000 of the demo's, all of a file's."),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Questions a batch; default: 50 for a demo model, else 8.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How many questions in a batch. Default: 50 for a demo model, else 8."),
 ]
 Longest = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Longest answer, in tokens; default: 4 for a demo model, else 16.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens. Default: 4 for a demo model, else 16."),
 ]
-Timing = Annotated[int, typer.Option(min=0, max=10**6, help="Questions to take the time of; 0 for none.")]
-Seed = Annotated[int, typer.Option(min=0, max=10**9, help="Of the resampling behind the intervals.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where report, plot, JSON and answers go.")]
+Timing = Annotated[int, typer.Option(min=0, max=10**6, help="How many questions to measure the time of; 0 for none.")]
+Seed = Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the resampling behind the intervals.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for report, plot, JSON and answers.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", metavar="", help="Go on with an interrupted run of the same options, if there is one."),
+    typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one."),
 ]
 
 
@@ -135,9 +141,9 @@ def compare(
 ) -> None:
     """Compare pruning methods at equal budgets on one model and one set of questions.
 
-    Prints for each method and budget the tokens, multiply-accumulates and cache, the accuracy and what is kept of the
-    unpruned model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a
-    folder. A budget that a method cannot reach is a line that says so.
+    For each method and budget, print the tokens, multiply-accumulates and cache, the accuracy, its share of the unpruned
+    model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a folder. If a
+    method cannot reach a budget, its line says so.
     """
     name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()

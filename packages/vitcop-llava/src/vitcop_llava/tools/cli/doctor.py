@@ -31,7 +31,7 @@ class Finding:
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Say what is installed, which kernels and attention backends are live, and why not."""
+    """Say what is installed, which kernels and attention backends are in use, and why others are not."""
     with progress("looking around"):
         findings = [*_versions(), *_devices(), *_attention(), *_kernels(), _torchvision(), *_video(), _demo_weights()]
     if as_json:

@@ -28,30 +28,32 @@ Frames = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="So many, at equal distances; default: 8, or all of fewer.",
+        help="How many frames, at equal distances. Default: 8, or all if there are fewer.",
         rich_help_panel=_PANEL,
         min=1,
         max=10**6,
     ),
 ]
-Fps = Annotated[float | None, typer.Option(metavar="RATE", help="So many a second.", rich_help_panel=_PANEL)]
-Indices = Annotated[str | None, typer.Option(metavar="N,N,...", help="These, counted from 0.", rich_help_panel=_PANEL)]
+Fps = Annotated[float | None, typer.Option(metavar="RATE", help="How many frames a second.", rich_help_panel=_PANEL)]
+Indices = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", help="The numbers of the frames, counted from 0.", rich_help_panel=_PANEL),
+]
 KeyFrames = Annotated[
-    bool, typer.Option("--key-frames", metavar="", help="Those stored whole.", rich_help_panel=_PANEL)
+    bool, typer.Option("--key-frames", metavar="", help="The frames that are stored whole.", rich_help_panel=_PANEL)
 ]
 Start = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="None that appear earlier.", rich_help_panel=_PANEL)
+    float | None, typer.Option(metavar="SECONDS", help="Leave out frames that appear earlier.", rich_help_panel=_PANEL)
 ]
 End = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="None that appear then or later.", rich_help_panel=_PANEL)
+    float | None,
+    typer.Option(metavar="SECONDS", help="Leave out frames that appear at this time or later.", rich_help_panel=_PANEL),
 ]
 TimeLimit = Annotated[
     float,
-    typer.Option(
-        metavar="SECONDS", help="Longest that reading one file may take; 0: no limit.", rich_help_panel=_PANEL
-    ),
+    typer.Option(metavar="SECONDS", help="How long reading one file may take; 0 for no limit.", rich_help_panel=_PANEL),
 ]
-Reader = Annotated[str, typer.Option(help="What decodes: auto, pyav, decord or torchcodec.", rich_help_panel=_PANEL)]
+Reader = Annotated[str, typer.Option(help="The decoder: auto, pyav, decord or torchcodec.", rich_help_panel=_PANEL)]
 
 
 def parse_sampling(

@@ -21,7 +21,7 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[(SETTING=VALUE)]",
-        help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip; with settings if wanted: vitcop(layers=(1, 6)).",
+        help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip, with settings if you like: vitcop(layers=(1, 6)).",
     ),
 ]
 

@@ -23,21 +23,21 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|ID",
-        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model.",
+        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf. Default: the demo model.",
     ),
 ]
 Retain = Annotated[
     str | None,
     typer.Option(
         metavar="N|N%|M/N|all",
-        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all; "
-        "default: 1/9.",
+        help="How many visual tokens of an image or clip to keep on average (64), which share of them (11.1%, 1/9), "
+        "or all. Default: 1/9.",
         show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
 
