@@ -73,7 +73,7 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> in
         high: The most; None for :data:`MAX_INT`.
 
     Raises:
-        TypeError: ``value`` is no integer.
+        TypeError: ``value`` is not an integer.
         ValueError: It lies outside the range.
     """
     expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
@@ -99,7 +99,7 @@ def check_positive(name: str, value: object, at_most: int | None = None) -> Frac
         at_most: Upper bound, inclusive.
 
     Raises:
-        TypeError: ``value`` is no number.
+        TypeError: ``value`` is not a number.
         ValueError: It is not finite, not positive, above ``at_most``, or beyond what a float can hold.
     """
     expected = "a positive number" if at_most is None else f"a number in (0, {at_most}]"
@@ -115,7 +115,7 @@ def check_finite(name: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite number.
 
     Raises:
-        TypeError: ``value`` is no number.
+        TypeError: ``value`` is not a number.
         ValueError: It is not finite, or beyond what a float can hold.
     """
     number = _number(name, value, "a finite number")
@@ -149,7 +149,7 @@ def check_text(name: str, value: object) -> None:
     """Raise unless ``value`` is a text with something in it.
 
     Raises:
-        TypeError: ``value`` is no text.
+        TypeError: ``value`` is not a text.
         ValueError: It is empty.
     """
     if not isinstance(value, str):
@@ -197,7 +197,7 @@ def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Ten
         like: A tensor whose device ``value`` must share.
 
     Raises:
-        TypeError: ``value`` is no tensor.
+        TypeError: ``value`` is not a tensor.
         ValueError: Its shape or device differs.
     """
     if not isinstance(value, Tensor):

@@ -46,7 +46,7 @@ def write_whole(path: StrPath, *, overwrite: bool = True) -> Iterator[BinaryIO]:
 
     Raises:
         FileExistsError: The file is there, and ``overwrite`` is false.
-        OSError: The folder is missing, ``path`` is no regular file, the disk is full, and so on.
+        OSError: The folder is missing, ``path`` is not a regular file, the disk is full, and so on.
     """
     with told_of(path):
         target, mode = check_writable(path, overwrite=overwrite)
@@ -127,7 +127,7 @@ def open_regular(path: StrPath) -> BinaryIO:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: As they say.
-        OSError: ``path`` is no regular file, or cannot be opened.
+        OSError: ``path`` is not a regular file, or cannot be opened.
     """
     with told_of(path):
         # Asked before opening, since opening a device can have effects, and after, since the file may have been

@@ -47,7 +47,7 @@ def register_method(name: str, kind: Any) -> None:
         kind: A dataclass that derives from :class:`~vitcop_core.methods.Method`.
 
     Raises:
-        TypeError: ``kind`` is none.
+        TypeError: ``kind`` is not one.
         ValueError: ``name`` is no Python name, or that of a method of this package.
     """
     from vitcop_core.methods import Method
@@ -97,7 +97,7 @@ def find_method(
         retention_ratio: Or as a share. Without either the settings have to say what is kept.
 
     Raises:
-        TypeError: ``text`` is no text.
+        TypeError: ``text`` is not a text.
         ValueError: It cannot be read, is longer than 1,000 characters, names several methods or none that there is, or
             a setting or a budget does not fit; the message says which.
     """
@@ -123,7 +123,7 @@ def find_methods(
         source: Where a budget comes from, for the message of an error.
 
     Raises:
-        TypeError: ``text`` is no text.
+        TypeError: ``text`` is not a text.
         ValueError: It cannot be read, or a method, a setting or a budget does not fit.
     """
     if not isinstance(text, str):

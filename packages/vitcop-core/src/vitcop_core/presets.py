@@ -39,7 +39,7 @@ def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[
             first stays: scaled, the table's three would be one.
 
     Raises:
-        TypeError: An argument is no number.
+        TypeError: An argument is not a number.
         ValueError: One is out of range, or there are too few layers for these cuts.
     """
     num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)

@@ -91,7 +91,7 @@ class VisionView:
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
 
     Raises:
-        TypeError: A number is none, or ``hidden`` no tensor.
+        TypeError: A number is not one, or ``hidden`` no tensor.
         ValueError: A number is out of range, patches are pooled and there is no grid, or the frames are not the C
             units.
     """
@@ -125,7 +125,7 @@ class VisionView:
         require(fits, "frames", f"those of {units} units", self.frames)
 
     def pooled(self, values: Tensor) -> Tensor:
-        """Averages what belongs to the vision layer's patches over those of each token.
+        """Average what belongs to the vision layer's patches over the patches of each token.
 
         Args:
             values: ``[C, M, ...]`` floating, without CLS.

@@ -37,10 +37,10 @@ class Report:
         bytes_per_element: Of the cache.
         distance_ratio: What the method diagnosed of the first image, :attr:`Diagnosis.ratio`: for ViTCoP the median
             distance between clustered features over the cutoff distance. None where nothing was clustered.
-        note: Why nothing was pruned, where nothing was.
+        note: Why nothing was pruned; None if something was.
 
     Raises:
-        TypeError: ``bytes_per_element`` is no integer, or ``rows`` no tuple.
+        TypeError: ``bytes_per_element`` is not an integer, or ``rows`` no tuple.
         ValueError: ``bytes_per_element`` is out of range.
     """
 
@@ -58,7 +58,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call | None, method: Method, parts: Parts) -> Report:
-        """Return the report of a finished call; warns of what the method diagnoses."""
+        """Return the report of a finished call, and warn of what the method diagnoses."""
         size = next(parts.language_model.parameters()).element_size()
         if call is None:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
@@ -83,11 +83,11 @@ class Report:
         return any(row.plan is not None and not row.plan.is_identity for row in self.rows)
 
     def macs(self) -> tuple[int, int]:
-        """Multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned."""
+        """Return the multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned."""
         return self._total(layer_macs)
 
     def kv_bytes(self) -> tuple[int, int]:
-        """Bytes of the cache after the prefill over all rows: pruned, and unpruned."""
+        """Return the bytes of the cache after the prefill over all rows: pruned, and unpruned."""
         return self._total(lambda shape, length: layer_kv_bytes(shape, length, self.bytes_per_element))
 
     def _total(self, cost: Callable[[LanguageModelShape, int], int]) -> tuple[int, int]:
@@ -151,7 +151,7 @@ class Survivors:
     stages: tuple[StageSurvivors, ...]
 
     def part(self, start: int, stop: int) -> Survivors:
-        """Return those of the patches ``start`` to ``stop``, which are counted from 0 then."""
+        """Return the survivors among the patches ``start`` to ``stop``, counted from ``start``."""
         stages = []
         for stage in self.stages:
             inside = (stage.patches >= start) & (stage.patches < stop)
@@ -168,7 +168,7 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
         method: What the call was pruned with: it names its cuts.
 
     Raises:
-        TypeError: ``row`` is no integer.
+        TypeError: ``row`` is not an integer.
         ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.rows is None or call.run is None or call.placeholders is None:

@@ -33,7 +33,7 @@ class RowReport:
             for plain names.
 
     Raises:
-        TypeError: A count is no integer, ``plan`` is none, or ``titles`` are no tuple.
+        TypeError: A count is not an integer, ``plan`` is not one, or ``titles`` are not a tuple.
         ValueError: A count is negative, or above 2,147,483,647; or there are not as many titles as cuts, and one.
     """
 
@@ -81,7 +81,7 @@ def row_of(content: dict[str, Any], method: Method) -> RowReport:
     """Return the row of a method that `row_content` told; its numbers check themselves.
 
     Raises:
-        KeyError, TypeError, ValueError: It is none, or of another method.
+        KeyError, TypeError, ValueError: It is not one, or of another method.
     """
     stored = content["plan"]
     vision = stored["vision"] and VisionCut(tuple(stored["vision"]["keep"]), tuple(stored["vision"]["clusters"]))

@@ -34,7 +34,7 @@ def uniform(window: range, frames: int) -> list[int]:
         frames: how many, at most ``len(window)``.
 
     Raises:
-        TypeError: ``frames`` is no integer.
+        TypeError: ``frames`` is not an integer.
         ValueError: it is below one, or more than there are.
     """
     check_int("frames", frames, 1)
@@ -55,7 +55,7 @@ def by_rate(window: range, ticks: Ticks, fps: float | Fraction, time_base: Fract
         time_base: seconds a tick.
 
     Raises:
-        TypeError: ``fps`` is no number.
+        TypeError: ``fps`` is not a number.
         ValueError: it is not positive, or above the clip's own.
     """
     rate = check_positive("fps", fps)
@@ -95,7 +95,7 @@ def explicit(length: int, indices: Sequence[int]) -> list[int]:
     """Return a list of indices as it was given: in any order, and a frame as often as it is named.
 
     Raises:
-        TypeError: ``indices`` is no sequence of integers.
+        TypeError: ``indices`` is not a sequence of integers.
         ValueError: it is empty, or an index is below zero or not below ``length``.
     """
     check_sequence("indices", indices)

@@ -16,7 +16,7 @@ def check_time_limit(value: object) -> float | None:
     """Return a limit of time as a number of seconds; None for none.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is not positive, or more than a million seconds.
     """
     if value is None:
@@ -33,7 +33,7 @@ def check_seconds(name: str, value: object) -> float | Fraction | None:
     """Return a moment in seconds, which may be any finite number; None for none.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is infinite or NaN.
     """
     if value is None:

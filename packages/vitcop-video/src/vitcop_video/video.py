@@ -94,7 +94,7 @@ class VideoFile:
             indices: integers from 0 to ``info.frames - 1``.
 
         Raises:
-            TypeError: ``indices`` is no sequence of integers.
+            TypeError: ``indices`` is not a sequence of integers.
             ValueError: it is empty, out of range, or asks for more than 512 MiB.
             VideoError: the file is damaged where the frames are, or reading them takes more time than the limit or
                 more memory than is allowed.
@@ -179,8 +179,8 @@ def open_video(
         TypeError: an argument is of another type.
         ValueError: the backend is unknown or cannot run here, or the limit is out of range.
         FileNotFoundError, IsADirectoryError, PermissionError: as they say.
-        VideoError: it is no video that can be read, is damaged or truncated, or takes too much time or memory; or there
-            is no PyAV.
+        VideoError: it is not a video that can be read, is damaged or truncated, or takes too much time or memory; or
+            PyAV is missing.
     """
     return _open(path, backend, time_limit, Deadline(check_time_limit(time_limit)))
 
@@ -224,8 +224,8 @@ def read_video(
         TypeError: an argument is of another type.
         ValueError: an argument is out of range, two are at odds, or the frames would take more than 512 MiB.
         FileNotFoundError, IsADirectoryError, PermissionError: as they say.
-        VideoError: it is no video that can be read, is damaged or truncated, or takes too much time or memory; or there
-            is no PyAV.
+        VideoError: it is not a video that can be read, is damaged or truncated, or takes too much time or memory; or
+            PyAV is missing.
     """
     deadline = Deadline(check_time_limit(time_limit))
     video = _open(path, backend, time_limit, deadline)

@@ -30,7 +30,7 @@ class BudgetedMethod(Method):
             float is read as one third.
 
     Raises:
-        TypeError: A budget is no number.
+        TypeError: A budget is not a number.
         ValueError: A budget is out of range.
     """
 
@@ -41,7 +41,7 @@ class BudgetedMethod(Method):
         """Check the two, and that exactly one of them and of ``others`` is given; first of all make numbers plain.
 
         Raises:
-            TypeError: A budget is no number.
+            TypeError: A budget is not a number.
             ValueError: None is given, or several, or one is out of range.
         """
         plain_fields(self)
@@ -85,7 +85,7 @@ def check_layers(layers: object, *, is_pair: bool = False) -> None:
         is_pair: Whether there have to be two.
 
     Raises:
-        TypeError: They are no tuple of integers, or of two.
+        TypeError: They are not a tuple of integers, or of two.
         ValueError: One is not positive, they do not ascend, or there are none.
     """
     two = "two " if is_pair else ""
@@ -173,7 +173,7 @@ def check_counts(counts: object, *names: str) -> None:
     """Raise unless ``counts`` are positive integers, as many as ``names``, which say what they are.
 
     Raises:
-        TypeError: They are no tuple of so many integers.
+        TypeError: They are not a tuple of so many integers.
         ValueError: One is not positive.
     """
     if not isinstance(counts, tuple) or len(counts) != len(names):

@@ -15,7 +15,7 @@ def check_ratios(ratios: object, *, whole: bool) -> None:
         whole: Whether all three stages are on.
 
     Raises:
-        TypeError: They are no tuple of three.
+        TypeError: They are not a tuple of three.
         ValueError: One is out of range or above the one before, or a stage is off.
     """
     if not isinstance(ratios, tuple) or len(ratios) != 3:
@@ -29,7 +29,7 @@ def check_temporal(change_share: Any, cluster_frames: Any, compat: str) -> None:
     """Raise unless the settings for video are in range.
 
     Raises:
-        TypeError: One is no number.
+        TypeError: One is not a number.
         ValueError: One is out of range, or frames are to be clustered together as the released code would, which has
             no video.
     """

@@ -23,7 +23,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: There is no tensor, or a shape or device does not fit.
+        ValueError: There is not a tensor, or a shape or device does not fit.
     """
     check_integral("index", index, ("B", "k"))
     check_sequence("tensors", tensors)

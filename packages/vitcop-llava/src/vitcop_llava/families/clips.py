@@ -22,7 +22,7 @@ def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
         F of each clip; and ``[clips, F, 3, s, s]``, or ``[1, frames of all clips, 3, s, s]`` from a list.
 
     Raises:
-        TypeError: There are no pixels, or a clip is no tensor.
+        TypeError: There are no pixels, or a clip is not a tensor.
         ValueError: The shape is another, or a clip has no frame.
     """
     if isinstance(pixels, Tensor):

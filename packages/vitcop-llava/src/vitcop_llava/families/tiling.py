@@ -36,7 +36,7 @@ class Tiling:
         frames: Frames of a clip, each a unit; 0 for an image.
 
     Raises:
-        TypeError: A number is no integer, or a pair no tuple.
+        TypeError: A number is not an integer, or a pair no tuple.
         ValueError: A number is out of range.
     """
 
@@ -126,7 +126,7 @@ def tile_image(
         patch_size: Side of a patch in pixels.
 
     Raises:
-        TypeError: A side is no integer.
+        TypeError: A side is not an integer.
         ValueError: A side is not positive, there are no pinpoints, or one is not a multiple of the tile size.
     """
     height, width = check_int("height", height, 1), check_int("width", width, 1)
@@ -151,7 +151,7 @@ def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
     """Raise unless there are pinpoints, all of them multiples of the tile size.
 
     Raises:
-        TypeError: The tile size is no integer.
+        TypeError: The tile size is not an integer.
         ValueError: It is not positive, there are no pinpoints, or one is not a multiple.
     """
     tile_size = check_int("tile_size", tile_size, 1)

@@ -32,9 +32,9 @@ TokenIds = Sequence[int] | Tensor
 class ImagePrefix:
     """A prompt up to the end of its images, pruned and computed: any number of questions can follow it.
 
-    Made by `encode_image` or `load`. It never changes, so threads may share it. The model that answers has to be pruned
-    while it does (under any method): a pruned cache is of no use to the bare model, which refuses it. It has to compute
-    with the weights and adapters that the prefix was made with.
+    `encode_image` and `load` make it. It never changes, so threads may share it. The model that answers has to be
+    pruned meanwhile, under any method, because the bare model refuses a pruned cache. It has to compute with the
+    weights and adapters that the prefix was made with.
 
     Attributes:
         input_ids: ``[1, L]`` int64, its tokens with every placeholder.
@@ -56,9 +56,9 @@ class ImagePrefix:
     def cache(self) -> DynamicCache:
         """Return a fresh cache that holds the prefix, to pass as ``past_key_values``.
 
-        It takes as many rows as the first call brings (questions times beams), and is used up by one conversation. To
-        the caller it has the length of ``input_ids``; ``generate`` takes ``input_ids`` that begin with the prefix's.
-        The first call that continues it raises an error in a model with other weights or adapters.
+        It takes as many rows as the first call brings (questions times beams), and serves one conversation. Its length
+        is that of ``input_ids``, and ``generate`` takes ``input_ids`` that begin with the prefix's. If a model with
+        other weights or adapters continues it, the first call raises an error.
 
         Raises:
             ValueError: The prefix keeps every token, so that the bare model can continue it unasked, and the model that
@@ -73,12 +73,12 @@ class ImagePrefix:
         return cache
 
     def inputs(self, questions: Sequence[TokenIds] | Tensor, *, pad_token_id: int = 0) -> dict[str, Any]:
-        """Return what ``generate`` needs to answer ``questions``, one a row:
-        ``model.generate(**prefix.inputs(questions))``.
+        """Return the arguments with which ``generate`` answers ``questions``, one a row.
 
-        Shorter questions are padded between the prefix and their first token, and the padding masked: every row ends in
-        its question's last token, and positions count on from the prefix. The answers begin at column
-        ``inputs["input_ids"].shape[1]`` of what ``generate`` returns.
+        Call ``model.generate(**prefix.inputs(questions))``. The answers begin at column
+        ``inputs["input_ids"].shape[1]`` of what it returns. Shorter questions are padded between the prefix and their
+        first token, and the padding is masked. So every row ends in its question's last token, and positions count on
+        from the prefix.
 
         Args:
             questions: Token ids of each question, without padding: a list, ``[n]`` or ``[1, n]``. Either what follows
@@ -92,7 +92,7 @@ class ImagePrefix:
             cache as ``past_key_values``.
 
         Raises:
-            TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is none.
+            TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is not one.
             ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; an id is
                 none of the model's vocabulary; or as `cache` says.
         """
@@ -132,8 +132,8 @@ class ImagePrefix:
     def load(cls, path: str | Path, model: nn.Module, method: Method | None = None) -> Self:
         """Read a prefix onto the devices of ``model``, after checking that it is whole and belongs there.
 
-        Model class, configuration, samples of the weights, adapters in effect, dtype and method have to be those that
-        it was made with.
+        The model's class and configuration, samples of its weights, the adapters in effect, the dtype and the method
+        have to be those that the prefix was made with.
 
         Args:
             path: A file that `save` wrote.

@@ -109,7 +109,7 @@ def read_header(stream: BinaryIO) -> Header:
     """Read the header of an open file, of bounded length.
 
     Raises:
-        DamageError: It is none.
+        DamageError: It is not one.
     """
     length = stream.read(8)
     count = int.from_bytes(length, "little")

@@ -22,7 +22,7 @@ def read_index(path: str | os.PathLike[str], deadline: Deadline) -> Index:
 
     Raises:
         TypeError, FileNotFoundError, IsADirectoryError, PermissionError: as `check_path`.
-        VideoError: it is no video that can be read, it is damaged or truncated, or takes too much time or memory.
+        VideoError: it is not a video that can be read, it is damaged or truncated, or takes too much time or memory.
     """
     full = check_path(path)
     try:

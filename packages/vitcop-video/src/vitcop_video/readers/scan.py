@@ -95,7 +95,7 @@ def scan(opening: Opening, deadline: Deadline) -> Index:
     """Read the packets of a file, and decode its first frame.
 
     Raises:
-        VideoError: it is no video that can be read, it is damaged or truncated, or the time is over.
+        VideoError: it is not a video that can be read, it is damaged or truncated, or the time is over.
         UnplainError: it is not what it seemed to be.
     """
     path = opening.path

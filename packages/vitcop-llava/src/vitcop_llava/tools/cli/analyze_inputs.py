@@ -50,7 +50,7 @@ def parse_shares(text: str) -> list[Fraction]:
     """Return the percentages of ``--top-k`` as shares, ascending, each once.
 
     Raises:
-        UserError: One is no number above 0 and up to 100.
+        UserError: One is not a number above 0 and up to 100.
     """
     found = set()
     for part in text.split(","):

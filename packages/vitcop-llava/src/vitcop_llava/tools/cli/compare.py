@@ -141,9 +141,9 @@ def compare(
 ) -> None:
     """Compare pruning methods at equal budgets on one model and one set of questions.
 
-    For each method and budget, print the tokens, multiply-accumulates and cache, the accuracy, its share of the unpruned
-    model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a folder. If a
-    method cannot reach a budget, its line says so.
+    For each method and budget, print the tokens, multiply-accumulates and cache, the accuracy, its share of the
+    unpruned model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a
+    folder. If a method cannot reach a budget, its line says so.
     """
     name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()

@@ -172,7 +172,7 @@ def check_question(question: str, images: Sequence[Path]) -> None:
     """Raise for the ways in which images and question get mixed up.
 
     Raises:
-        UserError: where the question is missing or is a file, or there is no image.
+        UserError: where the question is missing or is a file, or there is not an image.
     """
     is_file = _names_file(question)
     if not images:
