@@ -117,9 +117,21 @@ FIRST = (
         (*BENCH, *SMALL, "--new-tokens", "2", "--out", "{out}/bench-small.json"),
     ),
     Step(
+        "bench-7b-captured",
+        70,
+        bench(
+            *(*SEVEN, "--method", "vitcop", "--retain", "64", "--new-tokens", "4", "--capture"),
+            out="bench-llava-1.5-7b-captured",
+        ),
+        (*BENCH, *SMALL, "--new-tokens", "2", "--capture", "--out", "{out}/bench-small-captured.json"),
+    ),
+    Step(
         "bench-13b-next",
         100,
-        bench(*THIRTEEN, "--method", "vitcop", "--retain", "160", "--repeats", "3", out="bench-llava-next-13b"),
+        bench(
+            *(*THIRTEEN, "--method", "vitcop", "--retain", "160", "--repeats", "3", "--capture"),
+            out="bench-llava-next-13b",
+        ),
         why="too large for a trial; bench-7b goes the same way",
     ),
     Step(

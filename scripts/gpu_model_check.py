@@ -28,6 +28,7 @@ import vitcop_video  # noqa: F401  (brings the family of clips)
 from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_core.files import write_json
 from vitcop_llava.families import locate
+from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.prompts import make_prompt
 from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model
@@ -119,6 +120,35 @@ def compare_devices(model: Any, inputs: dict[str, Tensor], device: str, method: 
         found = run(moved, on(device, inputs))
     far, same = apart(found, expected), kept(there, rows) == kept(here, rows)
     return {"kept_equal": same, "logits_apart": far, "ok": same and far <= TOLERANCE}
+
+
+def check_captured(model: Any, inputs: dict[str, Tensor], method: Method) -> dict[str, Any]:
+    """Prefills that are replayed, on the model's own device: the same as run, and theirs to keep."""
+    other = {name: value.flip(0) if name.startswith("pixel") else value for name, value in inputs.items()}
+    with prune(model, method):
+        expected, expected_other = run(model, inputs), run(model, other)
+    with prune(model, method, capture=True) as pruner:
+        for _ in range(2):
+            run(model, inputs)
+        obstacle = pruner.uncaptured
+        output = model(**inputs, use_cache=True)
+        found_other, found = run(model, other), run(model, inputs)
+        kept_whole = apart([output.logits.float().cpu()], expected[:1])
+    far = max(apart(found, expected), apart(found_other, expected_other), kept_whole)
+    return {"obstacle": obstacle, "logits_apart": far, "ok": obstacle is None and far == 0}
+
+
+def check_failing_recording() -> dict[str, Any]:
+    """Work that waits for the device cannot be recorded: that is told, and the device goes on."""
+    graphs, given = Graphs(), torch.ones(4, device="cuda")
+
+    def work(each: Tensor) -> tuple[Tensor, ...]:
+        return (each * each.sum().item(),)
+
+    told = [graphs.run("waits", work, (given,)) for _ in range(3)]
+    later = [graphs.run("does not", lambda each: (each + 1,), (given,)) for _ in range(3)]
+    goes_on = isinstance(later[-1], list) and bool((later[-1][0] == 2).all())
+    return {"told": [str(each) for each in told], "ok": goes_on and all(isinstance(each, str) for each in told)}
 
 
 def check_properties(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -245,6 +275,8 @@ def main() -> None:
         "kernels": vitcop_cuda.reason or "loaded",
     }
     with torch.inference_mode():
+        if options.device == "cuda":
+            result["a recording that fails"] = {"graphs": check_failing_recording()}
         for family in FAMILIES:
             for attention in BACKENDS[: 1 if options.quick else None]:
                 result[f"{family}, {attention}"] = check(
@@ -272,6 +304,11 @@ def check(family: str, attention: str, device: str, methods: dict[str, Method], 
         except Exception as error:
             found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     moved, there = model.to(device), on(device, inputs)
+    for name, method in methods.items() if attention == "sdpa" else ():
+        try:
+            found[f"{name}, replayed"] = check_captured(moved, there, method)
+        except Exception as error:
+            found[f"{name}, replayed"] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     try:
         found["properties"] = check_properties(moved, there)
     except Exception as error:

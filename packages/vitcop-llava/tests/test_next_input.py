@@ -75,7 +75,7 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exceptio
     "zero-images": (
         lambda inputs: {**inputs, "pixel_values": inputs["pixel_values"][:0], "image_sizes": []},
         ValueError,
-        "there is no image",
+        "pixel_values must be given with",
     ),
 }
 

@@ -18,6 +18,8 @@ from vitcop_core.shown import shown
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks.calls import CallHooks
+from vitcop_llava.hooks.capture import DecoderCapture, TowerCapture
+from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.language import LanguageHooks
 from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.hooks.planning import Planner
@@ -46,7 +48,7 @@ class Pruner:
     Made by `prune`. The hooks hold the method alone; what a forward pass learns belongs to that pass and its cache.
     """
 
-    def __init__(self, model: nn.Module, method: Method, *, keep_newline: bool = False) -> None:
+    def __init__(self, model: nn.Module, method: Method, *, keep_newline: bool = False, capture: bool = False) -> None:
         model = unwrapped(model)
         parts = locate(model)
         if keep_newline and parts.anyres is None:
@@ -59,6 +61,7 @@ class Pruner:
         self._owner = next(_owners)
         self._last: Call | None = None
         self._handles: list[Removable] = []
+        self._captures = capture
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
         reads_tower = type(method).cut_vision is not Method.cut_vision
         identity = _keeps_all(planner, parts, reads_tower=reads_tower)
@@ -74,11 +77,14 @@ class Pruner:
 
     def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
         parts, method, owner = self._parts, self._method, self._owner
-        language = LanguageHooks(parts, method, planner, owner, identity=identity)
+        graphs = Graphs()
+        segments = DecoderCapture(parts, owner, graphs) if self._captures and not identity else None
+        lower = TowerCapture(parts, owner, graphs) if self._captures and not identity else None
+        language = LanguageHooks(parts, method, planner, owner, segments, identity=identity)
         vision = VisionHooks(parts, method, planner, owner)
         self._handles.extend(CallHooks(model, parts, owner, self._finish, identity=identity).attach())
         tower = TowerHooks(parts, owner)
-        features = FeatureHooks(parts, planner, owner, tower, cuts_tower=cuts_tower, identity=identity)
+        features = FeatureHooks(parts, planner, owner, tower, lower, cuts_tower=cuts_tower, identity=identity)
         self._handles.extend(features.attach())
         self._handles.extend(language.attach())
         modules = [model, parts.base, *language.modules]
@@ -88,6 +94,9 @@ class Pruner:
         if not identity:
             self._handles.extend(tower.attach())
             modules += tower.modules
+        if lower is not None:
+            self._handles.extend(lower.attach())
+            modules += lower.modules
         if not identity and is_compiled(parts.base):
             self._handles.extend(forget_compiled(modules[2:]))
         self._handles.append(CleanCopies(modules, self._handles))
@@ -105,6 +114,20 @@ class Pruner:
     def report(self) -> Report:
         """What the most recent prefill kept, and what that saved."""
         return Report.of(self._last, self._method, self._parts)
+
+    @property
+    def uncaptured(self) -> str | None:
+        """Why some part of the most recent prefill ran as it is, and was not replayed; None where all was.
+
+        See ``capture`` of `prune`.
+        """
+        if not self._captures:
+            return "prune was not asked to capture; give it capture=True"
+        run = None if self._last is None else self._last.run
+        if self._last is None or run is None or run.replay is None:
+            return "nothing was pruned"
+        towers = (each.encoded.unreplayed for each in self._last.sources.values() if each.encoded is not None)
+        return run.replay.obstacle or next((obstacle for obstacle in towers if obstacle), None)
 
     def survivors(self, row: int = 0) -> Survivors:
         """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
@@ -178,7 +201,7 @@ def finished_calls() -> Iterator[list[Call]]:
         _heard.reset(token)
 
 
-def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pruner:
+def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, capture: bool = False) -> Pruner:
     """Prunes the visual tokens of ``model`` while it runs, until the returned handle is removed.
 
     Everything else stays as it was: ``forward`` and ``generate`` take and give what they always did, in lengths of the
@@ -202,12 +225,17 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pr
         method: The settings, for example ``ViTCoP(retained_tokens=64)``.
         keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
             patches; True keeps those of lines that have patches, through all cuts and beside the budget.
+        capture: Replay prefills as CUDA graphs, from the second time on that a prompt has the same shape. A GPU waits
+            for the host in a prefill of one short prompt; replayed, it does not. Whatever cannot be replayed runs as it
+            is, with the same result: padding, rows that are not alike, gradients, hooks, parts that are not
+            transformers' own. :attr:`Pruner.uncaptured` has the reason. Up to 32 graphs keep memory of their own. On a
+            CPU it saves nothing.
 
     Returns:
         The pruner, already at work.
 
     Raises:
-        TypeError: The model is of another family, ``method`` is none, or ``keep_newline`` is no bool.
+        TypeError: The model is of another family, ``method`` is none, or ``keep_newline`` or ``capture`` is no bool.
         ValueError: A part of the model cannot be pruned, it is pruned already, the budget does not fit it, or it has
             no newline tokens to keep. The model is then as it was.
     """
@@ -215,5 +243,7 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False) -> Pr
         raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if not isinstance(keep_newline, bool):
         raise TypeError(f"keep_newline must be True or False, got {shown(keep_newline)}")
+    if not isinstance(capture, bool):
+        raise TypeError(f"capture must be True or False, got {shown(capture)}")
     load_kernels()
-    return Pruner(model, method, keep_newline=keep_newline)
+    return Pruner(model, method, keep_newline=keep_newline, capture=capture)

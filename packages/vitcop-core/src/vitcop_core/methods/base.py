@@ -19,8 +19,8 @@ class Method(ABC):
     never reach it. If a method plans no cut of one kind, it need not write that kind's function.
 
     An adapter knows no method by name. It asks for everything beyond the plan: :attr:`cuts_depend_on_question`,
-    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`cut_title` and :meth:`diagnose`. Each has an answer that is
-    right for a method that says nothing.
+    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`. Each
+    has an answer that is right for a method that says nothing.
     """
 
     @property
@@ -48,6 +48,17 @@ class Method(ABC):
             cut: One of a plan that the method made.
         """
         return False
+
+    def needs_attention(self, cut: DecoderCut) -> bool:
+        """Return whether a cut asks for :attr:`DecoderView.attention` or :attr:`DecoderView.attention_of`.
+
+        Where one does, the layer before it runs by itself, so that its input is at hand. True unless a method says
+        otherwise.
+
+        Args:
+            cut: One of a plan that the method made.
+        """
+        return True
 
     def cut_title(self, plan: Plan, number: int) -> str:
         """Return what reports and pictures call a cut.

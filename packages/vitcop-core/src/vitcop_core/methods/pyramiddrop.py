@@ -99,6 +99,10 @@ class PyramidDrop(BudgetedMethod):
         counts = _counts(self._shares(budget, num_layers, layers, tokens, images), tokens)
         return Plan(num_layers, units, None, falling_cuts(layers, counts, tokens, "last_token", pack=True))
 
+    def needs_attention(self, cut: DecoderCut) -> bool:
+        """That of the layer behind the cut alone."""
+        return False
+
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
         """Return the tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""
         return Selection(ops.top_tokens(seen.own_attention(), cut.keep, lengths=seen.lengths, counts=keeps))

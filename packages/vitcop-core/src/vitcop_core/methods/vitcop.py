@@ -178,6 +178,10 @@ class ViTCoP(BudgetedMethod):
         """Only to co-prune."""
         return cut.stage == "co_prune"
 
+    def needs_attention(self, cut: DecoderCut) -> bool:
+        """Only with ``saliency="attention"``."""
+        return self.saliency == "attention"
+
     def cut_title(self, plan: Plan, number: int) -> str:
         """Return the paper's names of the stages; see :meth:`Method.cut_title`."""
         if number == 0:

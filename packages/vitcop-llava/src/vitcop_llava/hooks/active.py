@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from vitcop_llava.hooks.state import Call, TowerPass
+from vitcop_llava.hooks.state import Call, EncodedImages, TowerPass
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ _tower: ContextVar[TowerPass | None] = ContextVar("vitcop_tower", default=None)
 _generation: ContextVar[Generation | None] = ContextVar("vitcop_generation", default=None)
 _ahead: ContextVar[int | None] = ContextVar("vitcop_ahead", default=None)
 _continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuation", default=None)
+_replaying: ContextVar[EncodedImages | None] = ContextVar("vitcop_replaying", default=None)
 _top: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_top", default=None)
 _expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
 
@@ -107,6 +108,27 @@ def active_tower(owner: int) -> TowerPass | None:
 def set_tower(tower: TowerPass | None) -> None:
     """Make ``tower`` the active one."""
     _tower.set(tower)
+
+
+@contextmanager
+def replaying_tower(encoded: EncodedImages | None) -> Iterator[None]:
+    """Let the vision tower replay its lower layers while it encodes what ``encoded`` is of; None: run them."""
+    token = _replaying.set(encoded)
+    try:
+        yield
+    finally:
+        _replaying.reset(token)
+
+
+def replaying(owner: int) -> EncodedImages | None:
+    """What the tower of ``owner``'s model encodes by replaying layers; None where it runs them."""
+    encoded = _replaying.get()
+    return encoded if encoded is not None and encoded.owner == owner else None
+
+
+def replay_no_more() -> None:
+    """Note that the layers that are replayed have run, or cannot be replayed."""
+    _replaying.set(None)
 
 
 @contextmanager

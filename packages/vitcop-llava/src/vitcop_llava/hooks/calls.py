@@ -105,7 +105,7 @@ class CallHooks:
             if self._identity:
                 return original(*args, **kwargs)
             raise ValueError(
-                "model must not be exported or traced into one graph while it is pruned: what is cut differs from "
+                "model: must not be exported or traced into one graph while it is pruned: what is cut differs from "
                 "call to call; leave the `with` block first, or compile with fullgraph=False"
             )
         given = kwargs

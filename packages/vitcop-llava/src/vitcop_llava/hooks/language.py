@@ -21,6 +21,7 @@ from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import active_call, is_expected
 from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotary_of_group
+from vitcop_llava.hooks.capture import DecoderCapture
 from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
 from vitcop_llava.hooks.counting import count_rows, without_padding
 from vitcop_llava.hooks.cutting import apply_cut, labels_after, restored
@@ -40,13 +41,23 @@ Kwargs = dict[str, Any]
 class LanguageHooks:
     """The hooks on language model and decoder layers. Holds no state of any call."""
 
-    def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int, *, identity: bool) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        method: Method,
+        planner: Planner,
+        owner: int,
+        capture: DecoderCapture | None = None,
+        *,
+        identity: bool,
+    ) -> None:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
-        self._identity = identity
+        self._capture, self._identity = capture, identity
         # Where the budget keeps everything, hooks are there for caches that another pruner has cut.
         self._guard, self._stays = unless_compiling if identity else eager, False
         before = (partial(self._before_layer, index) for index in range(len(parts.decoder_layers)))
-        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)])
+        more = () if capture is None else capture.replacements
+        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)], more)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -118,6 +129,8 @@ class LanguageHooks:
             embeds = take(embeds, run.segment.columns)
         if self._planner.needs_prompt(call.plans):
             run.entry = embeds
+        if self._capture is not None:
+            run.replay = self._capture.begin(call.plans, self._method, kwargs, is_compiled=self._stays)
         run.keys = keys_of(self._parts, run, embeds, layer=0)
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
@@ -180,7 +193,7 @@ class LanguageHooks:
             run.keys = keys_of(self._parts, run, hidden, layer=index)
             run.given = self._given(run, run.keys)
         if index + 1 in run.cut_layers:
-            run.before = hidden
+            run.before = hidden  # of a layer that was replayed with others no cut reads this
             if run.layers is None and not is_checkpointing(self._parts):
                 run.tap = kwargs["past_key_values"] = KeyTap()
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length

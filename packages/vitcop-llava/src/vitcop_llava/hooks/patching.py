@@ -34,7 +34,8 @@ class Replacement:
     def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
         self._attributes, self._name = vars(module), name
         self._before = self._attributes.get(name)
-        original: Callable[..., Any] = getattr(module, name)
+        self.original: Callable[..., Any] = getattr(module, name)
+        original = self.original
 
         def method(*args: Any, **kwargs: Any) -> Any:
             # Someone else may have replaced the method again, and go on calling this one when it is off.
@@ -42,6 +43,11 @@ class Replacement:
 
         self._method, self._is_on = update_wrapper(method, original), True
         self._attributes[name] = self._method
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether the method was as its class has it before, and nobody has replaced it since."""
+        return self._before is None and self._attributes.get(self._name) is self._method
 
     def remove(self) -> None:
         """Put back what was there; someone else's later replacement stays."""
@@ -67,11 +73,16 @@ class HookSwitch:
     Args:
         hooks: The modules, and the hook of each. A hook is called with ``kwargs`` None where it was taken off while
             another thread was about to call it; it then has nothing to do.
+        more: What puts something else on the modules for as long.
     """
 
-    def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
-        self._hooks, self._holders = hooks, 0
-        self.handles: list[RemovableHandle] = []
+    def __init__(
+        self,
+        hooks: Sequence[tuple[nn.Module, Callable[..., Any]]],
+        more: Sequence[Callable[[], Removable]] = (),
+    ) -> None:
+        self._hooks, self._more, self._holders = hooks, more, 0
+        self.handles: list[Removable] = []
 
     def hold(self) -> None:
         """Put the hooks on until as many have let go as hold them."""
@@ -82,10 +93,12 @@ class HookSwitch:
                     module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
                     for module, hook in self._hooks
                 ]
+                self.handles += [make() for make in self._more]
 
     def guard(self, wrap: Callable[..., Any]) -> None:
-        """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place."""
+        """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place, and nothing else."""
         with _switching:
+            self._more = ()
             self._hooks = [(module, wrap(hook)) for module, hook in self._hooks]
 
     def let_go(self) -> None:
@@ -118,10 +131,8 @@ class CleanCopies:
 
     def __init__(self, modules: Iterable[nn.Module], handles: Iterable[Removable]) -> None:
         handles, self._modules = list(handles), list(modules)
-        replaced = [handle for handle in handles if isinstance(handle, Replacement)]
         for module in self._modules:
-            names = {each._name: each._before for each in replaced if each._attributes is vars(module)}
-            vars(module)["__getstate__"] = _State(module, handles, names)
+            vars(module)["__getstate__"] = _State(module, handles)
 
     def remove(self) -> None:
         """Let copies be as they were."""
@@ -132,28 +143,29 @@ class CleanCopies:
 class _State:
     """What a copy of ``module`` is made from: its attributes without hooks of these handles, methods put back."""
 
-    def __init__(self, module: nn.Module, handles: list[Removable], methods: dict[str, Any]) -> None:
-        self._module, self._handles, self._methods = module, handles, methods
+    def __init__(self, module: nn.Module, handles: list[Removable]) -> None:
+        self._module, self._handles = module, handles
 
     def __call__(self) -> dict[str, Any]:
-        state, hooks = dict(vars(self._module)), self._hooks()
+        state, handles = dict(vars(self._module)), self._now()
         del state["__getstate__"]
-        for name, before in self._methods.items():
-            if before is None:
-                state.pop(name, None)
+        for replaced in (handle for handle in handles if isinstance(handle, Replacement)):
+            if replaced._attributes is not vars(self._module):
+                continue
+            if replaced._before is None:
+                state.pop(replaced._name, None)
             else:
-                state[name] = before
+                state[replaced._name] = replaced._before
+        hooks = {handle.id for handle in handles if isinstance(handle, RemovableHandle)}
         for name, value in state.items():
             if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and isinstance(value, dict):
                 state[name] = type(value)((key, hook) for key, hook in value.items() if key not in hooks)
         return state
 
-    def _hooks(self) -> set[int]:
-        found = {handle.id for handle in self._handles if isinstance(handle, RemovableHandle)}
-        for handle in self._handles:
-            if isinstance(handle, HookSwitch):
-                found.update(each.id for each in handle.handles)
-        return found
+    def _now(self) -> list[Removable]:
+        """Return what is on at this moment."""
+        switches = (handle for handle in self._handles if isinstance(handle, HookSwitch))
+        return [*self._handles, *(each for switch in switches for each in switch.handles)]
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -32,6 +32,7 @@ class EncodedImages:
         keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
         kind: ``"image"``, or ``"video"`` for clips.
+        unreplayed: Why the tower's layers were run as they are, where they were to be replayed.
     """
 
     owner: int
@@ -41,6 +42,7 @@ class EncodedImages:
     coded: Tensor | None = None
     labels: tuple[int, ...] = ()
     keys: Tensor | None = None
+    unreplayed: str | None = None
 
     @property
     def codes(self) -> Tensor | None:
@@ -156,6 +158,38 @@ class Keys:
 
 
 @dataclass(eq=False)
+class Group:
+    """Consecutive layers of the decoder that were replayed as one.
+
+    Attributes:
+        first: The first of them.
+        stop: The first that is none of them any more.
+        held: ``[2 l, B, G, P, e]``, keys and values of the l layers in turn; None where there are none.
+    """
+
+    first: int = 0
+    stop: int = 0
+    held: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Replay:
+    """What a prefill whose segments may be replayed knows of that.
+
+    Attributes:
+        alone: Layers that a cut reads the attention of: they run by themselves.
+        is_off: Whether every layer has to run as it is.
+        obstacle: Why a layer did; None where all were replayed.
+        group: The layers that were replayed last.
+    """
+
+    alone: frozenset[int] = frozenset()
+    is_off: bool = False
+    obstacle: str | None = None
+    group: Group = field(default_factory=Group)
+
+
+@dataclass(eq=False)
 class Run:
     """The language model's part of a call.
 
@@ -191,6 +225,7 @@ class Run:
         rotaries: Cosines and sines of each group of layers whose positions are packed, while continuing.
         is_plain: While continuing: whether no layer needs anything but what the first is given.
         held: The hooks of the decoder layers, which this keeps on; None where they need none.
+        replay: How segments are replayed; None where nobody asked for it.
     """
 
     layers: list[PrunedLayer] | None
@@ -222,6 +257,7 @@ class Run:
     rotaries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     is_plain: bool = False
     held: HookSwitch | None = None
+    replay: Replay | None = None
 
     @property
     def segment(self) -> Segment:
@@ -246,6 +282,8 @@ class Run:
         self.layers = self.attention_mask = self.keys = self.rotary = self.entry = self.positions = self.before = (
             self.tap
         ) = None
+        if self.replay is not None:
+            self.replay.group = Group()
         self.shifts, self.given = [], {}
         self.notes.clear()
         self.rotaries.clear()

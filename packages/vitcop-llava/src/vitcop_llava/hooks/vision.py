@@ -23,7 +23,15 @@ from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import check_frames, read_clips
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
-from vitcop_llava.hooks.active import active_call, active_tower, is_encoding_ahead, set_tower, tower_ends_at
+from vitcop_llava.hooks.active import (
+    active_call,
+    active_tower,
+    is_encoding_ahead,
+    replaying_tower,
+    set_tower,
+    tower_ends_at,
+)
+from vitcop_llava.hooks.capture import TowerCapture
 from vitcop_llava.hooks.checks import check_feature_choice, check_unchanged
 from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
@@ -59,8 +67,17 @@ class FeatureHooks:
     """
 
     def __init__(
-        self, parts: Parts, planner: Planner, owner: int, tower: TowerHooks, *, cuts_tower: bool, identity: bool
+        self,
+        parts: Parts,
+        planner: Planner,
+        owner: int,
+        tower: TowerHooks,
+        capture: TowerCapture | None = None,
+        *,
+        cuts_tower: bool,
+        identity: bool,
     ) -> None:
+        self._capture = capture
         self._parts, self._planner, self._owner, self._tower = parts, planner, owner, tower
         self._cuts_tower, self._identity = cuts_tower, identity
 
@@ -118,8 +135,12 @@ class FeatureHooks:
         if self._cuts_tower:
             check_unchanged(self._parts)
             set_tower(TowerPass(encoded))
+        top = None if self._identity else self._tower.last_wanted(given)
+        replays = self._capture is not None and self._capture.serves(given, top)
+        if self._capture is not None and not replays:
+            encoded.unreplayed = "somebody sees more of the vision tower than the selected feature"
         try:
-            with tower_ends_at(self._owner, None if self._identity else self._tower.last_wanted(given)):
+            with tower_ends_at(self._owner, top), replaying_tower(encoded if replays else None):
                 output = original(**given)
         finally:
             if self._cuts_tower:

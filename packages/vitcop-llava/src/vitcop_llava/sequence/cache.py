@@ -108,7 +108,7 @@ class PrunedLayer(DynamicLayer):
         """
         if self.columns is not None and not self.is_open:
             raise RuntimeError(
-                "past_key_values must be continued by a pruned model, got one without a pruner: call it inside "
+                "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
                 "`with vitcop_llava.prune(model, method)`, or start from a new cache"
             )
         if self.is_shared:
@@ -144,7 +144,7 @@ class PrunedLayer(DynamicLayer):
             tail = int(tail.item())  # rolling back may wait for the device
         if not 0 <= count <= tail:
             raise ValueError(
-                f"tokens_to_remove must be from {-newer - tail} to 0, minus the tokens after the last image, got "
+                f"tokens_to_remove: must be from {-newer - tail} to 0, minus the tokens after the last image, got "
                 f"{-newer - count}; a pruned image cannot be cut in part"
             )
         self.columns, self.covered = self.columns[:, : self.described - count], self.covered - count
@@ -216,19 +216,14 @@ def check_cache(cache: object) -> None:
         return
     supported = "a transformers.DynamicCache with full-attention layers, not offloaded, can"
     if not isinstance(cache, DynamicCache):
-        raise ValueError(
-            f"past_key_values must be a cache that can be pruned, got a {type(cache).__name__}; {supported}"
-        )
+        raise ValueError(f"past_key_values: {type(cache).__name__} cannot be pruned; {supported}")
     if cache.offloading:
-        raise ValueError(
-            f"past_key_values must be a cache that can be pruned, got an offloaded {type(cache).__name__}; {supported}"
-        )
+        raise ValueError(f"past_key_values: an offloaded {type(cache).__name__} cannot be pruned; {supported}")
     for index, layer in enumerate(cache.layers):
         # Of a sequence that fits its window such a layer holds everything.
         if type(layer) not in (DynamicLayer, PrunedLayer, DynamicSlidingWindowLayer):
             raise ValueError(
-                f"past_key_values must be a cache that can be pruned, got a {type(layer).__name__} in layer {index}; "
-                f"{supported}"
+                f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported}"
             )
 
 
@@ -252,7 +247,7 @@ def check_follows(placeholders: Tensor) -> None:
     """
     if bool(placeholders.any()):  # waits for the device, once a conversation
         raise ValueError(
-            "input_ids must be what follows the prefix in past_key_values, got image placeholders without images. "
+            "input_ids: must be what follows the prefix in past_key_values, got image placeholders without images. "
             "generate skips what the cache holds, but not with an assistant or prompt lookup: transformers begins "
             "those with an empty cache. A direct call of the model takes the question's tokens alone"
         )
@@ -270,8 +265,8 @@ def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
     if is_pruned(cache) and groups != [sum(index >= cut for cut in cut_layers) for index in range(len(groups))]:
         earlier = tuple(index for index in range(1, len(groups)) if groups[index] != groups[index - 1])
         raise ValueError(
-            f"past_key_values must be pruned before the layers {cut_layers} that an image is pruned before now, got "
-            f"{earlier}; use the same cut layers throughout a conversation, or start from a new cache"
+            f"past_key_values: was pruned before layers {earlier}, and an image that joins it now would be pruned "
+            f"before layers {cut_layers}; use the same cut layers throughout a conversation, or start from a new cache"
         )
 
 

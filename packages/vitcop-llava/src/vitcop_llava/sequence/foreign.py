@@ -43,7 +43,7 @@ def check_foreign(cache: object) -> None:
     lengths = {layer.get_seq_length() for layer in layers}
     if len(lengths) > 1 or (layers and _holds_prefill(layers[-1].keys)):
         raise ValueError(
-            f"past_key_values must have as many tokens in every layer, and all of its prompt's, got {sorted(lengths)} "
+            f"past_key_values: must have as many tokens in every layer, and all of its prompt's, got {sorted(lengths)} "
             "of a pruned prompt: a cache that is rebuilt from keys and values has lost which tokens they stand for; "
             "pass on the cache itself"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from vitcop_llava.tools.benchmark.oracle import run_oracle
 from vitcop_llava.tools.benchmark.prompts import Prompt
 from vitcop_llava.tools.benchmark.result import Result, Row, Spread
 from vitcop_llava.tools.benchmark.rounds import interleave
-from vitcop_llava.tools.model.measuring import Measured, measure, now
+from vitcop_llava.tools.model.measuring import Measured, measure, now, prefill
 
 UNPRUNED = "unpruned"
 _PART_PASSES, _BUSY_PASSES = 3, 2
@@ -38,6 +38,7 @@ class Settings:
         new_tokens: Tokens to generate for each row.
         seed: Of the order of the variants.
         brief: Leave out the oracles, and where the time goes.
+        capture: Replay the prefills of methods; see `prune`.
     """
 
     methods: tuple[str, ...]
@@ -46,6 +47,7 @@ class Settings:
     new_tokens: int = 8
     seed: int = 0
     brief: bool = False
+    capture: bool = False
 
 
 class Variant(NamedTuple):
@@ -71,8 +73,8 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
         group = groups.setdefault(lengths, {})
         if not settings.brief:
             group.setdefault(lengths, partial(_time_oracle, model, parts, prompt, variant.plan))
-        group[variant] = partial(_measure, model, prompt, variant, settings.new_tokens)
-    alone: dict[Any, Callable[[], Any]] = {unpruned: partial(_measure, model, prompt, unpruned, settings.new_tokens)}
+        group[variant] = partial(_measure, model, prompt, variant, settings)
+    alone: dict[Any, Callable[[], Any]] = {unpruned: partial(_measure, model, prompt, unpruned, settings)}
     runs = interleave([alone, *groups.values()], repeats=settings.repeats, seed=settings.seed, what="rounds")
     ready = [variant for variant in (unpruned, *variants) if variant not in runs.failed and not settings.brief]
     passes = interleave(
@@ -126,9 +128,23 @@ def pruned_by(model: Any, method: Method | None) -> AbstractContextManager[Any]:
     return nullcontext() if method is None else prune(model, method)
 
 
-def _measure(model: Any, prompt: Prompt, variant: Variant, new_tokens: int) -> Measured:
-    with pruned_by(model, variant.method):
-        return measure(model, prompt.inputs, new_tokens=new_tokens)
+@contextmanager
+def _ready(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> Iterator[None]:
+    """Prepare the model under a variant's method, or as it is; with prefills recorded, if they are to be replayed."""
+    if variant.method is None or not settings.capture:
+        with pruned_by(model, variant.method):
+            yield
+        return
+    with prune(model, variant.method, capture=True):
+        with torch.inference_mode():
+            for _ in range(2):  # the first shows the shape, the second is recorded
+                prefill(model, prompt.inputs)
+        yield
+
+
+def _measure(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> Measured:
+    with _ready(model, prompt, variant, settings):
+        return measure(model, prompt.inputs, new_tokens=settings.new_tokens)
 
 
 def _time_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> float:
@@ -151,7 +167,7 @@ def _watch_gpu(
     if prompt.inputs["input_ids"].device.type != "cuda":
         return {}
     runs = interleave(
-        [{each: partial(_measure_busy, model, parts, prompt, each, settings.new_tokens)} for each in variants],
+        [{each: partial(_measure_busy, model, parts, prompt, each, settings)} for each in variants],
         repeats=min(settings.repeats, _BUSY_PASSES),
         seed=settings.seed,
         what="what the GPU works",
@@ -159,9 +175,9 @@ def _watch_gpu(
     return busy_fields(runs.found, unpruned)
 
 
-def _measure_busy(model: Any, parts: Parts, prompt: Prompt, variant: Variant, new_tokens: int) -> Busy | None:
-    with pruned_by(model, variant.method):
-        return measure_busy(model, parts, prompt.inputs, new_tokens=new_tokens)
+def _measure_busy(model: Any, parts: Parts, prompt: Prompt, variant: Variant, settings: Settings) -> Busy | None:
+    with pruned_by(model, variant.method):  # as it is: parts are told by what launches them
+        return measure_busy(model, parts, prompt.inputs, new_tokens=settings.new_tokens)
 
 
 def _row(variant: Variant, runs: Sequence[Measured], oracle: Sequence[float]) -> Row:

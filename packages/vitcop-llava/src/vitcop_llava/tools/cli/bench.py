@@ -117,6 +117,10 @@ def bench(
             "--host", help="Measure only the work of the host, as ratios to the unpruned model. Default shape: narrow."
         ),
     ] = False,
+    capture: Annotated[
+        bool,
+        typer.Option("--capture", help="Replay the prefills of methods as CUDA graphs; unpruned ones run as ever."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result in this file.")
     ] = None,
@@ -135,6 +139,8 @@ def bench(
         check_output(out, force, kind="JSON")
     if brief and host:
         raise UserError("--brief must not be given with --host; leave one out")
+    if capture and host:
+        raise UserError("--capture must not be given with --host; leave one out")
     notes = Notes()
     if host:
         device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
@@ -145,7 +151,7 @@ def bench(
     layout = Layout(batch, text_tokens, size, frames, seed)
     with quiet(Notes()):  # what pruning warns of is about answers, and there are none
         prompt = _prompt(ready, layout)
-        settings = Settings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief)
+        settings = Settings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief, capture)
         result: Any = _run_host(ready, prompt, settings) if host else _run(ready, prompt, settings)
     stored = _stored(ready, prompt, result, asdict(settings) | {"host": host})
     if out is not None:
@@ -246,7 +252,7 @@ def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, sett
         **{"batch": prompt.batch, "text_tokens": prompt.text_tokens, **tiled, **clip},
     }
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    words += [f"--{name}" for name in ("brief", "host") if settings[name]]
+    words += [f"--{name}" for name in ("brief", "host", "capture") if settings[name]]
     command = shlex.join(["vitcop", "bench", *words])
     return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
 
