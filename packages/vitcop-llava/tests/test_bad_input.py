@@ -222,10 +222,10 @@ def quantized() -> DynamicCache:
 CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "static": (
         lambda config: StaticCache(config=config, max_cache_len=200),
-        "a cache that can be pruned, got a StaticCache",
+        "StaticCache cannot be pruned",
     ),
-    "quantized": (lambda config: quantized(), "got a QuantizedLayer in layer 0"),
-    "offloaded": (lambda config: DynamicCache(config=config, offloading=True), "got an offloaded DynamicCache"),
+    "quantized": (lambda config: quantized(), "layer 0 is a QuantizedLayer"),
+    "offloaded": (lambda config: DynamicCache(config=config, offloading=True), "offloaded DynamicCache cannot"),
 }
 
 
@@ -233,7 +233,7 @@ CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
 def test_cache_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budget: Any, case: str) -> None:
     make, message = CACHES[case]
     cache = make(model.config)
-    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match=f"past_key_values must .*{message}"):
+    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match=f"past_key_values: .*{message}"):
         model(input_ids=prompt(3, "image", 8), pixel_values=pictures(), past_key_values=cache)
 
 
@@ -262,8 +262,8 @@ def test_call_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budge
 @pytest.mark.parametrize(
     ("parts", "images", "message"),
     [
-        (IDS_3_8, 2, "pixel_values: 2 images stand for 288 placeholders"),
-        ((9,), 1, "pixel_values: 1 images stand for 144 placeholders"),
+        (IDS_3_8, 2, "input_ids must hold 288 placeholders for the 2 images"),
+        ((9,), 1, "input_ids must hold 144 placeholders for the 1 images"),
         ((3, "image", 2, "image"), 1, "Image features and image tokens do not match"),
         ((160, "image"), 2, "Image features and image tokens do not match"),
     ],
@@ -279,7 +279,12 @@ def test_prompt_and_images_that_disagree_are_refused(
 def test_images_split_between_rows_are_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     ids = torch.cat([prompt("image", 200), prompt("image", 200)])
     ids[0, 1:11], ids[1, 145:155] = 5, 99
-    with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match="input_ids: row 0 holds 134"):
+    with (
+        vitcop_llava.prune(model, budget()),
+        pytest.raises(
+            ValueError, match="input_ids must hold the placeholders of whole images in every row, got 134 in row 0"
+        ),
+    ):
         model(input_ids=ids, pixel_values=pictures(2))
 
 
@@ -310,7 +315,7 @@ def test_chunked_prefill_is_refused(model: Any, prompt: Make, pictures: Make, bu
 def test_pruned_cache_is_refused_outside_the_block(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     with vitcop_llava.prune(model, budget()):
         cache = model(input_ids=prompt(*IDS_3_8), pixel_values=pictures()).past_key_values
-    with pytest.raises(RuntimeError, match="past_key_values must be continued by a pruned model"):
+    with pytest.raises(RuntimeError, match="past_key_values: was pruned by vitcop"):
         model(input_ids=prompt(2), past_key_values=cache)
 
 
@@ -329,7 +334,7 @@ def test_image_joining_a_cache_cut_elsewhere_is_refused(
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     with (
         vitcop_llava.prune(model, other),
-        pytest.raises(ValueError, match="past_key_values must be pruned before"),
+        pytest.raises(ValueError, match="past_key_values: was pruned before"),
     ):
         model(**given, past_key_values=cache)
     assert [layer.keys.shape[2] for layer in cache.layers] == lengths
@@ -342,7 +347,7 @@ def test_cropping_into_an_image_is_refused(model: Any, prompt: Make, pictures: M
     with vitcop_llava.prune(model, budget()):
         cache = model(input_ids=prompt(*IDS_3_8), pixel_values=pictures()).past_key_values
         lengths = [layer.keys.shape[2] for layer in cache.layers]
-        with pytest.raises(ValueError, match="tokens_to_remove must be from -8 to 0"):
+        with pytest.raises(ValueError, match="tokens_to_remove: must be from -8 to 0"):
             cache.crop(count)
         assert [layer.keys.shape[2] for layer in cache.layers] == lengths
         cache.crop(-8)

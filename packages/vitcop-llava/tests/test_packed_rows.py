@@ -101,7 +101,13 @@ def test_placeholders_that_belong_to_another_row_are_refused(
     given = {"input_ids": ids, "pixel_values": pictures(2)}
     if masked:
         given["attention_mask"] = torch.ones_like(ids)
-    with vitcop_llava.prune(model, method), pytest.raises(ValueError, match="input_ids: row 0 holds 143 image"):
+    with (
+        vitcop_llava.prune(model, method),
+        pytest.raises(
+            ValueError,
+            match="input_ids must hold the placeholders of whole images in every row, got 143 in row 0 image",
+        ),
+    ):
         model(**given)
 
 

@@ -158,11 +158,11 @@ def test_sampling_equals_from_scratch(
 def test_prompt_that_is_given_twice_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     with vitcop_llava.prune(model, budget()):
         prefix = vitcop_llava.encode_image(model, prompt(30, "image"), pictures())
-        with pytest.raises(ValueError, match=r"input_ids must be what follows the prefix .* not with an assistant"):
+        with pytest.raises(ValueError, match=r"input_ids: must be what follows the prefix .* not with an assistant"):
             model.generate(**prefix.inputs([[5, 6, 7]]), prompt_lookup_num_tokens=3, **HOW)
         given = prefix.inputs([[5, 6, 7]])
         del given["attention_mask"]
-        with pytest.raises(ValueError, match="input_ids must be what follows the prefix"):
+        with pytest.raises(ValueError, match="input_ids: must be what follows the prefix"):
             model(**given)
 
 
@@ -270,7 +270,7 @@ def test_prefix_outlives_the_block_and_needs_a_pruned_model(
     model: Any, prompt: Make, pictures: Make, budget: Any, questions: Ids
 ) -> None:
     prefix = vitcop_llava.encode_image(model, prompt(3, "image"), pictures(), method=budget())
-    with pytest.raises(RuntimeError, match="must be continued by a pruned model"):
+    with pytest.raises(RuntimeError, match="was pruned by vitcop, and the model that continues it is not"):
         model.generate(**prefix.inputs(questions), **HOW)
     outputs = []
     for method in (budget(), budget("1/3"), budget("1")):  # any method: it is the image that was pruned, long ago
