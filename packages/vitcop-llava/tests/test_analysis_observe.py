@@ -172,7 +172,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception]
     "a row of text": (
         lambda given: {**given, "input_ids": torch.cat([given["input_ids"], torch.ones_like(given["input_ids"])])},
         ValueError,
-        "input_ids\[1\] must have an image or a clip",
+        r"input_ids\[1\] must have an image or a clip",
     ),
     "a cache": (lambda given: {**given, "past_key_values": DynamicCache()}, ValueError, "past_key_values must not"),
     "a short mask": (

@@ -281,9 +281,7 @@ def test_images_split_between_rows_are_refused(model: Any, prompt: Make, picture
     ids[0, 1:11], ids[1, 145:155] = 5, 99
     with (
         vitcop_llava.prune(model, budget()),
-        pytest.raises(
-            ValueError, match="input_ids must hold the placeholders of whole images in every row, got 134 in row 0"
-        ),
+        pytest.raises(ValueError, match="whole images in every row, got 134 in row 0"),
     ):
         model(input_ids=ids, pixel_values=pictures(2))
 
