@@ -80,7 +80,7 @@ def mathml(latex: str, display: str) -> str:
     """Equations are MathML in the page, so that they need neither scripts nor a network."""
     found: str = convert(latex, display=display)
     if "\\" in found:  # a command that the converter does not know stays as it was written
-        raise ValueError(f"equation: must use commands that latex2mathml knows; got {latex!r}")
+        raise ValueError(f"equation must use commands that latex2mathml knows, got {latex!r}")
     return found
 
 

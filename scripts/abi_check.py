@@ -34,7 +34,9 @@ def symbols(library: Path, which: str) -> list[tuple[str, str]]:
 
 
 def foreign(library: Path) -> tuple[list[str], list[str]]:
-    """The stable functions of torch that a module cannot do without, and the undefined symbols that no rule allows."""
+    """Return the stable functions of torch that a module cannot do without, and the undefined symbols that no rule
+    allows.
+    """
     stable: list[str] = []
     others: list[str] = []
     for kind, name in symbols(library, "undefined"):

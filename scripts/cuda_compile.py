@@ -39,7 +39,7 @@ Figures = dict[str, Any]
 
 
 def run(*command: str | Path) -> str:
-    """Standard output and error of a command, which must succeed."""
+    """Return standard output and error of a command, which must succeed."""
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}")
@@ -47,7 +47,7 @@ def run(*command: str | Path) -> str:
 
 
 def build_setting(name: str) -> list[Any]:
-    """A list as setup.py has it: what is checked is what is built."""
+    """Return a list as setup.py has it: what is checked is what is built."""
     for node in ast.parse((PACKAGE / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             value: list[Any] = ast.literal_eval(node.value)
@@ -62,7 +62,7 @@ def architectures(nvcc: str) -> list[int]:
 
 
 def parse(text: str) -> list[Figures]:
-    """What ptxas said of every kernel."""
+    """Return what ptxas said of every kernel."""
     found: list[Figures] = []
     for line in text.splitlines():
         if match := COMPILING.search(line):
@@ -78,7 +78,7 @@ def parse(text: str) -> list[Figures]:
 
 
 def readable(figures: list[Figures]) -> list[Figures]:
-    """The same with C++ names, in a fixed order."""
+    """Return the same with C++ names, in a fixed order."""
     if not figures:
         raise SystemExit("ptxas reported no kernel")
     names = [entry["kernel"] for entry in figures]
@@ -114,7 +114,7 @@ def compile_kernels(nvcc: str, target: Path) -> list[Figures]:
 
 
 def cuda_headers(nvcc: str) -> Path:
-    """The folder of nvcc's own cuda_runtime_api.h."""
+    """Return the folder of nvcc's own cuda_runtime_api.h."""
     listed = run(nvcc, "--dryrun", "-c", SOURCES / "cuda" / "vic.cu", "-o", "unused.o")
     for flag in re.findall(r'-I"?([^"\s]+)', listed):
         if (Path(flag) / "cuda_runtime_api.h").is_file():

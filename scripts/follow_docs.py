@@ -73,21 +73,21 @@ class Snippet:
     source: str
 
     def commands(self) -> Iterator[str]:
-        """The commands of a console block; where some lines begin with ``$``, the others are output."""
+        """Yield the commands of a console block; where some lines begin with ``$``, the others are output."""
         lines = [line for line in self.source.replace("\\\n", " ").splitlines() if line.strip()]
         prompted = [line[2:] for line in lines if line.startswith("$ ")]
         yield from prompted or lines
 
 
 def find_links() -> list[str]:
-    """Where pip looks for wheels already; the environment variable that adds a folder would replace these."""
+    """Return where pip looks for wheels already; the environment variable that adds a folder would replace these."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
     settings = (line.partition("=") for line in listed.stdout.splitlines())
     return [link for key, _, value in settings if key.endswith(".find-links") for link in shlex.split(value.strip("'"))]
 
 
 def snippets(page: str) -> list[Snippet]:
-    """Every fenced block of ``page`` in its order.
+    """Return every fenced block of ``page`` in its order.
 
     Raises:
         ValueError: A block is in a language that this script cannot run.
@@ -98,7 +98,7 @@ def snippets(page: str) -> list[Snippet]:
             continue
         place = f"{page}:{token.map[0] + 1}"
         if token.info not in ("python", "console"):
-            raise ValueError(f"{place}: a snippet must be python or console; got {token.info!r}")
+            raise ValueError(f"{place}: a snippet must be python or console, got {token.info!r}")
         found.append(Snippet(place, token.info, token.content))
     return found
 

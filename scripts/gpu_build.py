@@ -18,7 +18,7 @@ sys.exit(bool(told.no_cuda_because if sys.argv[1:] else vitcop_cuda.reason))
 
 
 def loads(wants: list[str]) -> bool:
-    """Whether the kernels load, in a process of its own: what failed to load once is not tried again."""
+    """Return whether the kernels load, in a process of its own: what failed to load once is not tried again."""
     return subprocess.run([sys.executable, "-c", LOADS, *wants], check=False).returncode == 0
 
 

@@ -61,17 +61,17 @@ class Step:
 
 
 def bench(*arguments: str, out: str) -> tuple[str, ...]:
-    """A command of `vitcop bench` on the GPU."""
+    """Return a command of `vitcop bench` on the GPU."""
     return (*BENCH, "--device", "cuda", "--dtype", "bfloat16", *arguments, "--out", f"{{out}}/{out}.json")
 
 
 def tower(device: str, dtype: str, *size: str) -> tuple[str, ...]:
-    """A command of the bench of the vision tower."""
+    """Return a command of the bench of the vision tower."""
     return ("-m", TOWER, "--device", device, *size, "--dtype", dtype, "--out", "{out}/tower.json")
 
 
 def sanitized(tool: str) -> Step:
-    """The operators on small inputs, under one tool of compute-sanitizer."""
+    """Return the operators on small inputs, under one tool of compute-sanitizer."""
     ours = () if tool == "initcheck" else OURS
     command = (*SANITIZER, "--tool", tool, *ours, sys.executable, "scripts/sanitized_driver.py")
     return Step(tool, 90, command, why="compute-sanitizer watches a GPU")
@@ -203,7 +203,9 @@ def write_metadata(folder: Path) -> None:
 
 
 def make_environment(metadata: Path) -> dict[str, str]:
-    """What every step runs in: the packages from their folders, the tools of CUDA and of this Python on the path."""
+    """Return what every step runs in: the packages from their folders, the tools of CUDA and of this Python on the
+    path.
+    """
     write_metadata(metadata)
     environment = dict(os.environ)
     cuda = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
@@ -249,7 +251,7 @@ def pack(out: Path) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The end of a log."""
+    """Return the end of a log."""
     return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
 
 

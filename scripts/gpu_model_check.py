@@ -67,14 +67,16 @@ class Launches(TorchDispatchMode):
 
 
 def small_model(family: str, attention: str) -> Any:
-    """A model with random weights in float32, on the CPU."""
+    """Return a model with random weights in float32, on the CPU."""
     shape = SHAPES[FAMILIES[family]]
     shape = replace(shape, vision=replace(shape.vision, side=168))
     return random_model(shape, torch.float32, "cpu", attention, seed=1)
 
 
 def prompt_of(model: Any, *, quick: bool) -> dict[str, Tensor]:
-    """Two rows with an image or a clip each, small ones if ``quick``, and a mask of ones as `generate` passes it."""
+    """Return two rows with an image or a clip each, small ones if ``quick``, and a mask of ones as `generate` passes
+    it.
+    """
     parts = locate(model)
     size = (parts.anyres.tile_size,) * 2 if quick and parts.anyres is not None and parts.video is None else None
     frames = (2 if quick else 8) if parts.video is not None else None
@@ -83,7 +85,7 @@ def prompt_of(model: Any, *, quick: bool) -> dict[str, Tensor]:
 
 
 def on(device: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs on a device."""
+    """Return the inputs on a device."""
     return {name: value.to(device) for name, value in inputs.items()}
 
 
@@ -100,17 +102,17 @@ def run(model: Any, inputs: dict[str, Tensor], steps: int = 2) -> list[Tensor]:
 
 
 def kept(pruner: Any, rows: int) -> list[list[list[int]]]:
-    """The patches of every row after every cut."""
+    """Return the patches of every row after every cut."""
     return [[stage.patches.tolist() for stage in pruner.survivors(row).stages] for row in range(rows)]
 
 
 def apart(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest difference."""
+    """Return the largest difference."""
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
 def compare_devices(model: Any, inputs: dict[str, Tensor], device: str, method: Method) -> dict[str, Any]:
-    """The model on both devices."""
+    """Return the model on both devices."""
     moved, rows = copy.deepcopy(model).to(device), inputs["input_ids"].shape[0]
     with prune(model, method) as here:
         expected = run(model, inputs)
@@ -150,7 +152,7 @@ def check_failing_recording() -> dict[str, Any]:
 
 
 def check_properties(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """The four promises, on the model's own device."""
+    """Return the four promises, on the model's own device."""
     before = {name: (len(part._forward_hooks), len(part._forward_pre_hooks)) for name, part in model.named_modules()}
     plain, method = run(model, inputs), METHODS["ViTCoP"]
     with prune(model, ViTCoP(retention_ratio=1)):
@@ -181,7 +183,7 @@ def first_rows(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 
 @contextmanager
 def noting_waits(device: str) -> Iterator[list[str]]:
-    """Where the host waits for the device: the innermost functions of each place."""
+    """Note where the host waits for the device: the innermost functions of each place."""
     found: list[str] = []
 
     def note(message: Any, *rest: Any, **more: Any) -> None:
@@ -216,7 +218,7 @@ def count_launches(call: Callable[[], Any], device: str) -> int:
 
 
 def costs_of_pruning(model: Any, inputs: dict[str, Tensor], device: str) -> dict[str, Any]:
-    """Waits and launches of a prefill and a decoded token, pruned and not, with a mask of ones and without."""
+    """Wait and launches of a prefill and a decoded token, pruned and not, with a mask of ones and without."""
     found: dict[str, Any] = {}
     for name, method in (("unpruned", None), ("pruned", METHODS["ViTCoP"])):
         for masked in (True, False):

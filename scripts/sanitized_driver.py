@@ -18,13 +18,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def calls(*, large: bool) -> list[tuple[Case, torch.dtype]]:
-    """Every small case in two dtypes; a sanitizer makes a launch a hundred times slower, not longer ones."""
+    """Return every small case in two dtypes; a sanitizer makes a launch a hundred times slower, not longer ones."""
     chosen = [case for case in CASES if large or not (case.is_large or case.name.startswith("golden"))]
     return [(case, dtype) for case in chosen for dtype in DTYPES if dtype in case.dtypes]
 
 
 def main() -> None:
-    """Runs them and compares."""
+    """Run them and compare."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     options.add_argument("--large", action="store_true", help="large cases and golden ones too")

@@ -19,7 +19,7 @@ LAZY_BINDING = "import os, sys; sys.setdlopenflags(os.RTLD_LAZY)\n"
 
 
 def torch_libraries() -> Path:
-    """The folder of torch's libraries, without importing it."""
+    """Return the folder of torch's libraries, without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise SystemExit("torch is not installed here")
@@ -27,7 +27,7 @@ def torch_libraries() -> Path:
 
 
 def needed(folder: Path) -> set[str]:
-    """The NVIDIA libraries that those of a folder name."""
+    """Return the NVIDIA libraries that those of a folder name."""
     names: set[str] = set()
     for library in folder.glob("*.so*"):
         listed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout

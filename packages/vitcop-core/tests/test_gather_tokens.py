@@ -67,14 +67,14 @@ def test_gather_tokens_is_traced_whole() -> None:
 @pytest.mark.parametrize(
     ("tensors", "index", "error", "match"),
     [
-        (torch.zeros(2, 3), INDEX, TypeError, "tensors must be a sequence; got Tensor"),
-        ([], INDEX, ValueError, "tensors must be at least one tensor; got 0"),
-        ([[1.0]], INDEX, TypeError, r"tensors\[0\] must be a tensor; got list"),
-        ([torch.zeros(3)], INDEX, ValueError, r"tensors\[0\] must be of shape \[B, n\]; got \[3\]"),
-        ([torch.zeros(3, 4)], INDEX, ValueError, r"tensors\[0\] must be of 1 or 2 rows; got 3"),
+        (torch.zeros(2, 3), INDEX, TypeError, "tensors must be a sequence, got Tensor"),
+        ([], INDEX, ValueError, "tensors must be at least one tensor, got 0"),
+        ([[1.0]], INDEX, TypeError, r"tensors\[0\] must be a tensor, got list"),
+        ([torch.zeros(3)], INDEX, ValueError, r"tensors\[0\] must be of shape \[B, n\], got \[3\]"),
+        ([torch.zeros(3, 4)], INDEX, ValueError, r"tensors\[0\] must be of 1 or 2 rows, got 3"),
         ([torch.zeros(2, 4), torch.zeros(2, 5)], INDEX, ValueError, r"tensors\[1\] must be of shape \[B, 4\]"),
         ([torch.zeros(2, 4)], INDEX.float(), TypeError, "index must have dtype torch.int64"),
-        ([torch.zeros(2, 4)], INDEX.to("meta"), ValueError, r"tensors\[0\] must be on meta; got cpu"),
+        ([torch.zeros(2, 4)], INDEX.to("meta"), ValueError, r"tensors\[0\] must be on meta, got cpu"),
     ],
 )
 def test_bad_arguments_are_named(tensors: Any, index: Tensor, error: type[Exception], match: str) -> None:

@@ -42,12 +42,12 @@ def make_features(kind: str, tokens: int, generator: np.random.Generator) -> Arr
 
 
 def make_case(kind: str, seed: int) -> Case:
-    """Few centers for 3 to 45 tokens, most of which have no neighbour where the threshold is small."""
+    """Few centers for 3 to 45 tokens, most of which have no neighbor where the threshold is small."""
     generator = np.random.default_rng((KINDS.index(kind), seed))
     tokens = int(generator.integers(3, 46))
     features = make_features(kind, tokens, generator)
     cells = generator.permutation(24 * 24)[:tokens]
-    # Positions repeat every twelve tokens in half of the cases, so that neighbours are many at any threshold.
+    # Positions repeat every twelve tokens in half of the cases, so that neighbors are many at any threshold.
     cells = cells[np.arange(tokens) % 12] if seed % 2 else cells
     positions = np.stack([cells // 24, cells % 24], 1) / 24
     centers = int(generator.integers(1, max(2, tokens // 5)))
@@ -92,7 +92,7 @@ def spread_labels(parents: list[int], centers: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_official_labels_match_the_released_passes(kind: str) -> None:
-    crowded = unlabelled = 0
+    crowded = unlabeled = 0
     for seed in SEEDS:
         case = make_case(kind, seed)
         parents, importance = released_parents(case)
@@ -104,10 +104,10 @@ def test_official_labels_match_the_released_passes(kind: str) -> None:
         assert found.labels[0].tolist() == expected, f"{seed=}"
         np.testing.assert_allclose(found.importance[0], importance, rtol=1e-6, err_msg=f"{seed=}")
         crowded += sum(map(math.isinf, importance)) > case.centers
-        unlabelled += -1 in expected
+        unlabeled += -1 in expected
     # The cases are such as the rules are about.
     assert crowded >= len(SEEDS) // 4
-    assert unlabelled >= len(SEEDS) // 4
+    assert unlabeled >= len(SEEDS) // 4
 
 
 NEAR, FAR, FARTHER = [0.0, 0.0], [5.0, 0.0], [0.0, 5.0]
@@ -138,7 +138,7 @@ def test_official_chains_are_followed_to_their_end(
 
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5, 8, 9, 16, 17, 45])
 def test_official_chain_of_any_length_reaches_its_center(tokens: int) -> None:
-    # Duplicates, each near its two neighbours in a row: the parent is the one before, and token 0 is the center.
+    # Duplicates, each near its two neighbors in a row: the parent is the one before, and token 0 is the center.
     positions = torch.stack([torch.arange(tokens) / 2, torch.zeros(tokens)], 1)[None]
     found = official_vic(torch.ones(1, tokens, 3), positions, 1, 8.0, 0.6)
     assert found.centers.tolist() == [[0]]

@@ -125,11 +125,11 @@ def test_padding_is_never_read(spec: OpSpec) -> None:
     tensors = inputs_of(spec)
     rows: dict[str, Any] = {"lengths": torch.tensor(LENGTHS), "counts": torch.tensor(COUNTS)}
     padding = torch.arange(TOKENS) >= rows["lengths"].unsqueeze(1)
-    spoilt = []
+    spoiled = []
     for tensor in tensors:
         value = float("nan") if tensor.is_floating_point() and tensor.shape[2:] != (2,) else -1
-        spoilt.append(tensor.masked_fill(padding.view(ROWS, TOKENS, *[1] * (tensor.dim() - 2)), value))
-    assert_same(spec(*spoilt, **rows), spec(*tensors, **rows))
+        spoiled.append(tensor.masked_fill(padding.view(ROWS, TOKENS, *[1] * (tensor.dim() - 2)), value))
+    assert_same(spec(*spoiled, **rows), spec(*tensors, **rows))
 
 
 def test_unused_outputs_are_marked() -> None:

@@ -50,20 +50,20 @@ def test_several_methods_have_labels() -> None:
     ("text", "message"),
     [
         ("", "text must be a name, or a name with settings"),
-        ("magic", "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip; got 'magic'"),
-        ("vitcop, fastv", "text must be one method; got 'vitcop, fastv'"),
+        ("magic", "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, got 'magic'"),
+        ("vitcop, fastv", "text must be one method, got 'vitcop, fastv'"),
         ("vitcop(layers={[]:1})", "layers must be a plain value"),
         ("vitcop(layers={{}})", "layers must be a plain value"),
         ("vitcop(layers=__import__('os').getcwd())", "layers must be a plain value"),
         ("vitcop(layers=f'{1}')", "layers must be a plain value"),
         ("vitcop(pi1=1/3)", "pi1 must be a plain value"),
-        ("vitcop(layers=2)", "layers must be a tuple of two integers; got 2 (int)"),
+        ("vitcop(layers=2)", "layers must be a tuple of two integers, got 2 (int)"),
         ("vitcop(layers=(1, 2, 3))", "layers must be a tuple of two integers"),
-        ("vitcop(layers=(0, 6))", "layers must be an integer from 1 to 10000; got 0"),
-        ("vitcop(cutoff_distance=1e999)", "cutoff_distance must be a positive number; got inf"),
-        ("vitcop(cutoff_distance='8')", "cutoff_distance must be a positive number; got '8' (str)"),
-        ("fastv(layer=0x" + "f" * 900 + ")", "layer must be an integer from 1 to 2147483647; got about 10**1083"),
-        ("fastv(layer=0x" + "f" * 6000 + ")", "text must be at most 1000 characters long; got 6015"),
+        ("vitcop(layers=(0, 6))", "layers must be an integer from 1 to 10000, got 0"),
+        ("vitcop(cutoff_distance=1e999)", "cutoff_distance must be a positive number, got inf"),
+        ("vitcop(cutoff_distance='8')", "cutoff_distance must be a positive number, got '8' (str)"),
+        ("fastv(layer=0x" + "f" * 900 + ")", "layer must be an integer from 1 to 2147483647, got about 10**1083"),
+        ("fastv(layer=0x" + "f" * 6000 + ")", "text must be at most 1000 characters long, got 6015"),
         ("fastv(layer=" + "9" * 5000 + ")", "text must be at most 1000 characters long"),
         ("fastv(layer=" + "-" * 900 + "1)", "layer must be"),
         ("(" * 900, "text must be a name"),
@@ -74,25 +74,28 @@ def test_several_methods_have_labels() -> None:
         ("vitcop(*x)", "text must be a name, or a name with settings"),
         ("vitcop(**x)", "text must be a name, or a name with settings"),
         ("vitcop.plan()", "text must be a name, or a name with settings"),
-        ("fastv(depth=2)", "a setting of FastV must be one of keep, layer; got 'depth'"),
+        ("fastv(depth=2)", "setting must be one of keep, layer for FastV, got 'depth'"),
         ("fastv(layer=2, layer=3)", "layer must be given once"),
-        ("fastv(retained_tokens=9)", "retained_tokens must be left out: the budget of FastV comes from the arguments"),
-        ("fastv(keep=30)", "give exactly one of retained_tokens, retention_ratio and keep"),
+        (
+            "fastv(retained_tokens=9)",
+            "retained_tokens must be left out, as the budget of FastV comes from the arguments",
+        ),
+        ("fastv(keep=30)", "retained_tokens, retention_ratio or keep must be given, and one alone"),
     ],
 )
 def test_text_that_does_not_fit_is_a_value_error(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=r"must be|give exactly") as caught:
+    with pytest.raises(ValueError, match=r" must be ") as caught:
         find_method(text, retained_tokens=64)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 700
 
 
 def test_budget_must_be_somewhere_and_fit() -> None:
-    with pytest.raises(ValueError, match="give exactly one of"):
+    with pytest.raises(ValueError, match="must be given, and one alone, got none"):
         find_method("vitcop")
     with pytest.raises(ValueError, match="retained_tokens must be a number from 1e-300 to 1e300"):
         find_method("vitcop", retained_tokens=10**400)
-    with pytest.raises(ValueError, match="retained_tokens and retention_ratio"):
+    with pytest.raises(ValueError, match="got retained_tokens and retention_ratio"):
         find_method("vitcop", retained_tokens=64, retention_ratio=0.5)
 
 

@@ -106,14 +106,14 @@ def test_cuts_reject_counts_that_cannot_be() -> None:
         VisionCut((3, 4), (1,))
     with pytest.raises(ValueError, match="keep must be an integer >= 1"):
         VisionCut((0,), (1,))
-    with pytest.raises(ValueError, match="layer must be an integer from 1 to 10000; got 0"):
+    with pytest.raises(ValueError, match="layer must be an integer from 1 to 10000, got 0"):
         DecoderCut(0, 3, "top_tokens")
     with pytest.raises(TypeError, match="keep must be an integer"):
         DecoderCut(1, True, "top_tokens")
 
 
 def test_costs_reject_another_model() -> None:
-    with pytest.raises(ValueError, match="shape must be a model of 8 layers; got 32"):
+    with pytest.raises(ValueError, match="shape must be a model of 8 layers, got 32"):
         PLAN.macs(SHAPE_7B, 0)
     with pytest.raises(ValueError, match="text_tokens"):
         identity_plan(32, (1,)).macs(SHAPE_7B, -1)

@@ -59,7 +59,7 @@ def bounds_of(message: str) -> Bounds | None:
 def check_bounds(kind: Any, name: str, asked: Any, where: Any, settings: Any) -> Bounds | None:
     """Asks for what cannot be met, and tries what the message names, and one step beside it."""
     num_layers, units, images = where
-    with pytest.raises(ValueError, match=f"{name} must be .* {kind.__name__}.*; got ") as caught:
+    with pytest.raises(ValueError, match=f"{name} must be .* {kind.__name__}.*, got ") as caught:
         kind(**{name: asked}, **settings).plan(num_layers, units, images=images)
     bounds = bounds_of(str(caught.value))
     if bounds is None:
@@ -138,30 +138,30 @@ def test_any_bounds_are_feasible(
             ViTCoP,
             {"retained_tokens": 500},
             "retained_tokens must be from 12 to 432 of the 576 visual tokens of an image, or all of them, for ViTCoP "
-            "cutting before layers 2 and 22 of 32; got 500. Other layers, or another pi1, move this range.",
+            "cutting before layers 2 and 22 of 32, got 500. Other layers, or another pi1, move this range.",
         ),
         (
             ViTCoP,
             {"retention_ratio": Fraction(500, 576)},
             "retention_ratio must be from 0.0196 (1.96%) to 0.75 (75%), or 1, for ViTCoP cutting before layers 2 and "
-            "22 of 32; got 0.868056. Other layers, or another pi1, move this range.",
+            "22 of 32, got 0.868056. Other layers, or another pi1, move this range.",
         ),
         (
             FastV,
             {"retained_tokens": 20},
             "retained_tokens must be at least 37 of the 576 visual tokens of an image for FastV cutting before layer 2 "
-            "of 32; got 20. Other layers move this bound.",
+            "of 32, got 20. Other layers move this bound.",
         ),
         (
             SparseVLM,
             {"retention_ratio": 0.01},
-            "retention_ratio must be at least 0.1006 (10.06%) for SparseVLM cutting before layers 3, 7 and 16 of 32; "
+            "retention_ratio must be at least 0.1006 (10.06%) for SparseVLM cutting before layers 3, 7 and 16 of 32, "
             "got 0.01. Other layers move this bound.",
         ),
         (
             VisionZip,
             {"retained_tokens": 0.25},
-            "retained_tokens must be at least 1 of the 576 visual tokens of an image for VisionZip; got 0.25",
+            "retained_tokens must be at least 1 of the 576 visual tokens of an image for VisionZip, got 0.25",
         ),
     ],
 )
@@ -174,7 +174,7 @@ def test_message_has_the_unit_that_was_used(kind: Any, budget: Any, message: str
 def test_images_of_several_sizes_have_a_mean_rounded_down() -> None:
     with pytest.raises(ValueError, match=r"of the 333\.33 visual tokens of an image"):
         ViTCoP(retained_tokens=1).plan(32, (500, 400, 100), images=3)
-    with pytest.raises(ValueError, match=r"at most the 333\.33 visual tokens of an image; got 334"):
+    with pytest.raises(ValueError, match=r"at most the 333\.33 visual tokens of an image, got 334"):
         FastV(retained_tokens=334).plan(32, (500, 400, 100), images=3)
     assert math.isclose(
         float(ViTCoP(retained_tokens=200).plan(32, (500, 400, 100), images=3).average_tokens), 599, abs_tol=3

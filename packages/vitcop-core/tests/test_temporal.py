@@ -1,5 +1,6 @@
 """Frames of a clip: tokens by what is new, and clusters over time, on a still background with a square that moves."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_pooled_view_scores_averages() -> None:
 @pytest.mark.parametrize(
     ("given_settings", "error", "message"),
     [
-        ({"change_share": -0.1}, ValueError, r"change_share must be a number in \(0, 1\]; got -0.1"),
+        ({"change_share": -0.1}, ValueError, r"change_share must be a number in \(0, 1\], got -0.1"),
         ({"change_share": 1.5}, ValueError, "change_share must be"),
         ({"change_share": float("nan")}, ValueError, "change_share must be"),
         ({"change_share": True}, TypeError, "change_share must be"),
@@ -204,9 +205,20 @@ def test_settings_are_checked(given_settings: dict[str, Any], error: type[Except
         ViTCoP(retention_ratio=1 / 3, **given_settings)
 
 
+def test_change_share_warns_and_names_what_to_do() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"change_share will go with the next release: .*; leave it out"
+    ) as caught:
+        replace(METHOD, change_share=0.5)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(METHOD, cluster_frames=2)
+
+
 def test_view_checks_grid_and_frames() -> None:
     features = scene(2, ())
-    with pytest.raises(ValueError, match="frames must be those of 2 units; got"):
+    with pytest.raises(ValueError, match="frames must be those of 2 units, got"):
         view_of(features, (3,))
     with pytest.raises(ValueError, match="grid must be given where patches are pooled"):
         replace(view_of(features, (2,)), pool=2)

@@ -95,7 +95,7 @@ def test_official_parentless_tokens_follow_token_0() -> None:
     features = torch.tensor([[[0.0], [0.1], [0.2], [9.0]]])
     apart = torch.arange(8.0).view(1, 4, 2)
     clusters = official_vic(features, apart, 1, 8.0, 0.5)
-    # No token has a neighbour; token 1 is densest, all are infinitely important, and the first of them is the center.
+    # No token has a neighbor; token 1 is densest, all are infinitely important, and the first of them is the center.
     assert clusters.centers.tolist() == [[0]]
     assert clusters.labels.tolist() == [[0, 0, 0, 0]]
     clusters = official_vic(features.flip(1), apart, 2, 8.0, 0.5)

@@ -129,11 +129,11 @@ def test_padding_is_never_read(backend: Backend, call: tuple[Any, ...], value: f
         return
     op = {5: "top_tokens"}.get(len(call)) or ("co_prune" if call[1].dtype == torch.int64 else "vic")
     padding = torch.arange(front[0].shape[1]) >= lengths.unsqueeze(1)
-    spoilt = [_spoilt(argument, padding, value) for argument in front]
-    assert_identical(backend.run(op, (*spoilt, lengths, counts)), backend.run(op, call))
+    spoiled = [_spoiled(argument, padding, value) for argument in front]
+    assert_identical(backend.run(op, (*spoiled, lengths, counts)), backend.run(op, call))
 
 
-def _spoilt(argument: Any, padding: Tensor, value: float) -> Any:
+def _spoiled(argument: Any, padding: Tensor, value: float) -> Any:
     if not isinstance(argument, Tensor):
         return argument
     where = padding.view(*padding.shape, *[1] * (argument.dim() - 2))

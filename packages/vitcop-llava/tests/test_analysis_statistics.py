@@ -85,11 +85,11 @@ def test_kept_attention_is_what_the_first_tokens_hold() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: cumulative_share([]), "attention: must be"),
-        (lambda: cumulative_share([0.0, 0.0]), "attention: must be"),
-        (lambda: cumulative_share([[1.0]]), r"attention: must be of shape \[n\]"),
-        (lambda: rank_correlation([[1.0]], [[1.0, 2.0]]), "first, second: must be of one shape"),
-        (lambda: rank_correlation([1.0], [1.0]), "first, second: must be of one shape"),
+        (lambda: cumulative_share([]), "attention must be"),
+        (lambda: cumulative_share([0.0, 0.0]), "attention must be"),
+        (lambda: cumulative_share([[1.0]]), r"attention must be of shape \[n\]"),
+        (lambda: rank_correlation([[1.0]], [[1.0, 2.0]]), "first, second must be of one shape"),
+        (lambda: rank_correlation([1.0], [1.0]), "first, second must be of one shape"),
     ],
 )
 def test_statistics_name_bad_input(call: object, said: str) -> None:

@@ -25,12 +25,12 @@ def observed(seed: int, rule: list[float]) -> Observation:
     return Observation(attention, attention, norms, (rng.uniform(0, 1, TOKENS).astype(np.float32),), (6, 6))
 
 
-def analysed(rule: list[float], prompts: int = PROMPTS) -> Analysis:
+def analyzed(rule: list[float], prompts: int = PROMPTS) -> Analysis:
     return summarize(observed(seed, rule) for seed in range(prompts))
 
 
 def test_perfectly_negative_is_what_vitcop_assumes() -> None:
-    verdict = judge(analysed([-1.0] * LAYERS))
+    verdict = judge(analyzed([-1.0] * LAYERS))
     assert (verdict.advice, verdict.layers_instead) == ("key_norm", None)
     assert [cut.before for cut in verdict.cuts] == [1, 11]
     assert [cut.reads.layer for cut in verdict.cuts] == [0, 10]
@@ -45,7 +45,7 @@ def test_perfectly_negative_is_what_vitcop_assumes() -> None:
 
 
 def test_no_relation_advises_attention() -> None:
-    verdict = judge(analysed([0.0] * LAYERS))
+    verdict = judge(analyzed([0.0] * LAYERS))
     assert verdict.advice == "attention"
     assert {layer.direction for layer in verdict.layers} == {"none"}
     assert "For Stage II and Stage III the norm does not stand for attention. It does at no layer." in verdict.text
@@ -53,7 +53,7 @@ def test_no_relation_advises_attention() -> None:
 
 
 def test_positive_is_called_the_reverse() -> None:
-    verdict = judge(analysed([1.0] * LAYERS))
+    verdict = judge(analyzed([1.0] * LAYERS))
     assert (verdict.advice, verdict.best) == ("attention", ())
     assert verdict.cuts[0].reads.strength == "strong, direct"
     assert "a low norm means little attention, the reverse of what ViTCoP assumes" in verdict.text
@@ -61,7 +61,7 @@ def test_positive_is_called_the_reverse() -> None:
 
 def test_mixed_proposes_layers_nearby() -> None:
     rule = [-1.0] * 9 + [0.0] * 2 + [-0.7] * 2 + [1.0] * 3
-    verdict = judge(analysed(rule))
+    verdict = judge(analyzed(rule))
     assert (verdict.advice, verdict.layers_instead) == ("layers", (1, 12))
     assert "For Stage III the norm does not stand for attention at the default layers." in verdict.text
     assert "ViTCoP(layers=(1, 12))" in verdict.text
@@ -71,7 +71,7 @@ def test_mixed_proposes_layers_nearby() -> None:
 
 def test_good_layers_far_from_the_cuts_are_named_and_not_proposed() -> None:
     rule = [-1.0] * 4 + [0.0] * 12
-    verdict = judge(analysed(rule))
+    verdict = judge(analyzed(rule))
     assert (verdict.advice, verdict.layers_instead) == ("attention", None)
     assert set(verdict.best) < {0, 1, 2, 3}
     assert "too far from the cuts" in verdict.text
@@ -85,11 +85,11 @@ def test_direction_takes_most_prompts() -> None:
 
 
 def test_few_prompts_are_said_to_be_few() -> None:
-    assert "Only 3 prompts were looked at" in judge(analysed([-1.0] * LAYERS, prompts=3)).text
+    assert "Only 3 prompts were looked at" in judge(analyzed([-1.0] * LAYERS, prompts=3)).text
 
 
 def test_numbers_are_json_with_what_each_figure_shows() -> None:
-    analysis = analysed([-1.0] * LAYERS)
+    analysis = analyzed([-1.0] * LAYERS)
     content = json.loads(json.dumps(analysis.as_json() | {"verdict": judge(analysis).as_json()}, allow_nan=False))
     assert (content["layers"], content["cuts"], content["prompts"]) == (LAYERS, [1, 11], PROMPTS)
     assert np.shape(content["figure_3a"]["correlation"]) == (PROMPTS, LAYERS)
@@ -100,14 +100,14 @@ def test_numbers_are_json_with_what_each_figure_shows() -> None:
 
 
 def test_analysis_needs_prompts_and_layers() -> None:
-    with pytest.raises(ValueError, match="prompts: must be at least one"):
+    with pytest.raises(ValueError, match="prompts must be at least one"):
         summarize([])
     with pytest.raises(ValueError, match="num_layers must be at least 3"):
-        analysed([1.0, 1.0])
+        analyzed([1.0, 1.0])
 
 
 def test_claims_stand_beside_what_was_measured() -> None:
-    analysis = analysed([-1.0] * LAYERS)
+    analysis = analyzed([-1.0] * LAYERS)
     assert claims(analysis, {"left_out": "no answers"})[1][2] == "not measured: no answers"
     scores = (Score(10.0, 3), Score(20.0, 9), Score(1.0, 0, "too few"))
     accuracy = Accuracy(20, 10, scores)

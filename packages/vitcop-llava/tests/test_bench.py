@@ -70,9 +70,9 @@ def test_prompt_holds_its_placeholders_and_text(made: Callable[..., Any]) -> Non
 @pytest.mark.parametrize(
     ("shape", "given", "said"),
     [
-        ("small", {"image_size": (336, 336)}, "image_size: this model sees every image at 336 x 336"),
-        ("small", {"frames": 4}, "frames: this model reads no clips; got 4"),
-        ("small-next", {"text_tokens": 1}, "text_tokens: must be at least 2"),
+        ("small", {"image_size": (336, 336)}, "image_size must be None for a model that sees every image at 336 x 336"),
+        ("small", {"frames": 4}, "frames must be None for a model that reads no clips, got 4"),
+        ("small-next", {"text_tokens": 1}, "text_tokens must be at least 2"),
     ],
 )
 def test_prompt_that_a_model_cannot_read_is_refused(

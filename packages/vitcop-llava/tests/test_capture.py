@@ -310,7 +310,7 @@ def test_keeping_all_is_the_unpruned_model(model: Any, prompt: Make, pictures: M
 
 def test_capture_must_be_a_bool(model: Any) -> None:
     given: Any = "yes"
-    with pytest.raises(TypeError, match=r"capture: must be True or False, got 'yes'"):
+    with pytest.raises(TypeError, match=r"capture must be True or False, got 'yes'"):
         vitcop_llava.prune(model, METHODS["FastV"], capture=given)
 
 

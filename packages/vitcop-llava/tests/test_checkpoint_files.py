@@ -41,26 +41,26 @@ def refusal(folder: Path) -> str:
 
 
 TOO_MUCH: list[tuple[tuple[str, ...], Any, str]] = [
-    (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers must be 0 to 256, got 1000000000"),
-    (("text_config", "num_hidden_layers"), 3000, "num_hidden_layers must be 0 to 256, got 3000"),
-    (("text_config", "num_hidden_layers"), -1, "num_hidden_layers must be 0 to 256, got -1"),
-    (("text_config", "num_hidden_layers"), 1e9, "num_hidden_layers must be 0 to 256"),
-    (("text_config", "num_hidden_layers"), 10**400, "num_hidden_layers must be 0 to 256, got a longer number"),
-    (("text_config", "hidden_size"), 10**12, "hidden_size must be 1 to 262144"),
-    (("text_config", "intermediate_size"), 2**62, "intermediate_size must be 1 to 262144"),
-    (("text_config", "hidden_size"), 0, "hidden_size must be 1 to 262144, got 0"),
-    (("text_config", "num_attention_heads"), 10**9, "num_attention_heads must be 1 to 262144"),
-    (("text_config", "num_key_value_heads"), -4, "num_key_value_heads must be 1 to 262144"),
-    (("text_config", "head_dim"), 10**9, "head_dim must be 1 to 262144"),
-    (("text_config", "vocab_size"), -1, "vocab_size must be 1 to 4194304, got -1"),
-    (("text_config", "vocab_size"), 10**10, "vocab_size must be 1 to 4194304"),
-    (("vision_config", "image_size"), 10**6, "image_size must be 1 to 4096"),
-    (("vision_config", "patch_size"), 0, "patch_size must be 1 to 4096"),
-    (("num_labels",), 10**9, "num_labels must be 0 to 100000"),
-    (("text_config", "num_local_experts"), 10**9, "num_local_experts must be 0 to 1024"),
-    (("image_grid_pinpoints",), [[336, 10**9]], "image_grid_pinpoints must be 1 to 4096"),
-    (("image_grid_pinpoints",), [[336, 336]] * 10**5, "image_grid_pinpoints of its configuration must have at most"),
-    (("layer_types",), ["full"] * 10**5, "layer_types of its configuration must have at most"),
+    (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers from 0 to 256, got 1000000000"),
+    (("text_config", "num_hidden_layers"), 3000, "num_hidden_layers from 0 to 256, got 3000"),
+    (("text_config", "num_hidden_layers"), -1, "num_hidden_layers from 0 to 256, got -1"),
+    (("text_config", "num_hidden_layers"), 1e9, "num_hidden_layers from 0 to 256"),
+    (("text_config", "num_hidden_layers"), 10**400, "num_hidden_layers from 0 to 256, got a longer number"),
+    (("text_config", "hidden_size"), 10**12, "hidden_size from 1 to 262144"),
+    (("text_config", "intermediate_size"), 2**62, "intermediate_size from 1 to 262144"),
+    (("text_config", "hidden_size"), 0, "hidden_size from 1 to 262144, got 0"),
+    (("text_config", "num_attention_heads"), 10**9, "num_attention_heads from 1 to 262144"),
+    (("text_config", "num_key_value_heads"), -4, "num_key_value_heads from 1 to 262144"),
+    (("text_config", "head_dim"), 10**9, "head_dim from 1 to 262144"),
+    (("text_config", "vocab_size"), -1, "vocab_size from 1 to 4194304, got -1"),
+    (("text_config", "vocab_size"), 10**10, "vocab_size from 1 to 4194304"),
+    (("vision_config", "image_size"), 10**6, "image_size from 1 to 4096"),
+    (("vision_config", "patch_size"), 0, "patch_size from 1 to 4096"),
+    (("num_labels",), 10**9, "num_labels from 0 to 100000"),
+    (("text_config", "num_local_experts"), 10**9, "num_local_experts from 0 to 1024"),
+    (("image_grid_pinpoints",), [[336, 10**9]], "image_grid_pinpoints from 1 to 4096"),
+    (("image_grid_pinpoints",), [[336, 336]] * 10**5, "entries in image_grid_pinpoints of its configuration"),
+    (("layer_types",), ["full"] * 10**5, "entries in layer_types of its configuration"),
 ]
 
 
@@ -107,7 +107,7 @@ def test_setting_that_makes_no_sense_is_an_error_of_the_model(copy: Path, keys: 
     start = time.process_time()
     with pytest.raises((ValueError, TypeError)) as caught:
         load(str(copy), device="cpu")
-    assert str(caught.value).startswith("model: ") or caught.traceback[-1].name == "locate"
+    assert str(caught.value).startswith("model ") or caught.traceback[-1].name == "locate"
     assert time.process_time() - start < 5
 
 
@@ -115,9 +115,9 @@ def test_setting_that_makes_no_sense_is_an_error_of_the_model(copy: Path, keys: 
     ("keys", "said"),
     [
         ((("text_config", "vocab_size"), -1), "vocab_size"),
-        ((("dtype",), {}), "configuration of"),
+        ((("dtype",), {}), "must have a configuration that can be used"),
         ((("projector_hidden_act",), "swoosh"), "KeyError: 'swoosh'"),
-        ((("text_config", "pad_token_id"), 10**6), "configuration of"),
+        ((("text_config", "pad_token_id"), 10**6), "must have a configuration that can be used"),
     ],
     ids=str,
 )
@@ -129,12 +129,12 @@ def test_settings_that_were_other_errors(copy: Path, keys: Any, said: str) -> No
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000, '{"a": NaN', "1" * 5000, "\xff\xfe"])
 def test_configuration_that_is_none_is_refused(copy: Path, content: str) -> None:
     (copy / "config.json").write_bytes(content.encode("latin-1"))
-    assert "configuration of" in refusal(copy)
+    assert "must have a configuration" in refusal(copy)
 
 
 def test_weights_that_are_too_few_are_refused_before_memory_is_taken(copy: Path) -> None:
     edit(copy / "config.json", "text_config", "vocab_size", value=4_000_000)
-    assert "cannot be used: config.json asks for 1,02" in refusal(copy)
+    assert "must have weights for the 1,02" in refusal(copy)
 
 
 JSON_FILES = ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -146,14 +146,14 @@ MORE_FILES = ["chat_template.jinja", "model.safetensors", "tokenizer.model", "mo
 def test_pipe_in_a_checkpoint_is_refused_at_once(copy: Path, name: str) -> None:
     (copy / name).unlink(missing_ok=True)
     os.mkfifo(copy / name)
-    assert f"{name}: must be a regular file, not a pipe" in refusal(copy)
+    assert f"{name} must be a regular file, not a pipe" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", [*JSON_FILES, *EXTRA_FILES, "chat_template.jinja", "model.safetensors.index.json"])
 def test_large_file_in_a_checkpoint_is_refused_before_it_is_read(copy: Path, name: str) -> None:
     with (copy / name).open("wb") as stream:
         stream.truncate(2**30)
-    assert "MiB, got 1,073,741,824 bytes" in refusal(copy)
+    assert f"MiB in {name}, got 1,073,741,824 bytes" in refusal(copy)
 
 
 def test_pipe_behind_a_link_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Pa
     Qwen2VLConfig(vision_config=vision, text_config={**text, "vocab_size": 90}).save_pretrained(tmp_path)
     if with_weights:
         (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(TypeError, match="Qwen2VLForConditionalGeneration is not supported; supported: Llava"):
+    with pytest.raises(TypeError, match="model must be one of Llava"):
         find_source(str(tmp_path))
 
 
@@ -205,7 +205,7 @@ def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Pa
 )
 def test_processor_setting_that_makes_no_sense_is_refused(copy: Path, keys: tuple[str, ...], value: Any) -> None:
     edit(copy / "processor_config.json", *keys, value=value)
-    assert "model: " in refusal(copy)
+    assert "model " in refusal(copy)
 
 
 def test_real_configurations_pass() -> None:

@@ -119,7 +119,7 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
     Path("found/figure-2b.png").write_text("of an earlier result")
     result = run(checkpoint, "a.png", "--out", "found")
     assert result.exit_code == 2
-    assert "--out: found is there already and not empty; --force writes into it" in result.stderr
+    assert "--out must be a new or empty folder, got found; --force writes into it" in result.stderr
     assert run(checkpoint, "a.png", "--out", "found", "--force").exit_code == 0
     assert Path("found/notes.txt").read_text() == "precious"
     assert not Path("found/figure-2b.png").exists()
@@ -129,23 +129,23 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
     ("arguments", "said"),
     [
         (["none.png"], "no such file: none.png"),
-        (["asked.jsonl"], "asked.jsonl is not an image"),
-        ([], "IMAGE: at least one must be given"),
-        (["a.png", "--scenes", "3"], "--scenes: takes the place of images"),
-        (["a.png", "--question", "  "], "--question: must not be empty"),
+        (["asked.jsonl"], "asked.jsonl must be one of"),
+        ([], "IMAGE or --questions must be given"),
+        (["a.png", "--scenes", "3"], "--scenes must be given without images"),
+        (["a.png", "--question", "  "], "--question must not be empty"),
         (["a.png", "--question", "an <image> more"], "must not hold the placeholder"),
-        (["a.png", "--top-k", "0"], "--top-k: must be percentages above 0 and up to 100"),
-        (["a.png", "--top-k", "5,many"], "--top-k: must be percentages above 0 and up to 100"),
-        (["a.png", "--top-k", ""], "--top-k: must be percentages"),
-        (["a.png", "--top-k", "9" * 5000], "--top-k: must be percentages above 0 and up to 100"),
-        (["a.png", "--top-k", "5,0." + "0" * 5000 + "1"], "--top-k: must be percentages above 0 and up to 100"),
-        (["a.png", "--top-k", "5,."], "--top-k: must be percentages above 0 and up to 100"),
-        (["a.png", "--out", "a.png"], "--out: must be a folder; a.png is a file"),
-        (["a.png", "--out", "none/found"], "--out: the folder that it goes into must exist"),
+        (["a.png", "--top-k", "0"], "--top-k must be percentages above 0 and up to 100"),
+        (["a.png", "--top-k", "5,many"], "--top-k must be percentages above 0 and up to 100"),
+        (["a.png", "--top-k", ""], "--top-k must be percentages"),
+        (["a.png", "--top-k", "9" * 5000], "--top-k must be percentages above 0 and up to 100"),
+        (["a.png", "--top-k", "5,0." + "0" * 5000 + "1"], "--top-k must be percentages above 0 and up to 100"),
+        (["a.png", "--top-k", "5,."], "--top-k must be percentages above 0 and up to 100"),
+        (["a.png", "--out", "a.png"], "--out must be a folder, got the file a.png"),
+        (["a.png", "--out", "none/found"], "--out must be in an existing folder"),
         (["--questions", "none.jsonl"], "there is no file none.jsonl"),
         (["--questions", "empty.jsonl"], "must hold at least one question"),
-        (["--questions", "bad.jsonl"], 'bad.jsonl, line 2: must have either "answer" or "answers"'),
-        (["--questions", "worse.jsonl"], "worse.jsonl, line 1: must be a JSON object"),
+        (["--questions", "bad.jsonl"], 'bad.jsonl, line 2: line must have either "answer" or "answers"'),
+        (["--questions", "worse.jsonl"], "worse.jsonl, line 1: line must be a JSON object"),
     ],
 )
 def test_analyze_names_a_mistake(checkpoint: Path, here: Path, arguments: list[str], said: str) -> None:

@@ -70,18 +70,21 @@ def test_bench_measures_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--shape", "smal"], "--shape: must be one of llava-1.5-7b, "),
-        (["--shape", "small", "--model", "x"], "--shape: does not go with --model"),
-        (["--shape", "small", "--method", "fastv,none"], "--method: must be one of vitcop, fastv, "),
-        (["--shape", "small", "--retain", "64,x"], "--retain: must be a number of tokens"),
-        (["--shape", "small", "--retain", "577"], "--retain: must be at most the 576 visual tokens of a prompt"),
-        (["--shape", "small", "--image-size", "336"], "--image-size: must be width and height in pixels"),
-        (["--shape", "small", "--image-size", "336x336"], "image_size: this model sees every image at 336 x 336"),
-        (["--shape", "small", "--frames", "4"], "frames: this model reads no clips"),
-        (["--shape", "small", "--dtype", "int8"], "--dtype: must be auto, float32"),
-        (["--shape", "small", "--attention", "none"], "--attention: 'none' cannot be had"),
-        (["--shape", "small", "--attention", "flash_attention_2"], "--attention: flash_attention_2 needs CUDA"),
-        (["--shape", "small", "--out", "bench.txt"], "--out: must be the name of a JSON file (.json)"),
+        (["--shape", "smal"], "--shape must be one of llava-1.5-7b, "),
+        (["--shape", "small", "--model", "x"], "--shape must not be given with --model"),
+        (["--shape", "small", "--method", "fastv,none"], "--method must be one of vitcop, fastv, "),
+        (["--shape", "small", "--retain", "64,x"], "--retain must be a number of tokens"),
+        (["--shape", "small", "--retain", "577"], "--retain must be at most the 576 visual tokens of a prompt"),
+        (["--shape", "small", "--image-size", "336"], "--image-size must be width and height in pixels"),
+        (["--shape", "small", "--image-size", "336x336"], "for a model that sees every image at 336 x 336"),
+        (["--shape", "small", "--frames", "4"], "frames must be None for a model that reads no clips"),
+        (["--shape", "small", "--dtype", "int8"], "--dtype must be auto, float32"),
+        (["--shape", "small", "--attention", "none"], "--attention must be one that is installed, got 'none'"),
+        (
+            ["--shape", "small", "--attention", "flash_attention_2"],
+            "flash_attention_2 must be used on CUDA",
+        ),
+        (["--shape", "small", "--out", "bench.txt"], "--out must be the name of a JSON file (.json)"),
     ],
 )
 def test_bench_names_a_mistake(arguments: list[str], said: str) -> None:

@@ -176,7 +176,7 @@ def test_a_missing_file_is_told_before_torch_is_imported(arguments: list[str], t
 def test_help_has_no_ragged_lines() -> None:
     result = CliRunner().invoke(app, ["ask", "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"})
     lines = [line.strip(" │") for line in result.output.splitlines()]
-    start = next(number for number, line in enumerate(lines) if line.startswith("Prints the answer"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("Print the answer"))
     paragraph = lines[start : start + lines[start:].index("")]
     assert all(len(line) > 80 for line in paragraph[:-1]), paragraph
     assert result.output.count("<bool>") == 1  # --help, which is typer's

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vitcop_llava.tools.comparison.matching import is_right, normalise
+from vitcop_llava.tools.comparison.matching import is_right, normalize
 from vitcop_llava.tools.comparison.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
 
 
@@ -84,7 +84,7 @@ def test_seed_decides_the_intervals() -> None:
 
 @pytest.mark.parametrize(
     ("right", "groups", "said"),
-    [({"a": []}, [], "groups: must hold at least one question"), ({"a": [True]}, [1, 2], "right: must have an answer")],
+    [({"a": []}, [], "groups must hold at least one question"), ({"a": [True]}, [1, 2], "right must have an answer")],
 )
 def test_estimate_names_a_mistake(right: dict[str, list[bool]], groups: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -109,4 +109,4 @@ def test_estimate_names_a_mistake(right: dict[str, list[bool]], groups: list[int
 )
 def test_answers_match_after_normalising(said: str, accepted: list[str], expected: bool) -> None:
     assert is_right(said, accepted) is expected
-    assert normalise(normalise(said)) == normalise(said)
+    assert normalize(normalize(said)) == normalize(said)

@@ -134,7 +134,7 @@ def test_compiled_before_generates(own: Any, given: dict[str, Tensor]) -> None:
 
 def test_compiled_wrapper_is_opened(own: Any) -> None:
     run: Any = torch.compile(own, backend="eager")
-    with vitcop_llava.prune(run, METHOD), pytest.raises(ValueError, match="model: is pruned already"):
+    with vitcop_llava.prune(run, METHOD), pytest.raises(ValueError, match="model must not be pruned already"):
         vitcop_llava.prune(own, METHOD)
 
 

@@ -125,7 +125,7 @@ def test_attention_is_that_of_the_decoder(name: str, prompt: Make, pictures: Mak
 
 def test_attention_that_is_not_known_is_refused() -> None:
     model = llava(transformers.StableLmConfig(**SIZES, qk_layernorm=True))
-    with pytest.raises(ValueError, match="model: must have an attention that vitcop can compute, got a"):
+    with pytest.raises(ValueError, match="model must have an attention that vitcop can compute, got a"):
         vitcop_llava.prune(model, FastV(retained_tokens=60))
     vitcop_llava.prune(model, VITCOP).remove()
 
@@ -146,7 +146,7 @@ def test_attention_of_its_own_kind_is_ranked_by_its_keys_alone(name: str, prompt
         pytest.skip(f"this version of transformers has no {kind}")
     model, ids = llava(getattr(transformers, kind)(**SIZES | settings)), prompt(3, "image", 8)
     for method in (FastV(retained_tokens=60), PyramidDrop(retained_tokens=60)):
-        with pytest.raises(ValueError, match="model: must have an attention that vitcop can compute"):
+        with pytest.raises(ValueError, match="model must have an attention that vitcop can compute"):
             vitcop_llava.prune(model, method)
     with vitcop_llava.prune(model, VITCOP):
         given = {"input_ids": ids, "pixel_values": pictures()}
@@ -173,9 +173,9 @@ def test_window_is_refused_where_a_call_is_longer(prompt: Make, pictures: Make) 
         wanted = wide.generate(**given, max_new_tokens=5)
     with vitcop_llava.prune(model, VITCOP):
         assert torch.equal(model.generate(**given, max_new_tokens=5), wanted)
-        with pytest.raises(ValueError, match=r"input_ids: must be at most 160 tokens .* sliding_window, got 168"):
+        with pytest.raises(ValueError, match=r"input_ids must be at most 160 tokens .* sliding_window, got 168"):
             model(input_ids=longer, pixel_values=pictures())
-        with pytest.raises(ValueError, match=r"input_ids: must be at most 160 tokens .* got 161"):
+        with pytest.raises(ValueError, match=r"input_ids must be at most 160 tokens .* got 161"):
             model.generate(**given, max_new_tokens=8)
         assert model(input_ids=prompt(200)).logits.isfinite().all()  # text is left to the model
 
@@ -204,7 +204,7 @@ def test_tower_is_no_obstacle_to_methods_that_do_not_look_at_it(
         for row, (ids, made) in enumerate(zip(rows, found, strict=True)):
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images[row : row + 1]}
             assert torch.equal(model.generate(**given, max_new_tokens=3)[0, -3:], made)
-    with pytest.raises(ValueError, match=r"model: (its vision tower|vision_feature)"):
+    with pytest.raises(ValueError, match="model must have a vision tower whose CLS token ranks patches, got "):
         vitcop_llava.prune(model, VITCOP)
     with vitcop_llava.prune(model, ViTCoP(retention_ratio=1)) as pruner:
         plain = model(**batch, pixel_values=images).logits

@@ -15,7 +15,7 @@ from vitcop_llava.tools.demo.language import warped
 from vitcop_llava.tools.demo.packing import IGNORED, Packer
 from vitcop_llava.tools.demo.questions import listing, questions_about
 from vitcop_llava.tools.demo.scenes import CELLS, COLORS, render, sample_scene
-from vitcop_llava.tools.demo.tower import normalised
+from vitcop_llava.tools.demo.tower import normalized
 from vitcop_llava.tools.demo.train import main
 
 
@@ -50,11 +50,11 @@ def test_packed_questions_see_the_image_and_themselves_alone() -> None:
     assert not row[prefix:second].any()
 
 
-def test_normalised_pixels_are_those_of_the_image_processor() -> None:
+def test_normalized_pixels_are_those_of_the_image_processor() -> None:
     processor = demo_processor(12)
     picture = render(sample_scene(3), 168)
     expected = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
-    mine = normalised(torch.from_numpy(np.asarray(picture).copy())[None], processor)
+    mine = normalized(torch.from_numpy(np.asarray(picture).copy())[None], processor)
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
 
 

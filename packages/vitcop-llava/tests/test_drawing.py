@@ -61,7 +61,7 @@ def test_dropped_patches_are_darker_than_kept_ones(picture: Image.Image, survivo
     assert darkest_kept > 2 * max(brightness[number] for number in set(range(16)) - kept)
 
 
-def test_clusters_have_a_colour_each_after_stage_two(picture: Image.Image) -> None:
+def test_clusters_have_a_color_each_after_stage_two(picture: Image.Image) -> None:
     middle = [patch(picture, 2, number)[20, 20] for number in range(16)]
     assert torch.equal(middle[1], middle[4])  # of one cluster
     assert not torch.equal(middle[1], middle[10])  # of two

@@ -113,6 +113,6 @@ def test_image_hidden_in_part_is_refused(model: Any, prompt: Make, pictures: Mak
     mask[0, 10:20] = 0
     with (
         vitcop_llava.prune(model, METHODS[0]),
-        pytest.raises(ValueError, match=r"attention_mask: must hide an image whole .* 134 of the 144 .* row 0"),
+        pytest.raises(ValueError, match=r"attention_mask must hide an image whole .* 134 of the 144 .* row 0"),
     ):
         model(input_ids=ids, attention_mask=mask, pixel_values=pictures())

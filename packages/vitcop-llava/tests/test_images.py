@@ -65,7 +65,7 @@ def test_read_image_puts_transparent_parts_on_white(tmp_path: Path) -> None:
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [RED, (255, 255, 255)]
 
 
-def test_read_image_puts_a_transparent_palette_colour_on_white(tmp_path: Path) -> None:
+def test_read_image_puts_a_transparent_palette_color_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, *RED])
     image.putpixel((1, 0), 1)
@@ -172,8 +172,8 @@ def test_read_image_ignores_a_phones_second_picture(tmp_path: Path) -> None:
     ("content", "said"),
     [
         pytest.param(b"", "is empty", id="empty"),
-        pytest.param(b"Not an image.\n" * 40, "is not an image", id="text"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image", id="postscript"),
+        pytest.param(b"Not an image.\n" * 40, "must be one of", id="text"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "must be one of", id="postscript"),
         pytest.param(png_header(9000, 9000), "at most 40 megapixels, got 9000 x 9000", id="large"),
         pytest.param(png_header(60000, 60000), "at most 40 megapixels, got 60000 x 60000", id="huge"),
         pytest.param(png_header(20000, 10), "not be longer than 100 times", id="line"),
@@ -194,7 +194,7 @@ def test_read_image_refuses_a_truncated_file(tmp_path: Path, suffix: str) -> Non
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match=r"damaged or truncated|not an image"):
+    with pytest.raises(ImageError, match=r"damaged or truncated|must be one of"):
         read_image(path)
 
 

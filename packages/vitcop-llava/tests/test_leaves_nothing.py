@@ -53,7 +53,7 @@ def test_handle_leaves_nothing_and_removes_twice(model: Any, budget: Any, untouc
     pruner.remove()
     other = vitcop_llava.prune(model, budget())
     pruner.remove()
-    with pytest.raises(ValueError, match="model: is pruned already"):
+    with pytest.raises(ValueError, match="model must not be pruned already"):
         vitcop_llava.prune(model, budget())
     other.remove()
 
@@ -105,7 +105,10 @@ def test_nested_pruning_is_refused_and_the_outer_goes_on(
     given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
     with vitcop_llava.prune(model, budget()) as pruner:
         wanted = model(**given).logits
-        with pytest.raises(ValueError, match="model: is pruned already"), vitcop_llava.prune(model, budget("1/3")):
+        with (
+            pytest.raises(ValueError, match="model must not be pruned already"),
+            vitcop_llava.prune(model, budget("1/3")),
+        ):
             pass
         assert torch.equal(model(**given).logits, wanted)
         assert pruner.report.pruned

@@ -78,24 +78,24 @@ def test_load_reads_sharded_weights(checkpoint: Path, tmp_path: Path) -> None:
     again = load(str(tmp_path), device="cpu").model
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     next(tmp_path.glob("model-00002*")).unlink()
-    with pytest.raises(ModelError, match="lacks model-00002"):
+    with pytest.raises(ModelError, match="without model-00002"):
         load(str(tmp_path))
 
 
 def test_load_names_a_shard_outside_the_folder(copy: Path) -> None:
     (copy / loading.WEIGHTS).unlink()
     (copy / loading.WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}}))
-    with pytest.raises(ModelError, match="safetensors files of that folder"):
+    with pytest.raises(ModelError, match="safetensors files of its folder"):
         load(str(copy))
 
 
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("config.json", "lacks config.json"),
-        ("model.safetensors", r"lacks weights \(model.safetensors\)"),
-        ("processor_config.json", "lacks an image processor"),
-        ("tokenizer.json", "lacks a tokenizer"),
+        ("config.json", "without config.json"),
+        ("model.safetensors", r"without weights \(model.safetensors\)"),
+        ("processor_config.json", "without an image processor"),
+        ("tokenizer.json", "without a tokenizer"),
     ],
 )
 def test_load_names_what_is_missing(copy: Path, gone: str, said: str) -> None:
@@ -107,7 +107,7 @@ def test_load_names_what_is_missing(copy: Path, gone: str, said: str) -> None:
 def test_load_never_reads_a_pickle(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle"):
+    with pytest.raises(ModelError, match=r"pytorch_model.bin, a pickle"):
         load(str(copy))
 
 
@@ -144,7 +144,7 @@ def test_load_refuses_damaged_configurations(copy: Path) -> None:
 
 def test_load_refuses_an_image_processor_of_another_size(copy: Path) -> None:
     demo_processor(GRID + 1).save_pretrained(copy)
-    with pytest.raises(ModelError, match=r"must give images of 3 x 56 x 56 .* got 3 x 70 x 70"):
+    with pytest.raises(ModelError, match=r"gives images of 3 x 56 x 56 .* got 3 x 70 x 70"):
         load(str(copy))
 
 
@@ -152,7 +152,7 @@ def test_load_refuses_a_tokenizer_of_another_model(copy: Path) -> None:
     processor = demo_processor(GRID)
     processor.tokenizer.add_tokens([f"word{k}" for k in range(9)])
     processor.save_pretrained(copy)
-    with pytest.raises(ModelError, match=r"its tokenizer has .* its embeddings only"):
+    with pytest.raises(ModelError, match=r"must have a tokenizer of at most its"):
         load(str(copy))
 
 
@@ -168,14 +168,14 @@ def test_load_gives_the_adapters_error_for_another_family(checkpoint: Path, tmp_
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     demo_processor(GRID).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="LlamaModel is not supported; supported: LlavaForConditionalGeneration"):
+    with pytest.raises(TypeError, match=r"model must be one of LlavaForConditionalGeneration.* got a LlamaModel"):
         load(str(tmp_path))
 
 
 def test_load_refuses_a_decoder_without_projections_before_reading_weights(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"not read")
     edit(copy / "config.json", lambda config: config.update(text_config={"model_type": "phi3", "pad_token_id": 0}))
-    with pytest.raises(ValueError, match=r"a Phi3Model, cannot be pruned: it must have self_attn.q_proj"):
+    with pytest.raises(ValueError, match=r"self_attn.q_proj .* got a Phi3Model"):
         load(str(copy))
 
 
@@ -204,7 +204,7 @@ def test_find_source_refuses_a_file(checkpoint: Path) -> None:
 
 def test_find_source_says_where_the_demo_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "DEMO_FOLDER", tmp_path)
-    with pytest.raises(ModelError, match="no demo weights"):
+    with pytest.raises(ModelError, match="where the demo weights are not installed"):
         find_source(None)
 
 
@@ -216,7 +216,7 @@ def test_load_without_a_source_is_the_demo(checkpoint: Path, monkeypatch: pytest
 
 def test_load_says_that_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"no local folder 'vitcop/no-such-model', .*offline"):
+    with pytest.raises(HubError, match=r"a hub id while you are online, got 'vitcop/no-such-model'"):
         load("vitcop/no-such-model")
 
 
@@ -227,5 +227,5 @@ def test_find_device_refuses_what_is_not_there(device: str) -> None:
 
 
 def test_load_refuses_a_dtype_that_is_none(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="dtype: must be auto, float32, float16, bfloat16; got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be auto, float32, float16, bfloat16, got 'int8'"):
         load(str(checkpoint), dtype="int8")

@@ -103,7 +103,7 @@ def test_one_token_has_no_time_of_its_own(
 ) -> None:
     inputs = {"input_ids": prompt(4, "image", 7), "pixel_values": pictures()}
     assert measure(model, inputs).token_seconds is None
-    with pytest.raises(ValueError, match="new_tokens: must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="new_tokens must be at least 1, got 0"):
         measure(model, inputs, new_tokens=0)
 
 

@@ -131,11 +131,11 @@ def test_tile_of_padding_alone_is_no_unit() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "pinpoints", "message"),
     [
-        (0, 5, RELEASED, "height must be an integer >= 1; got 0"),
-        (5, -1, RELEASED, "width must be an integer >= 1; got -1"),
-        (5, 5, [], "image_grid_pinpoints: must be pairs of multiples"),
-        (5, 5, [[336, 300]], "image_grid_pinpoints: must be pairs of multiples of the tile size 336"),
-        (5, 5, [[0, 336]], "image_grid_pinpoints: must be pairs of multiples"),
+        (0, 5, RELEASED, "height must be an integer >= 1, got 0"),
+        (5, -1, RELEASED, "width must be an integer >= 1, got -1"),
+        (5, 5, [], "image_grid_pinpoints must be pairs of multiples"),
+        (5, 5, [[336, 300]], "image_grid_pinpoints must be pairs of multiples of the tile size 336"),
+        (5, 5, [[0, 336]], "image_grid_pinpoints must be pairs of multiples"),
     ],
 )
 def test_tile_image_names_bad_input(height: int, width: int, pinpoints: Any, message: str) -> None:

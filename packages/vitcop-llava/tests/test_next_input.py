@@ -26,52 +26,56 @@ def with_pixels(change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], d
 
 
 CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception], str]] = {
-    "no-sizes": (with_sizes(None), ValueError, "image_sizes: must be given with pixel_values"),
+    "no-sizes": (with_sizes(None), ValueError, "image_sizes must be given with pixel_values"),
     "more-sizes": (
         with_sizes(torch.tensor([[96, 96], [96, 96]])),
         ValueError,
-        "image_sizes: 2 sizes, but pixel_values has 1 images",
+        "image_sizes must be as many as the 1 images of pixel_values, got 2",
     ),
     "flat-sizes": (
         with_sizes([96, 96]),
         ValueError,
-        "image_sizes: must be a height and a width for each image, got 96",
+        "image_sizes must be a height and a width for each image, got 96",
     ),
     "triple": (with_sizes([(96, 96, 3)]), ValueError, "a height and a width for each image, got"),
-    "fractions": (with_sizes(torch.tensor([[96.0, 96.0]])), TypeError, "image_sizes: must be integers"),
-    "side-of-one": (with_sizes([(1, 96)]), ValueError, "sides must be at least 2 pixels, got 1 x 96"),
-    "huge": (with_sizes([(10**400, 96)]), ValueError, "sides must be at most 2147483647 pixels, got about 10"),
-    "long": (with_sizes([(96, 10**5000)]), ValueError, "sides must be at most 2147483647 pixels, got 96 x about 10"),
-    "bool": (with_sizes([(True, 96)]), TypeError, "image_sizes: must be integers"),
-    "number": (with_sizes(96), TypeError, r"image_sizes: must be \[images, 2\], got 96"),
-    "text": (with_sizes("9696"), TypeError, r"image_sizes: must be \[images, 2\], got '9696'"),
-    "zero": (with_sizes([(0, 96)]), ValueError, "sides must be at least 2 pixels, got 0 x 96"),
+    "fractions": (with_sizes(torch.tensor([[96.0, 96.0]])), TypeError, "image_sizes must be integers"),
+    "side-of-one": (with_sizes([(1, 96)]), ValueError, "image_sizes must be at least 2 pixels, got 1 x 96"),
+    "huge": (with_sizes([(10**400, 96)]), ValueError, "image_sizes must be at most 2147483647 pixels, got about 10"),
+    "long": (
+        with_sizes([(96, 10**5000)]),
+        ValueError,
+        "image_sizes must be at most 2147483647 pixels, got 96 x about 10",
+    ),
+    "bool": (with_sizes([(True, 96)]), TypeError, "image_sizes must be integers"),
+    "number": (with_sizes(96), TypeError, r"image_sizes must be \[images, 2\], got 96"),
+    "text": (with_sizes("9696"), TypeError, r"image_sizes must be \[images, 2\], got '9696'"),
+    "zero": (with_sizes([(0, 96)]), ValueError, "image_sizes must be at least 2 pixels, got 0 x 96"),
     "too-few-tiles": (
         with_pixels(lambda pixels: pixels[:, :4]),
         ValueError,
-        "an image of 96 x 96 pixels takes 5 tiles with the base, but pixel_values has 4 an image",
+        "pixel_values must have 5 tiles, the base among them, for an image of 96 x 96 pixels, got 4",
     ),
     "flat-tiles": (
         with_pixels(lambda pixels: pixels[0, :4]),
         ValueError,
-        r"image_sizes: 1 images of \[5\] tiles, but pixel_values has 4 tiles",
+        r"pixel_values must have 5 tiles for the 1 image_sizes, got 4",
     ),
     "tile-size": (
         with_pixels(lambda pixels: pixels[..., :40, :40]),
         ValueError,
-        "pixel_values: must be tiles of 48 x 48 pixels",
+        "pixel_values must be tiles of 48 x 48 pixels",
     ),
-    "one-tile": (with_pixels(lambda pixels: pixels[0, 0]), ValueError, "pixel_values: must be tiles of 48 x 48"),
+    "one-tile": (with_pixels(lambda pixels: pixels[0, 0]), ValueError, "pixel_values must be tiles of 48 x 48"),
     "other-size": (with_sizes([(96, 48)]), ValueError, "Image features and image tokens do not match"),
     "no-images": (
         lambda inputs: {name: inputs[name] for name in ("input_ids", "attention_mask")},
         ValueError,
-        "the prompt holds 192 image placeholders .* and there is no image",
+        "pixel_values must be given with the 192 image placeholders .* got None",
     ),
     "zero-images": (
         lambda inputs: {**inputs, "pixel_values": inputs["pixel_values"][:0], "image_sizes": []},
         ValueError,
-        "there is no image",
+        "pixel_values must be given with",
     ),
 }
 
@@ -104,12 +108,14 @@ def test_sizes_and_pixels_come_in_every_form(next_model: Any, next_inputs: Input
 
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_keep_newline_must_be_a_bool(next_model: Any, budget: Any, value: Any) -> None:
-    with pytest.raises(TypeError, match="keep_newline: must be True or False"):
+    with pytest.raises(TypeError, match="keep_newline must be True or False"):
         vitcop_llava.prune(next_model, budget("1/6"), keep_newline=value)
 
 
 def test_keep_newline_is_refused_where_there_are_none(model: Any, budget: Any) -> None:
-    with pytest.raises(ValueError, match="keep_newline: a LlavaForConditionalGeneration has no newline tokens"):
+    with pytest.raises(
+        ValueError, match="keep_newline must be False for a model without newline tokens, got True for a Llava"
+    ):
         vitcop_llava.prune(model, budget(), keep_newline=True)
 
 
@@ -117,7 +123,7 @@ def test_budget_that_does_not_fit_an_image_names_its_size(next_model: Any, next_
     inputs = next_inputs([[2, (96, 96), 1, (5, 60), 3]])
     with (
         vitcop_llava.prune(next_model, ViTCoP(retained_tokens=50, cutoff_distance=3.0)),
-        pytest.raises(ValueError, match="an image of 60 x 5 pixels has 60 visual tokens, for which the budget cannot"),
+        pytest.raises(ValueError, match="an image of 60 x 5 pixels with 60 visual tokens: "),
     ):
         next_model(**inputs)
 
@@ -127,7 +133,7 @@ def test_budget_for_small_images_alone_is_met_for_them(next_model: Any, next_inp
     with vitcop_llava.prune(next_model, FastV(retained_tokens=18)) as pruner:
         next_model(**next_inputs([[2, (96, 48), 3]]))
         assert pruner.report.pruned
-        with pytest.raises(ValueError, match="for which the budget cannot be met"):
+        with pytest.raises(ValueError, match="visual tokens: re"):
             next_model(**next_inputs([[2, (96, 96), 3]]))
 
 
@@ -139,7 +145,7 @@ def test_placeholders_that_are_no_whole_images_are_refused(next_model: Any, next
     ids[0, -1] = token
     with (
         vitcop_llava.prune(next_model, budget("1/6")),
-        pytest.raises(ValueError, match="input_ids: row 0 holds 193 image placeholders"),
+        pytest.raises(ValueError, match="whole images in every row, got 193 in row 0"),
     ):
         next_model(**inputs)
 

@@ -138,7 +138,7 @@ def test_block_leaves_nothing(
                 next_model(**broken)
 
     if fails:
-        with pytest.raises(ValueError, match="image_sizes: 2 sizes, but pixel_values has 1 images"):
+        with pytest.raises(ValueError, match="image_sizes must be as many as the 1 images of pixel_values, got 2"):
             run()
     else:
         run()

@@ -118,7 +118,10 @@ def test_prefix_inside_disable_adapter_is_that_of_the_bare_model(
             answer(bare, loaded.inputs(QUESTION))
     with pytest.raises(ValueError, match="other adapters"):
         ImagePrefix.load(tmp_path / "bare", bare, budget())
-    with vitcop_llava.prune(bare, budget()), pytest.raises(ValueError, match="past_key_values: begins with a prefix"):
+    with (
+        vitcop_llava.prune(bare, budget()),
+        pytest.raises(ValueError, match="past_key_values must be made under this model"),
+    ):
         answer(bare, loaded.inputs(QUESTION))
 
 
@@ -159,7 +162,7 @@ def test_prefix_of_everything_is_refused_to_the_bare_model_too(bare: Any, encode
     prefix = encode(bare, share="1")
     answer(bare, prefix.inputs(QUESTION))
     wrapper.set_adapter("B")
-    with pytest.raises(ValueError, match="prefix: was made under another model or other adapters"):
+    with pytest.raises(ValueError, match="prefix must be made under this model and its adapters"):
         prefix.cache()
 
 
@@ -212,7 +215,7 @@ def test_prefix_of_another_checkpoint_is_refused_in_memory(
     model: Any, build: Callable[..., Any], encode: Any, budget: Any
 ) -> None:
     other = build(seed=1)
-    with vitcop_llava.prune(other, budget()), pytest.raises(ValueError, match="those of another checkpoint"):
+    with vitcop_llava.prune(other, budget()), pytest.raises(ValueError, match="weights of another checkpoint"):
         answer(other, encode(model).inputs(QUESTION))
 
 
@@ -223,7 +226,7 @@ def test_prefix_serves_a_copy_of_its_model(model: Any, encode: Any, budget: Any)
         answer(twin, encode(model).inputs(QUESTION))
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     """A linear layer whose weights are whole numbers, in buffers."""
 
     def __init__(self, linear: nn.Linear, levels: int) -> None:
@@ -238,12 +241,12 @@ class Quantised(nn.Module):
 
 
 @pytest.mark.parametrize("levels", [127, 63])
-def test_requantised_weights_are_other_weights(bare: Any, check: Any, levels: int) -> None:
+def test_requantized_weights_are_other_weights(bare: Any, check: Any, levels: int) -> None:
     attention = bare.model.language_model.layers[0].self_attn
     plain = attention.v_proj
-    attention.v_proj = Quantised(plain, 127)
-    change = lambda: setattr(attention, "v_proj", Quantised(plain, levels))  # noqa: E731
-    check(bare, change, None if levels == 127 else "those of another checkpoint")
+    attention.v_proj = Quantized(plain, 127)
+    change = lambda: setattr(attention, "v_proj", Quantized(plain, levels))  # noqa: E731
+    check(bare, change, None if levels == 127 else "weights of another checkpoint")
 
 
 def test_weights_of_several_tensors_are_told_apart() -> None:

@@ -111,30 +111,30 @@ def test_half_precision_is_stored_as_it_is(
     cache: Any = ImagePrefix.load(path, half, budget()).cache()
     assert {layer.keys.dtype for layer in cache.layers} == {dtype}
     name = str(dtype).removeprefix("torch.")
-    with pytest.raises(ValueError, match=f"dtype: expected float32, got {name}"):
+    with pytest.raises(ValueError, match=f"dtype {name} instead of float32"):
         ImagePrefix.load(path, model, budget())
 
 
 def test_other_method_is_refused(model: Any, path: Path, budget: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"path: .* made under another model, method or dtype; method: expected ViTCoP"
+        ValueError, match=r"path .* made under this model, method and dtype, got method .* instead of ViTCoP"
     ):
         ImagePrefix.load(path, model, budget("1/3"))
     with (
         vitcop_llava.prune(model, budget("1/3")),
-        pytest.raises(ValueError, match=r"method: expected .*Fraction\(1, 3\).* got .*Fraction\(1, 9\)"),
+        pytest.raises(ValueError, match=r"method .*Fraction\(1, 9\).* instead of .*Fraction\(1, 3\)"),
     ):
         ImagePrefix.load(path, model)
-    with pytest.raises(ValueError, match="method: must be given where the model is not being pruned"):
+    with pytest.raises(ValueError, match="method must be given where the model is not being pruned"):
         ImagePrefix.load(path, model)
 
 
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"kind": "qwen2"}, 'config.text_config.model_type: expected "qwen2", got "llama"'),
-        ({"kv_heads": 4}, "config.text_config.num_key_value_heads: expected 4, got 2"),
-        ({"seed": 1}, "weights: expected those of this model, got those of another checkpoint"),
+        ({"kind": "qwen2"}, 'config.text_config.model_type "llama" instead of "qwen2"'),
+        ({"kv_heads": 4}, "config.text_config.num_key_value_heads 2 instead of 4"),
+        ({"seed": 1}, "got weights of another checkpoint"),
     ],
     ids=["family", "heads", "weights"],
 )
@@ -153,7 +153,7 @@ def test_other_attention_backend_is_the_same_model(model: Any, path: Path, budge
 
 
 def test_missing_file_is_named(model: Any, budget: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path: there is no file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"path must be an existing file, got .*nowhere"):
         ImagePrefix.load(tmp_path / "nowhere", model, budget())
     with pytest.raises(ValueError, match="must be a whole safetensors file"):
         ImagePrefix.load(tmp_path, model, budget())
@@ -167,7 +167,7 @@ def test_folder_that_is_not_there_is_named(prefix: ImagePrefix, tmp_path: Path) 
 @pytest.mark.parametrize("kept", [0, 4, 100, 3000, -1])
 def test_truncated_file_is_refused(model: Any, path: Path, budget: Any, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"path: .* must be a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"path .* must be a whole safetensors file"):
         ImagePrefix.load(path, model, budget())
 
 
@@ -225,12 +225,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
     "count": (lambda t, c: c["report"]["row"].update(images=2**40), "its report must be"),
     "keep": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(keep=2**40), "its report must be"),
     "layers": (lambda t, c: c["report"]["row"]["plan"].update(num_layers=2**40), "its report must be"),
-    "note": (lambda t, c: c["report"].update(note=[1]), "its report's note must be a text"),
+    "note": (lambda t, c: c["report"].update(note=[1]), "whose note is a text"),
     "class": (
         lambda t, c: c["identity"].update(model="Other"),
-        "model: expected LlavaForConditionalGeneration, got Other",
+        "model Other instead of LlavaForConditionalGeneration",
     ),
-    "no-identity": (lambda t, c: c["identity"].clear(), "model: expected LlavaForConditionalGeneration, got None"),
+    "no-identity": (lambda t, c: c["identity"].clear(), "model None instead of LlavaForConditionalGeneration"),
 }
 
 
@@ -238,7 +238,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
 def test_file_that_does_not_add_up_is_refused(model: Any, path: Path, budget: Any, change: str) -> None:
     make, message = CHANGES[change]
     rewrite(path, make)
-    with pytest.raises(ValueError, match=f"path: .*{message}"):
+    with pytest.raises(ValueError, match=f"path .*{message}"):
         ImagePrefix.load(path, model, budget())
 
 

@@ -76,7 +76,7 @@ def test_wrapped_model_is_opened(own: Any, given: dict[str, Tensor]) -> None:
 
 
 def test_data_parallel_is_refused_with_the_way_out(own: Any) -> None:
-    with pytest.raises(TypeError, match=r"model: a DataParallel copies .* prune model.module"):
+    with pytest.raises(TypeError, match=r"model must be the model that runs, got a DataParallel.* prune model.module"):
         vitcop_llava.prune(nn.DataParallel(own), METHODS[0])
 
 
@@ -90,7 +90,7 @@ def test_swapped_part_is_refused_by_name(own: Any, given: dict[str, Tensor], par
             own.model.language_model.layers[5] = other.language_model.layers[5]
         else:
             setattr(own.model, part, getattr(other, part))
-        with pytest.raises(ValueError, match=f"model: must keep its {names.get(part, 'decoder layers')} while"):
+        with pytest.raises(ValueError, match=f"model must keep its {names.get(part, 'decoder layers')} while"):
             (own if run == "forward" else partial(own.generate, max_new_tokens=2))(**given)
     with vitcop_llava.prune(own, METHODS[0]) as pruner:
         own(**given)
@@ -101,12 +101,12 @@ def test_swapped_vision_layer_is_refused_by_name(own: Any, given: dict[str, Tens
     layers = own.model.vision_tower.encoder.layers
     with vitcop_llava.prune(own, METHODS[0]):
         layers[2] = copy.deepcopy(own).model.vision_tower.encoder.layers[2]
-        with pytest.raises(ValueError, match="model: its vision tower ran without the layer that Stage I reads"):
+        with pytest.raises(ValueError, match="model must run the layer of its vision tower that Stage I reads"):
             own(**given)
 
 
 def test_call_that_skips_a_layer_is_refused(own: Any, given: dict[str, Tensor]) -> None:
     with vitcop_llava.prune(own, METHODS[0]):
         own.model.language_model.config.num_hidden_layers = 6  # what the model's forward counts its layers by
-        with pytest.raises(ValueError, match=r"model: must run each of its 8 decoder layers once .* got 6 runs"):
+        with pytest.raises(ValueError, match=r"model must run each of its 8 decoder layers once .* got 6 runs"):
             own(**given)

@@ -1,4 +1,4 @@
-"""What people put around a model: Trainer, pipelines, quantised weights. The table in the docs is held to tests."""
+"""What people put around a model: Trainer, pipelines, quantized weights. The table in the docs is held to tests."""
 
 import copy
 import re
@@ -56,12 +56,12 @@ def test_trainer_trains_what_a_loop_trains(
         loader = [copy.deepcopy(batch) for batch in trainer.get_train_dataloader()]
         trainer.train()
     other = models[1].train()
-    optimiser = torch.optim.SGD(other.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     with vitcop_llava.prune(other, METHOD):
         for batch in loader:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             other(**batch).loss.backward()
-            optimiser.step()
+            optimizer.step()
     moved = dict(build().named_parameters())
     for (name, mine), theirs in zip(own.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
@@ -85,7 +85,7 @@ def test_pipeline_answers_as_generate_does() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
-def test_quantised_weights_are_pruned(build: Any, prompt: Make, pictures: Make, inside: bool) -> None:
+def test_quantized_weights_are_pruned(build: Any, prompt: Make, pictures: Make, inside: bool) -> None:
     import torchao.quantization as quantization  # type: ignore[import-untyped]
 
     model, given = copy.deepcopy(build()), {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}

@@ -14,7 +14,7 @@ from vitcop_video import VideoError, open_video, read_video
 from vitcop_video.clips import Clip, write_clip
 from vitcop_video.readers import mp4, scan
 from vitcop_video.readers.base import Deadline
-from vitcop_video.readers.forms import recognise
+from vitcop_video.readers.forms import recognize
 
 Make = Callable[[str], Path]
 
@@ -23,10 +23,12 @@ Make = Callable[[str], Path]
     ("content", "said"),
     [
         pytest.param(b"", "is empty", id="empty"),
-        pytest.param(b"Not a video.\n" * 99, "is not a video", id="text"),
-        pytest.param(bytes(5000), "is not a video", id="zeros"),
-        pytest.param(b"ffconcat version 1.0\nfile other.mp4\n", "is not a video", id="list of files"),
-        pytest.param(b"#EXTM3U\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n", "is not a video", id="playlist"),
+        pytest.param(b"Not a video.\n" * 99, "must be a video that can be read", id="text"),
+        pytest.param(bytes(5000), "must be a video that can be read", id="zeros"),
+        pytest.param(b"ffconcat version 1.0\nfile other.mp4\n", "must be a video that can be read", id="list of files"),
+        pytest.param(
+            b"#EXTM3U\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n", "must be a video that can be read", id="playlist"
+        ),
     ],
 )
 def test_refuses_content(tmp_path: Path, backend: str, content: bytes, said: str) -> None:
@@ -54,7 +56,7 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(IsADirectoryError, match="path must be a file, got the folder"):
         read_video(tmp_path)
-    with pytest.raises(FileNotFoundError, match="path: no such file"):
+    with pytest.raises(FileNotFoundError, match="path must be an existing file"):
         read_video(tmp_path / "none.mp4")
     for odd in (pipe, Path("/dev/zero")):
         with pytest.raises(VideoError, match="a pipe, socket or device"):
@@ -79,7 +81,7 @@ def test_refuses_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest
 
     (tmp_path / "clip.mp4").write_bytes(b"content")
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(PermissionError, match="path: no permission to read"):
+    with pytest.raises(PermissionError, match="path must be a file that you may read"):
         read_video(tmp_path / "clip.mp4")
 
 
@@ -98,7 +100,7 @@ def test_refuses_a_name_that_is_none() -> None:
 def test_refuses_a_truncated_file(tmp_path: Path, clip: Make, backend: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(clip(name).read_bytes()[: clip(name).stat().st_size // 2])
-    with pytest.raises(VideoError, match=r"truncated|not a video"):
+    with pytest.raises(VideoError, match=r"truncated|which is none"):
         read_video(path, backend=backend)
 
 
@@ -120,7 +122,7 @@ def test_absurdly_many_boxes_are_read_where_memory_is_limited(tmp_path: Path, cl
     content = clip("header-first.mp4").read_bytes()
     path = tmp_path / "boxes.mp4"
     path.write_bytes(content + b"\0\0\0\x08free" * (mp4.MAX_BOXES + 1))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     assert open_video(path).info.frames == 60
 
 
@@ -132,14 +134,14 @@ def test_refuses_large_frames_before_decoding(tmp_path: Path) -> None:
     content = content.replace(struct.pack("<II", 160, 90), struct.pack("<II", 30000, 30000))
     path.write_bytes(content.replace(struct.pack(">II", 160, 90), struct.pack(">II", 30000, 30000)))
     begin = time.monotonic()
-    with pytest.raises(VideoError, match=r"megapixels|not a video|no frame that can be decoded"):
+    with pytest.raises(VideoError, match=r"megapixels|which is none|no frame that can be decoded"):
         open_video(path)
     assert time.monotonic() - begin < 5
 
 
 def test_refuses_a_long_clip(clip: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "MAX_PACKETS", 30)
-    with pytest.raises(VideoError, match="has more than 30 frames"):
+    with pytest.raises(VideoError, match="must have at most 30 frames"):
         open_video(clip("b-frames.mp4"))
 
 
@@ -183,7 +185,7 @@ def test_refuses_a_clip_that_changes_size(tmp_path: Path) -> None:
                     both.mux(packet)
     video = open_video(path)
     assert len(video.frames([0, 29]).frames) == 2
-    with pytest.raises(VideoError, match="must have one size, 160 x 90; frame 45"):
+    with pytest.raises(VideoError, match=r"must have frames of one size, 160 x 90, got .* frame 45"):
         video.frames([45])
 
 

@@ -105,12 +105,12 @@ def test_a_limit_of_time_is_passed_on(given: float, wanted: float | None) -> Non
 
 @pytest.mark.parametrize("given", [-1, float("nan"), float("inf"), 1e7])
 def test_a_limit_of_time_that_is_none_is_refused(given: float) -> None:
-    with pytest.raises(UserError, match="--time-limit: must be from 0 to 1000000 seconds"):
+    with pytest.raises(UserError, match="--time-limit must be from 0 to 1000000 seconds"):
         parse_sampling(None, None, None, False, None, None, "auto", given)
 
 
 def test_time_that_is_over_names_the_file(clip: Clips) -> None:
-    with pytest.raises(ValueError, match=r"b-frames\.mp4 took longer than time_limit"):
+    with pytest.raises(ValueError, match=r"got .*b-frames\.mp4, which takes longer than"):
         read_clip(clip("b-frames.mp4"), Sampling(time_limit=1e-4))
 
 
@@ -150,7 +150,7 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
         (["gone.mp4", "What?"], "no such file: gone.mp4"),
         (["folder.mp4", "What?"], "folder.mp4"),
         (["empty.mp4", "What?"], "is empty"),
-        (["text.mp4", "What?"], "is not a video that can be read"),
+        (["text.mp4", "What?"], "must be a video that can be read"),
         (["https://example.org/clip.mp4", "What?"], "must be a file on this machine, not an address"),
         (["clip.mp4", "What?", "--frames", "100"], "frames must be at most 60"),
         (["clip.mp4", "What?", "--frames", "0"], "--frames"),
@@ -159,9 +159,9 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
         (["clip.mp4", "What?", "--fps", "1", "--frames", "2"], "must be the only one of"),
         (["clip.mp4", "What?", "--indices", "1,two"], "must be frame numbers with commas between them"),
         (["clip.mp4", "What?", "--indices", "60"], "indices[0]"),
-        (["clip.mp4", "What?", "--indices", "1", "--end", "1"], "cannot be combined"),
+        (["clip.mp4", "What?", "--indices", "1", "--end", "1"], "must not be given with"),
         (["clip.mp4", "What?", "--reader", "vlc"], "backend must be one of"),
-        (["picture.png", "What?", "--fps", "1"], "--fps: is for videos"),
+        (["picture.png", "What?", "--fps", "1"], "--fps must be used with videos"),
         (["clip.mp4", "What is <video>?"], "must not hold the placeholder"),
         (["clip.mp4"], "the question"),
     ],
@@ -226,7 +226,7 @@ def test_a_processor_for_other_frames_is_refused(checkpoint: Path, tmp_path: Pat
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     settings |= {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="must give images of"):
+    with pytest.raises(ModelError, match="gives images of"):
         load(str(tmp_path), device="cpu")
 
 
@@ -297,10 +297,10 @@ def test_compare_takes_options_for_videos_with_videos_alone(checkpoint: Path, tm
     asked = questions(tmp_path / "q.jsonl", {"image": "picture.png", "question": "What?", "answer": "two"})
     result = compare(checkpoint, "--questions", asked, "--fps", 2, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "Error: --fps: is for videos; got questions about images alone\n"
+    assert result.stderr == "Error: --fps must be used with videos, got questions about images alone\n"
 
 
-@pytest.mark.parametrize(("limit", "said"), [("-1", "--time-limit: must be from 0"), ("nan", "--time-limit: must be")])
+@pytest.mark.parametrize(("limit", "said"), [("-1", "--time-limit must be from 0"), ("nan", "--time-limit must be")])
 def test_a_time_limit_out_of_range_is_a_mistake(limit: str, said: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["ask", "clip.mp4", "What?", "--time-limit", limit])
     assert result.exit_code == 2

@@ -73,7 +73,7 @@ def test_frames_show_their_shapes_where_they_are(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_answers_follow_from_the_frames(seed: int) -> None:
-    """The cells of each colour are found in the pixels, and the answers told from those alone."""
+    """The cells of each color are found in the pixels, and the answers told from those alone."""
     clip = sample_clip(seed)
     paths = _paths(clip)
     changes = {name: _change(name, paths) for name in paths}
@@ -125,7 +125,7 @@ def test_written_clip_has_the_frames_of_the_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, -2, 335])
 def test_clip_of_odd_size_is_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(ValueError, match=f"size: must be positive and even, got {size}"):
+    with pytest.raises(ValueError, match=f"size must be positive and even, got {size}"):
         write_demo_clip(tmp_path / "clip.mp4", 3, size)
 
 
@@ -136,7 +136,7 @@ def test_sheet_is_drawn(tmp_path: Path) -> None:
 
 
 def _middle_of(frame: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[float, float]:
-    """Centre (x, y) of the bounding box of a colour, shades and all, as fractions; NaN where it is not there."""
+    """Center (x, y) of the bounding box of a color, shades and all, as fractions; NaN where it is not there."""
     pixels, ink = frame.astype(float), np.array(color, dtype=float)
     length = np.linalg.norm(pixels, axis=2)
     alike = (pixels @ ink) / (length * np.linalg.norm(ink) + 1e-6)
@@ -149,7 +149,7 @@ def _middle_of(frame: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[f
 
 
 def _paths(clip: Clip) -> dict[str, list[int | None]]:
-    """The cell of each shape in each frame, as its colour says; between two cells it is in neither."""
+    """The cell of each shape in each frame, as its color says; between two cells it is in neither."""
     frames, found = render_clip(clip), {}
     for actor in clip.actors:
         path: list[int | None] = []
@@ -206,4 +206,4 @@ def test_held_out_clips_are_written_with_questions(tmp_path: Path, capsys: pytes
         assert np.abs(video.frames.astype(int) - render_clip(sample_clip(seed), 336)).mean() < 4
     with pytest.raises(SystemExit):
         write_files(["--clips", "0", "--out", str(folder)])
-    assert "--clips: must be at least 1; got 0" in capsys.readouterr().err
+    assert "--clips must be at least 1, got 0" in capsys.readouterr().err

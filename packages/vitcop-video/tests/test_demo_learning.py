@@ -14,7 +14,7 @@ import torch
 from transformers import LlavaProcessor
 
 from vitcop_llava.tools.demo.packing import Packer
-from vitcop_llava.tools.demo.tower import normalised
+from vitcop_llava.tools.demo.tower import normalized
 from vitcop_video.demo.build import demo_model, demo_processor, words
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
 from vitcop_video.demo.language import TURNS, clip_features, squeezed
@@ -36,7 +36,7 @@ def test_stored_features_are_what_the_model_projects() -> None:
     clip = sample_clip(1_000_001)
     pixels = processor.pixels(render_clip(clip))
     torch.testing.assert_close(
-        normalised(torch.from_numpy(render_clip(clip)), cast(LlavaProcessor, processor)), pixels, atol=1e-5, rtol=0
+        normalized(torch.from_numpy(render_clip(clip)), cast(LlavaProcessor, processor)), pixels, atol=1e-5, rtol=0
     )
     with torch.no_grad():
         seen = model.get_video_features(
@@ -96,7 +96,7 @@ def test_entering_tokens_are_a_share_in_order(each_frame: bool) -> None:
 
 def test_ground_goes_first_where_it_should() -> None:
     shown = np.stack([shows_shape(sample_clip(seed), 6) for seed in range(40)])
-    for thinning, least, most in ((EVENLY, 0.9, 1.1), (replace(GROUND_FIRST, favour=(0.05, 0.05)), 2.0, 8.0)):
+    for thinning, least, most in ((EVENLY, 0.9, 1.1), (replace(GROUND_FIRST, favor=(0.05, 0.05)), 2.0, 8.0)):
         order = leaving_order(shown, thinning, np.random.default_rng(0))
         index = entering_tokens(order, 0.2, each_frame=False)
         assert least < np.take_along_axis(shown, index.numpy(), 1).mean() / shown.mean() < most

@@ -43,7 +43,7 @@ def test_clips_and_pictures_are_told_apart(video_model: Any, video_inputs: Input
             np.testing.assert_allclose(unit, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_clip_is_analysed(video_model: Any, video_inputs: Inputs) -> None:
+def test_clip_is_analyzed(video_model: Any, video_inputs: Inputs) -> None:
     analysis = analyze(video_model, [video_inputs([[3, "clip4", 7]]), video_inputs([[3, "clip2", 7]])])
     assert [sample.tokens for sample in analysis.samples] == [4 * TOKENS, 2 * TOKENS]
     assert analysis.heat.shape == (8, 4, 4)

@@ -65,7 +65,7 @@ def processor(tokenizer: PreTrainedTokenizerFast) -> ClipProcessor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 160), (161, 91), (64, 64), (30, 300), (40, 40)])
-def test_pixels_are_resized_cropped_and_normalised(processor: ClipProcessor, height: int, width: int) -> None:
+def test_pixels_are_resized_cropped_and_normalized(processor: ClipProcessor, height: int, width: int) -> None:
     frames = frames_of(3, height, width)
     found = processor.pixels(frames)
     short = min(height, width)
@@ -172,13 +172,13 @@ def test_settings_of_a_checkpoint_are_read(processor: ClipProcessor, tmp_path: P
 @pytest.mark.parametrize(
     ("clip", "error", "message"),
     [
-        (np.zeros((2, 8, 8, 3)), TypeError, "videos: a clip must be of uint8, got float64"),
+        (np.zeros((2, 8, 8, 3)), TypeError, "videos must be of uint8, got float64"),
         (np.zeros((8, 8, 3), np.uint8), ValueError, r"\[frames, height, width, 3\], got \(8, 8, 3\)"),
         (np.zeros((2, 8, 8, 4), np.uint8), ValueError, "must be of shape"),
         (np.zeros((0, 8, 8, 3), np.uint8), ValueError, "must be of shape"),
         ([], ValueError, "one frame at least"),
-        ("clip.mp4", TypeError, "an array or a list of pictures, got str"),
-        ([1, 2], TypeError, "an array or a list of pictures, got list"),
+        ("clip.mp4", TypeError, "arrays or lists of pictures, got str"),
+        ([1, 2], TypeError, "arrays or lists of pictures, got list"),
         (None, TypeError, "got NoneType"),
     ],
 )
@@ -188,7 +188,7 @@ def test_clip_is_refused_by_name(processor: ClipProcessor, clip: Any, error: typ
 
 
 def test_clips_and_tokens_must_agree() -> None:
-    with pytest.raises(ValueError, match="videos: must be as many as <video> in text, which is 1, got 2"):
+    with pytest.raises(ValueError, match="videos must be as many as <video> in text, which is 1, got 2"):
         expand_video_tokens(["a <video>"], [2, 2], 4)
     with pytest.raises(ValueError, match="which is 1, got 0"):
         expand_video_tokens(["a <video>"], [], 4)
@@ -196,8 +196,8 @@ def test_clips_and_tokens_must_agree() -> None:
 
 
 def test_processor_refuses_what_does_not_fit(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="video_token: must be a token of the tokenizer, got '<clip>'"):
+    with pytest.raises(ValueError, match="video_token must be a token of the tokenizer, got '<clip>'"):
         ClipProcessor(tokenizer, video_token="<clip>")
     wide = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 48})
-    with pytest.raises(ValueError, match="frame_processor: must crop to squares"):
+    with pytest.raises(ValueError, match="frame_processor must crop to squares"):
         ClipProcessor(tokenizer, frame_processor=wide)

@@ -150,7 +150,7 @@ def test_block_leaves_nothing(video_model: Any, video_inputs: Inputs, budget: An
                 video_model(**{**inputs, "pixel_values_videos": [torch.zeros(3, 64, 64)]})
 
     if fails:
-        with pytest.raises(ValueError, match="pixel_values_videos: must be of shape"):
+        with pytest.raises(ValueError, match="pixel_values_videos must be of shape"):
             run()
     else:
         run()
@@ -237,5 +237,5 @@ def test_prefix_of_a_picture_takes_questions_and_refuses_clips(
             video_model(input_ids=video_inputs([["clip2", 3]])["input_ids"], past_key_values=prefix.cache())
         mixed = video_inputs([[2, "clip2", (64, 64)]])
         del mixed["pixel_values_videos"]
-        with pytest.raises(ValueError, match="pixel_values_videos: the prompt holds 32 video placeholders"):
+        with pytest.raises(ValueError, match="pixel_values_videos must be given with the 32 video placeholders"):
             vitcop_llava.encode_image(video_model, **mixed)

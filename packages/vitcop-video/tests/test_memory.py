@@ -17,7 +17,7 @@ from vitcop_video import VideoError, open_video, read_video
 from vitcop_video.clips import Clip, write_clip
 from vitcop_video.readers import base, confined, memory, scan
 from vitcop_video.readers.base import Deadline
-from vitcop_video.readers.forms import recognise
+from vitcop_video.readers.forms import recognize
 
 Make = Callable[[str], Path]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc as Linux has them")
@@ -122,7 +122,7 @@ def test_claims_are_not_believed(tmp_path: Path, how: str, claimed: int) -> None
     before, moov = claiming(source, claimed)
     path = tmp_path / "claims.mov"
     path.write_bytes(before + HIDDEN[how](moov))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     begin = time.monotonic()
     with pytest.raises(VideoError, match=r"claims\.mov"):
         open_video(path)
@@ -141,7 +141,7 @@ def fragments(folder: Path, run: bytes) -> bytes:
 def test_runs_without_fields_are_not_believed(tmp_path: Path, count: int, runs: int) -> None:
     path = tmp_path / "claims.mp4"
     path.write_bytes(fragments(tmp_path, runs * box(b"trun", struct.pack(">II", 0, count))))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     most, said = peak(path)
     assert most < 2**30
     assert "claims.mp4" in said
@@ -170,7 +170,7 @@ def test_edits_that_multiply_are_not_believed(tmp_path: Path, clip: Make) -> Non
         content = content[:place] + struct.pack(">I", length) + content[place + 4 :]
     path = tmp_path / "edits.mp4"
     path.write_bytes(content.replace(old, grown))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     most, _ = peak(path)
     assert most < 2**30
 
@@ -183,7 +183,7 @@ def test_a_header_of_a_million_tracks_is_read_where_memory_is_limited(tmp_path: 
     start = ebml("1a45dfa3", bytes.fromhex("4282") + b"\x88matroska")
     path = tmp_path / "tracks.mkv"
     path.write_bytes(start + ebml("18538067", ebml("1654ae6b", b"\xae\x80" * 2_000_000)))
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
     most, said = peak(path)
     assert most < 2**30
     assert "tracks.mkv" in said
@@ -191,14 +191,14 @@ def test_a_header_of_a_million_tracks_is_read_where_memory_is_limited(tmp_path: 
 
 def test_compressed_frames_of_matroska_are_read_where_memory_is_limited(tmp_path: Path, clip: Make) -> None:
     content = clip("variable.mkv").read_bytes()
-    assert recognise(clip("variable.mkv"), Deadline()).is_plain
+    assert recognize(clip("variable.mkv"), Deadline()).is_plain
     path = tmp_path / "packed.mkv"
     at = content.find(bytes.fromhex("1654ae6b"), content.find(bytes.fromhex("1654ae6b")) + 4)  # not the list's
     assert at > 0
     marked = bytearray(content)
     marked[at + 20 : at + 22] = b"\x6d\x80"
     path.write_bytes(marked)
-    assert not recognise(path, Deadline()).is_plain
+    assert not recognize(path, Deadline()).is_plain
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_a_confined_process_gives_the_same_frames(clip: Make, monkeypatch: pytes
 
 def test_too_little_memory_is_said(clip: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confined, "confined_bytes", lambda result: -(2**24))
-    with pytest.raises(VideoError, match=r"takes more than|cannot be read"):
+    with pytest.raises(VideoError, match=r"takes more|can be read"):
         open_video(clip("stream.ts"))
 
 

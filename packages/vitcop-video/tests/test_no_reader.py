@@ -68,18 +68,19 @@ def test_the_family_works_without_a_reader(tmp_path: Path) -> None:
     said = run(FAMILY, path)
     assert len(said) == 3
     for line in said:
-        assert line.startswith(
-            "reading a video needs PyAV, pip install 'av>=15': PyAV cannot be imported (import of av"
-        )
+        assert line.startswith("path must be read with PyAV, got none: PyAV cannot be imported (import of av")
 
 
 def test_an_old_reader_is_told(tmp_path: Path) -> None:
     (line,) = run(OLD, tmp_path / "clip.mp4")
-    assert line == "reading a video needs PyAV, pip install 'av>=15': PyAV must be version 15 or newer, got 12.3.0"
+    assert (
+        line
+        == "path must be read with PyAV, got none: PyAV must be version 15 or newer, got 12.3.0; pip install 'av>=15'"
+    )
 
 
 def test_every_backend_needs_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "missing", lambda: "it is away")
     for name in ("auto", *backend_status()):
-        with pytest.raises(VideoError, match=r"needs PyAV.*it is away"):
+        with pytest.raises(VideoError, match=r"must be read with PyAV.*it is away"):
             read_video(tmp_path / "clip.mp4", backend=name)

@@ -41,7 +41,7 @@ def test_a_short_clip_is_read_whole_by_default(tmp_path: Path, name: str) -> Non
     path = write_clip(tmp_path / name, Settings(frames=6, **kind))  # type: ignore[arg-type]
     assert read_video(path).indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert read_video(path, start=0.1).indices.tolist() == [3, 4, 5]
-    with pytest.raises(ValueError, match="frames must be at most 6, which is how many there are; got 8"):
+    with pytest.raises(ValueError, match="frames must be at most 6, which is how many there are, got 8"):
         read_video(path, frames=8)
 
 
@@ -65,8 +65,10 @@ def test_read_video_takes_text_and_paths(clip: Clip) -> None:
         pytest.param({"frames": 61}, ValueError, "frames must be at most 60", id="more than there are"),
         pytest.param({"fps": 60}, ValueError, "fps must be at most 30", id="faster than it is"),
         pytest.param({"indices": [60]}, ValueError, r"indices\[0\] must be an integer from 0 to 59", id="index"),
-        pytest.param({"frames": 2, "fps": 1}, ValueError, "give one of .* got frames and fps", id="two ways"),
-        pytest.param({"indices": [0], "start": 1}, ValueError, "cannot be combined", id="indices in a window"),
+        pytest.param(
+            {"frames": 2, "fps": 1}, ValueError, "must be given one at a time, got frames and fps", id="two ways"
+        ),
+        pytest.param({"indices": [0], "start": 1}, ValueError, "must not be given with", id="indices in a window"),
         pytest.param({"start": 2.0}, ValueError, r"start must be in \[0, 2.000\)", id="start past the end"),
         pytest.param({"start": -0.1}, ValueError, r"start must be in \[0, 2.000\)", id="start before the beginning"),
         pytest.param({"end": 2.2}, ValueError, r"end must be in \(0, 2.000\]", id="end past the end"),
@@ -87,7 +89,7 @@ def test_read_video_refuses(clip: Clip, arguments: dict[str, Any], error: type[E
 
 def test_read_video_refuses_more_than_fits(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "MAX_BYTES", 3 * 160 * 90 * 3)
-    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 0 MiB; got 4: ask for fewer"):
+    with pytest.raises(ValueError, match="at most 3 frames of this size, which is 0 MiB, got 4: ask for fewer"):
         read_video(clip("b-frames.mp4"), frames=4)
 
 

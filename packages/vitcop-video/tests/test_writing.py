@@ -84,7 +84,7 @@ def test_the_container_follows_from_the_name(tmp_path: Path, ending: str) -> Non
 
 @pytest.mark.parametrize("name", ["clip", "clip.txt", "clip.mp4.bak"])
 def test_names_that_say_no_container_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"path: must end in one of \.mp4, "):
+    with pytest.raises(ValueError, match=r"path must end in one of \.mp4, "):
         write_demo_clip(tmp_path / name, 0)
     assert not [*tmp_path.iterdir()]
 

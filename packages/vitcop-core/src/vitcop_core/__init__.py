@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitcop_core._version import __version__
+from vitcop_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcop_core import ops
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # Imported when first asked for: what only reads and writes files must not wait seconds for torch.
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "cost": ("LanguageModelShape",),
     "methods": ("FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"),
     "ops": (),
@@ -57,14 +57,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name == home or name in names:
-            module = import_module(f"vitcop_core.{home}")
-            globals()[name] = value = module if name == home else getattr(module, name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, {f"{__name__}.{home}": names for home, names in _HOMES.items()})

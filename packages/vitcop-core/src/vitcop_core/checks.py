@@ -40,7 +40,7 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         ValueError: ``condition`` is false.
     """
     if not condition:
-        raise ValueError(f"{name} must be {expected}; got {shown(got)}")
+        raise ValueError(f"{name} must be {expected}, got {shown(got)}")
 
 
 def plain(value: Any) -> Any:
@@ -73,14 +73,14 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> in
         high: The most; None for :data:`MAX_INT`.
 
     Raises:
-        TypeError: ``value`` is no integer.
+        TypeError: ``value`` is not an integer.
         ValueError: It lies outside the range.
     """
     expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     if not isinstance(value, int):
         value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
     require(low <= value and (high is None or value <= high), name, expected, value)
     require(high is not None or value <= MAX_INT, name, f"an integer from {low} to {MAX_INT}", value)
     return value
@@ -99,7 +99,7 @@ def check_positive(name: str, value: object, at_most: int | None = None) -> Frac
         at_most: Upper bound, inclusive.
 
     Raises:
-        TypeError: ``value`` is no number.
+        TypeError: ``value`` is not a number.
         ValueError: It is not finite, not positive, above ``at_most``, or beyond what a float can hold.
     """
     expected = "a positive number" if at_most is None else f"a number in (0, {at_most}]"
@@ -115,7 +115,7 @@ def check_finite(name: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite number.
 
     Raises:
-        TypeError: ``value`` is no number.
+        TypeError: ``value`` is not a number.
         ValueError: It is not finite, or beyond what a float can hold.
     """
     number = _number(name, value, "a finite number")
@@ -126,12 +126,12 @@ def check_finite(name: str, value: object) -> float:
 def _number(name: str, value: object, expected: str) -> int | float | Fraction:
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
     return value
 
 
 def _simplest(value: float) -> Fraction:
-    """The simplest fraction that a positive float may have been written for."""
+    """Return the simplest fraction that a positive float may have been written for."""
     exact = Fraction(value)
     simple = exact.limit_denominator(_DENOMINATOR)
     if abs(simple - exact) * _PRECISION <= exact:
@@ -149,18 +149,18 @@ def check_text(name: str, value: object) -> None:
     """Raise unless ``value`` is a text with something in it.
 
     Raises:
-        TypeError: ``value`` is no text.
+        TypeError: ``value`` is not a text.
         ValueError: It is empty.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be a text, got {shown_with_type(value)}")
     require(value != "", name, "a text that is not empty", value)
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown_with_type(value)}")
 
 
 def check_tuple(name: str, value: object, expected: str) -> None:
@@ -172,19 +172,19 @@ def check_tuple(name: str, value: object, expected: str) -> None:
         expected: What of, completing "must be a tuple of ...".
     """
     if not isinstance(value, tuple):
-        raise TypeError(f"{name} must be a tuple of {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be a tuple of {expected}, got {shown_with_type(value)}")
 
 
 def check_instance(name: str, value: object, kind: type, expected: str) -> None:
     """Raise ``TypeError`` unless ``value`` is one of a class, which ``expected`` puts in words."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {expected}; got {shown_with_type(value)}")
+        raise TypeError(f"{name} must be {expected}, got {shown_with_type(value)}")
 
 
 def check_sequence(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a list, tuple or other sequence."""
     if not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
 
 
 def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
@@ -197,19 +197,19 @@ def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Ten
         like: A tensor whose device ``value`` must share.
 
     Raises:
-        TypeError: ``value`` is no tensor.
+        TypeError: ``value`` is not a tensor.
         ValueError: Its shape or device differs.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     fits = value.dim() == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
     )
     # Messages are made only when needed: making them is what torch.compile could not trace.
     if not fits:
-        raise ValueError(f"{name} must be of shape [{', '.join(map(str, shape))}]; got {list(value.shape)}")
+        raise ValueError(f"{name} must be of shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
     if like is not None and value.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}; got {value.device}")
+        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
     return value
 
 
@@ -217,7 +217,7 @@ def check_floating(name: str, value: object, shape: Sequence[int | str], like: T
     """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is a floating one."""
     tensor = check_tensor(name, value, shape, like)
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype; got {tensor.dtype}")
+        raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}")
     return tensor
 
 
@@ -225,7 +225,7 @@ def check_integral(name: str, value: object, shape: Sequence[int | str], like: T
     """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is ``torch.int64``."""
     tensor = check_tensor(name, value, shape, like)
     if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} must have dtype torch.int64; got {tensor.dtype}")
+        raise TypeError(f"{name} must have dtype torch.int64, got {tensor.dtype}")
     return tensor
 
 

@@ -26,7 +26,7 @@ class LanguageModelShape:
         head_dim: Width e of a head.
 
     Raises:
-        TypeError: A size is no integer.
+        TypeError: A size is not an integer.
         ValueError: A size is not positive.
     """
 
@@ -50,14 +50,14 @@ def check_shape(shape: object) -> None:
 
 
 def layer_macs(shape: LanguageModelShape, tokens: int) -> int:
-    """Multiply-accumulates of one decoder layer over ``tokens`` tokens.
+    """Return the multiply-accumulates of one decoder layer over ``tokens`` tokens.
 
     Query and output projections 2 N d (H e), key and value projections 2 N d (G e), scores and weighted values
     2 N^2 (H e), gated feed-forward 3 N d d_ff. With as many key-value heads as query heads and H e = d this is
     4 N d^2 + 2 N^2 d + 3 N d d_ff.
 
     Raises:
-        TypeError: ``shape`` is none, or ``tokens`` no integer.
+        TypeError: ``shape`` is not one, or ``tokens`` no integer.
         ValueError: ``tokens`` is negative.
     """
     check_shape(shape)
@@ -71,10 +71,10 @@ def layer_macs(shape: LanguageModelShape, tokens: int) -> int:
 
 
 def layer_kv_bytes(shape: LanguageModelShape, tokens: int, bytes_per_element: int = 2) -> int:
-    """Bytes that one layer's keys and values of ``tokens`` tokens take.
+    """Return the bytes that one layer's keys and values of ``tokens`` tokens take.
 
     Raises:
-        TypeError: ``shape`` is none, or a number no integer.
+        TypeError: ``shape`` is not one, or a number no integer.
         ValueError: ``tokens`` is negative, or ``bytes_per_element`` below 1.
     """
     check_shape(shape)

@@ -52,7 +52,7 @@ def cutoff_scale(features: Tensor, cutoff_distance: float = 8.0) -> Tensor:
 
 
 def diagnose_cutoff(features: Tensor, cutoff_distance: float) -> Diagnosis:
-    """How a cutoff distance fits the scale of features.
+    """Return how a cutoff distance fits the scale of features.
 
     Args:
         features: ``[n, d]`` floating, n at least 2.

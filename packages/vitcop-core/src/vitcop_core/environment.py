@@ -29,7 +29,7 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """The version of an installed distribution; None where there is none."""
+    """Return the version of an installed distribution; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -46,7 +46,7 @@ def write_whole(path: StrPath, *, overwrite: bool = True) -> Iterator[BinaryIO]:
 
     Raises:
         FileExistsError: The file is there, and ``overwrite`` is false.
-        OSError: The folder is missing, ``path`` is no regular file, the disk is full, and so on.
+        OSError: The folder is missing, ``path`` is not a regular file, the disk is full, and so on.
     """
     with told_of(path):
         target, mode = check_writable(path, overwrite=overwrite)
@@ -127,7 +127,7 @@ def open_regular(path: StrPath) -> BinaryIO:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: As they say.
-        OSError: ``path`` is no regular file, or cannot be opened.
+        OSError: ``path`` is not a regular file, or cannot be opened.
     """
     with told_of(path):
         # Asked before opening, since opening a device can have effects, and after, since the file may have been
@@ -185,7 +185,7 @@ def _check_regular(status: os.stat_result, path: StrPath) -> None:
 
 
 def _create_beside(target: Path) -> tuple[int, Path]:
-    """An open, locked file of a name of its own in the folder of ``target``."""
+    """Return an open, locked file of a name of its own in the folder of ``target``."""
     while True:
         unfinished = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
@@ -199,7 +199,7 @@ def _create_beside(target: Path) -> tuple[int, Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes the temporary files that killed processes left in a folder: those that nobody has locked."""
+    """Remove the temporary files that killed processes left in a folder: those that nobody has locked."""
     if fcntl is None:
         return
     for unfinished in sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}")):
@@ -227,7 +227,7 @@ def _move(unfinished: Path, target: Path, overwrite: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new name last through a power cut, where the system can."""
+    """Make a new name last through a power cut, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

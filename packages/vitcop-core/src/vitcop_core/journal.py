@@ -113,7 +113,7 @@ def _line(content: Any) -> bytes:
 
 
 def _open_locked(path: Path) -> io.FileIO:
-    """A file to append to, made if it is not there, that no other process has opened this way."""
+    """Return a file to append to, made if it is not there, that no other process has opened this way."""
     check_writable(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_WAIT | BINARY
     stream = io.FileIO(os.open(path, flags, 0o666), "ab")

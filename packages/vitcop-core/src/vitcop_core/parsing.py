@@ -47,26 +47,26 @@ def register_method(name: str, kind: Any) -> None:
         kind: A dataclass that derives from :class:`~vitcop_core.methods.Method`.
 
     Raises:
-        TypeError: ``kind`` is none.
+        TypeError: ``kind`` is not one.
         ValueError: ``name`` is no Python name, or that of a method of this package.
     """
     from vitcop_core.methods import Method
 
     if not isinstance(kind, type) or not issubclass(kind, Method) or not is_dataclass(kind):
-        raise TypeError(f"kind must be a dataclass that derives from Method; got {shown_with_type(kind)}")
+        raise TypeError(f"kind must be a dataclass that derives from Method, got {shown_with_type(kind)}")
     if not str(name).isidentifier() or name.lower() in METHODS:
-        raise ValueError(f"name must be a Python name other than {', '.join(METHODS)}; got {shown(name)}")
+        raise ValueError(f"name must be a Python name other than {', '.join(METHODS)}, got {shown(name)}")
     _REGISTERED[name.lower()] = kind
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of all methods: those of this package, then registered ones and those of installed packages."""
+    """Return the names of all methods: those of this package, then registered ones and those of installed packages."""
     others = {*_REGISTERED, *(entry.name.lower() for entry in entry_points(group=ENTRY_POINTS))}
     return (*METHODS, *sorted(others - {*METHODS}))
 
 
 def _find_class(name: str) -> type[Any] | None:
-    """The class of a method by its name in lower case."""
+    """Return the class of a method by its name in lower case."""
     if name in METHODS:
         found: type[Any] = getattr(import_module("vitcop_core.methods"), METHODS[name])
         return found
@@ -83,7 +83,7 @@ def find_method(
     retained_tokens: int | float | Fraction | None = None,
     retention_ratio: int | float | Fraction | None = None,
 ) -> Method:
-    """The method that a text names, with the settings that it gives.
+    """Return the method that a text names, with the settings that it gives.
 
     >>> from vitcop_core import find_method
     >>> find_method("vitcop(layers=(1, 6))", retained_tokens=64).layers
@@ -97,13 +97,13 @@ def find_method(
         retention_ratio: Or as a share. Without either the settings have to say what is kept.
 
     Raises:
-        TypeError: ``text`` is no text.
+        TypeError: ``text`` is not a text.
         ValueError: It cannot be read, is longer than 1,000 characters, names several methods or none that there is, or
             a setting or a budget does not fit; the message says which.
     """
     found = find_methods(text, retained_tokens=retained_tokens, retention_ratio=retention_ratio)
     if len(found) != 1:
-        raise ValueError(f"text must be one method; got {shown(text)}")
+        raise ValueError(f"text must be one method, got {shown(text)}")
     return found[0][1]
 
 
@@ -114,7 +114,7 @@ def find_methods(
     retention_ratio: int | float | Fraction | None = None,
     source: str = "the arguments",
 ) -> list[tuple[str, Method]]:
-    """The methods of a text with commas between, each with a label: its name, and the settings that were given.
+    """Return the methods of a text with commas between, each with a label: its name, and the settings that were given.
 
     Args:
         text: As for :func:`find_method`, like all that follows.
@@ -123,11 +123,11 @@ def find_methods(
         source: Where a budget comes from, for the message of an error.
 
     Raises:
-        TypeError: ``text`` is no text.
+        TypeError: ``text`` is not a text.
         ValueError: It cannot be read, or a method, a setting or a budget does not fit.
     """
     if not isinstance(text, str):
-        raise TypeError(f"text must be a text such as 'vitcop(layers=(1, 6))'; got {shown_with_type(text)}")
+        raise TypeError(f"text must be a text such as 'vitcop(layers=(1, 6))', got {shown_with_type(text)}")
     given = {"retained_tokens": retained_tokens, "retention_ratio": retention_ratio}
     budget = {name: value for name, value in given.items() if value is not None}
     return [_method(node, text, budget, source) for node in _nodes(text)]
@@ -135,7 +135,7 @@ def find_methods(
 
 def _nodes(text: str) -> list[ast.expr]:
     if len(text) > MAX_LENGTH:
-        raise ValueError(f"text must be at most {MAX_LENGTH} characters long; got {len(text)}")
+        raise ValueError(f"text must be at most {MAX_LENGTH} characters long, got {len(text)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in a text that is refused, or means what it says
@@ -148,7 +148,7 @@ def _nodes(text: str) -> list[ast.expr]:
 
 
 def _unreadable(text: str) -> ValueError:
-    return ValueError(f"text must be a name, or a name with settings as in vitcop(layers=(1, 6)); got {shown(text)}")
+    return ValueError(f"text must be a name, or a name with settings as in vitcop(layers=(1, 6)), got {shown(text)}")
 
 
 def _method(node: ast.expr, text: str, budget: dict[str, Any], source: str) -> tuple[str, Method]:
@@ -157,7 +157,7 @@ def _method(node: ast.expr, text: str, budget: dict[str, Any], source: str) -> t
         raise _unreadable(text)
     kind = _find_class(called.id.lower())
     if kind is None:
-        raise ValueError(f"text must be one of {', '.join(method_names())}; got {shown(called.id)}")
+        raise ValueError(f"text must be one of {', '.join(method_names())}, got {shown(called.id)}")
     settings = _settings(node, text, kind, source if budget else None) if isinstance(node, ast.Call) else {}
     try:
         method = kind(**budget, **settings)
@@ -174,13 +174,13 @@ def _settings(node: ast.Call, text: str, kind: type[Any], source: str | None) ->
     for keyword in node.keywords:
         setting = keyword.arg or ""
         if source and setting in _BUDGETS:
-            raise ValueError(f"{setting} must be left out: the budget of {name} comes from {source}")
+            raise ValueError(f"{setting} must be left out, as the budget of {name} comes from {source}")
         if setting not in known:
-            raise ValueError(f"a setting of {name} must be one of {', '.join(known)}; got {shown(setting)}")
+            raise ValueError(f"setting must be one of {', '.join(known)} for {name}, got {shown(setting)}")
         if setting in settings:
-            raise ValueError(f"{setting} must be given once; got it again in {shown(text)}")
+            raise ValueError(f"{setting} must be given once, got it again in {shown(text)}")
         try:
             settings[setting] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"{setting} must be a plain value; got {shown(text)}") from error
+            raise ValueError(f"{setting} must be a plain value, got {shown(text)}") from error
     return settings

@@ -31,11 +31,11 @@ class VisionCut:
 
     Attributes:
         keep: Tokens kept in each unit.
-        clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``, or how many of the tokens that it keeps
-            are made of several; 0 where nothing is clustered.
+        clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``, or how many of its kept tokens are made
+            of several; 0 if nothing is clustered.
 
     Raises:
-        TypeError: They are no tuples of integers.
+        TypeError: They are not tuples of integers.
         ValueError: One is negative, nothing is kept, or they are not as many.
     """
 
@@ -112,7 +112,7 @@ class Plan:
     Attributes:
         num_layers: Layers of the language model, at most 10,000.
         units: Visual tokens of each unit before any cut.
-        vision: The cut before the language model; None where it would neither drop nor cluster anything.
+        vision: The cut before the language model; None if it would neither drop nor cluster anything.
         decoder: The cuts inside the language model, in ascending order of layer. A cut that would keep everything is
             left out.
 
@@ -178,14 +178,14 @@ class Plan:
         return Fraction(sum(self._tokens()), self.num_layers)
 
     def macs(self, shape: LanguageModelShape, text_tokens: int) -> int:
-        """Multiply-accumulates of the language model's layers in the prefill.
+        """Return the multiply-accumulates of the language model's layers in the prefill.
 
         Args:
             shape: The language model.
             text_tokens: Tokens of the prompt that are not visual.
 
         Raises:
-            TypeError: ``shape`` is none, or ``text_tokens`` no integer.
+            TypeError: ``shape`` is not one, or ``text_tokens`` no integer.
             ValueError: ``shape`` has another number of layers, or ``text_tokens`` is negative.
         """
         return sum(layer_macs(shape, tokens) for tokens in self._lengths(shape, text_tokens))
@@ -193,7 +193,7 @@ class Plan:
     def kv_bytes_per_layer(
         self, shape: LanguageModelShape, text_tokens: int, bytes_per_element: int = 2
     ) -> tuple[int, ...]:
-        """Bytes of each layer's key-value cache after the prefill.
+        """Return the bytes of each layer's key-value cache after the prefill.
 
         Args:
             shape: The language model.
@@ -201,7 +201,7 @@ class Plan:
             bytes_per_element: 2 for half precision, 4 for single.
 
         Raises:
-            TypeError: ``shape`` is none, or a number no integer.
+            TypeError: ``shape`` is not one, or a number no integer.
             ValueError: ``shape`` has another number of layers, or a number is out of range.
         """
         return tuple(layer_kv_bytes(shape, n, bytes_per_element) for n in self._lengths(shape, text_tokens))
@@ -225,7 +225,7 @@ class Plan:
 
 
 def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
-    """The plan of a sample whose images enter the language model as each one's own plan says.
+    """Return the plan of a sample whose images enter the language model as each one's own plan says.
 
     An image is cut in the vision tower before it is known what shares its prompt, so what it enters with follows from
     its own size alone. The cuts inside the language model are the sample's: they choose among the tokens of all images
@@ -262,17 +262,17 @@ def pooled_plan(whole: Plan, images: Sequence[Plan]) -> Plan:
 
 
 def identity_plan(num_layers: int, units: tuple[int, ...]) -> Plan:
-    """The plan that keeps everything.
+    """Return the plan that keeps everything.
 
     Raises:
-        TypeError: ``num_layers`` is no integer, or ``units`` no tuple of integers.
+        TypeError: ``num_layers`` is not an integer, or ``units`` no tuple of integers.
         ValueError: A number is out of range.
     """
     return Plan(num_layers=num_layers, units=units, vision=None, decoder=())
 
 
 def plain_title(number: int) -> str:
-    """What a cut is called whose method has no name of its own for it.
+    """Return what a cut is called whose method has no name of its own for it.
 
     Args:
         number: 0 for the cut before the language model; those inside it are counted from 1.

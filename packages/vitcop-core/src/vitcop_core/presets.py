@@ -15,7 +15,7 @@ BUDGETS = (192, 128, 64, 32)
 
 
 def table_4(retained_tokens: int | float = 64) -> dict[str, ViTCoP]:
-    """The ablations of Table 4 by the paper's names, all at the same budget.
+    """Return the ablations of Table 4 by the paper's names, all at the same budget.
 
     Without Stage I all tokens enter the language model, without Stage III the deep layers run on what Stage II kept;
     the other stages are solved again for the budget. The paper does not say how it chose them; the TFLOPs that it
@@ -31,7 +31,7 @@ def table_4(retained_tokens: int | float = 64) -> dict[str, ViTCoP]:
 
 
 def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[tuple[int, int], ViTCoP]:
-    """The cut layers of Table 7, all at the same budget.
+    """Return the cut layers of Table 7, all at the same budget.
 
     Args:
         retained_tokens: The budget.
@@ -39,7 +39,7 @@ def table_7(retained_tokens: int | float = 64, *, num_layers: int = 32) -> dict[
             first stays: scaled, the table's three would be one.
 
     Raises:
-        TypeError: An argument is no number.
+        TypeError: An argument is not a number.
         ValueError: One is out of range, or there are too few layers for these cuts.
     """
     num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
@@ -75,7 +75,7 @@ VISIONZIP = {192: VisionZip(counts=(162, 30)), 128: VisionZip(counts=(108, 20)),
 
 
 def equal_budgets(retained_tokens: int | float) -> dict[str, Method]:
-    """The five methods by the names that papers use, each solved for the same average number of tokens."""
+    """Return the five methods by the names that papers use, each solved for the same average number of tokens."""
     found: tuple[Method, ...] = (
         FastV(retained_tokens=retained_tokens),
         PyramidDrop(retained_tokens=retained_tokens),

@@ -43,7 +43,7 @@ def default_layers(num_layers: int) -> tuple[int, int]:
         num_layers: Layers of the language model, at least 3.
 
     Raises:
-        TypeError: ``num_layers`` is no integer.
+        TypeError: ``num_layers`` is not an integer.
         ValueError: There are too few layers for two cuts, or more than 10,000.
     """
     num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
@@ -59,7 +59,7 @@ def default_center_ratio(vision_ratio: Fraction) -> Fraction:
         vision_ratio: pi1.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is not in (0, 1].
     """
     return Fraction(3, 10) * check_positive("vision_ratio", vision_ratio, at_most=1) + Fraction(3, 100)
@@ -73,7 +73,7 @@ def feasible_range(
     vision_ratio: Fraction | None = None,
     decay: Fraction = DECAY,
 ) -> tuple[Fraction, Fraction]:
-    """The retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
+    """Return the retention ratios that :func:`solve_ratios` can meet: above the first, up to and including the second.
 
     Args:
         num_layers: As there, like all arguments.
@@ -83,7 +83,7 @@ def feasible_range(
         decay: kappa.
 
     Raises:
-        TypeError: A layer is no integer, or a ratio no number.
+        TypeError: A layer is not an integer, or a ratio no number.
         ValueError: The layers are not in ascending order below ``num_layers``, or a ratio is out of range.
     """
     num_layers, first_layer, deep_layer = _checked_layers(num_layers, first_layer, deep_layer)
@@ -105,7 +105,7 @@ def solve_ratios(
     vision_ratio: Fraction | None = None,
     decay: Fraction = DECAY,
 ) -> Ratios:
-    """The ratios of the three stages whose mean over the layers is ``retention``.
+    """Return the ratios of the three stages whose mean over the layers is ``retention``.
 
     Args:
         retention: r, the visual tokens at a layer's input, averaged over the layers, as a share of all.
@@ -117,7 +117,7 @@ def solve_ratios(
         decay: kappa; 1 for no Stage III.
 
     Raises:
-        TypeError: A layer is no integer, or a ratio no number.
+        TypeError: A layer is not an integer, or a ratio no number.
         ValueError: An argument is out of range, or no ratios with 0 < pi3 <= pi2 <= pi1 <= 1 meet the budget.
     """
     low, high = feasible_range(num_layers, first_layer, deep_layer, vision_ratio=vision_ratio, decay=decay)
@@ -128,7 +128,7 @@ def solve_ratios(
     cuts = f"for {num_layers} layers cut before layers {first_layer} and {deep_layer}{given}"
     if not low < retention <= high:
         raise ValueError(
-            f"retention must be above {float(low):.4f} and at most {float(high):.4f} {cuts}; got {float(retention):.4g}"
+            f"retention must be above {float(low):.4f} and at most {float(high):.4f} {cuts}, got {float(retention):.4g}"
         )
     weight = _weight(num_layers, deep_layer, decay)
     total = num_layers * retention

@@ -36,7 +36,7 @@ def _integer(value: int) -> str:
 
 
 def shown(value: object) -> str:
-    """What a message says of a value that it refuses.
+    """Return what a message says of a value that it refuses.
 
     Args:
         value: Anything. Of a long sequence the first items are shown, of a long text or number its size.
@@ -46,5 +46,5 @@ def shown(value: object) -> str:
 
 
 def shown_with_type(value: object) -> str:
-    """The same, and of what type the value is."""
+    """Return the same, and of what type the value is."""
     return f"{shown(value)} ({type(value).__name__})"

@@ -10,9 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
+import torch
 from torch import Tensor
 
 from vitcop_core.checks import check_finite, check_int, check_tensor, check_tuple, require
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Return where the first ``count`` True of each row are, then the others: ``[B, n]`` bool to ``[B, count]`` int64.
+
+    Both are ascending.
+    """
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 class Clusters(NamedTuple):
@@ -82,7 +91,7 @@ class VisionView:
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
 
     Raises:
-        TypeError: A number is none, or ``hidden`` no tensor.
+        TypeError: A number is not one, or ``hidden`` no tensor.
         ValueError: A number is out of range, patches are pooled and there is no grid, or the frames are not the C
             units.
     """
@@ -116,7 +125,7 @@ class VisionView:
         require(fits, "frames", f"those of {units} units", self.frames)
 
     def pooled(self, values: Tensor) -> Tensor:
-        """Averages what belongs to the vision layer's patches over those of each token.
+        """Average what belongs to the vision layer's patches over the patches of each token.
 
         Args:
             values: ``[C, M, ...]`` floating, without CLS.
@@ -137,7 +146,7 @@ class VisionView:
         return total.div(side**2).flatten(1, 2)
 
     def key_features(self) -> Tensor:
-        """The tokens' keys, heads side by side, ``[C, m, H * e]``."""
+        """Return the tokens' keys, heads side by side, ``[C, m, H * e]``."""
         return self.pooled(self.keys[:, :, 1:].transpose(1, 2).flatten(2))
 
 
@@ -148,7 +157,7 @@ class VisionSelection:
     Attributes:
         index: ``[C, keep]`` int64 ascending, among the m patches; m after the last one of a unit that keeps fewer. The
             i-th output takes the placeholder of the i-th of them; without ``hidden`` it is that patch.
-        clusters: The clusters of the kept tokens, labelled from 0 within each unit, or within each of ``spans``; None
+        clusters: The clusters of the kept tokens, labeled from 0 within each unit, or within each of ``spans``; None
             where there are none.
         saliency: ``[C, m]`` float32, what they were chosen by; larger is more important.
         hidden: ``[C, keep, d_v]``, the features that go through the projector, where they are not just those of the

@@ -16,30 +16,30 @@ namespace vitcop::glue {
 
 inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
   const Device own(tensor), wanted(like);
-  if (own != wanted) refuse(name, " must be on ", shown(wanted), "; got ", shown(own));
+  if (own != wanted) refuse(name, " must be on ", shown(wanted), ", got ", shown(own));
 }
 
 inline void check_floating(const char* name, const Tensor& tensor, int64_t dimensions, const Tensor& like) {
-  if (tensor.dim() != dimensions) refuse(name, " must have ", dimensions, " dimensions; got ", tensor.dim());
+  if (tensor.dim() != dimensions) refuse(name, " must have ", dimensions, " dimensions, got ", tensor.dim());
   const Dtype dtype = tensor.scalar_type();
   if (dtype != Dtype::Float && dtype != Dtype::Half && dtype != Dtype::BFloat16 && dtype != Dtype::Double) {
-    refuse(name, " must be float64, float32, float16 or bfloat16; got ", dtype);
+    refuse(name, " must be float64, float32, float16 or bfloat16, got ", dtype);
   }
   check_device(name, tensor, like);
 }
 
 inline void check_shape(const char* name, const Tensor& tensor, Shape shape) {
-  if (!tensor.sizes().equals(shape)) refuse(name, " must be of shape ", shown(shape), "; got ", shown(tensor.sizes()));
+  if (!tensor.sizes().equals(shape)) refuse(name, " must be of shape ", shown(shape), ", got ", shown(tensor.sizes()));
 }
 
 inline void check_integers(const char* name, const Tensor& tensor, Shape shape, const Tensor& like) {
-  if (tensor.scalar_type() != Dtype::Long) refuse(name, " must be int64; got ", tensor.scalar_type());
+  if (tensor.scalar_type() != Dtype::Long) refuse(name, " must be int64, got ", tensor.scalar_type());
   check_shape(name, tensor, shape);
   check_device(name, tensor, like);
 }
 
 inline void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) refuse(name, " must be from ", low, " to ", high, "; got ", value);
+  if (value < low || value > high) refuse(name, " must be from ", low, " to ", high, ", got ", value);
 }
 
 template <class T>
@@ -109,17 +109,17 @@ inline float squared_threshold(double spatial_threshold) {
 class GatherArguments {
  public:
   GatherArguments(const std::vector<Tensor>& tensors, const Tensor& index) {
-    if (index.dim() != 2) refuse("index must have 2 dimensions; got ", index.dim());
+    if (index.dim() != 2) refuse("index must have 2 dimensions, got ", index.dim());
     check_integers("index", index, index.sizes(), index);
-    if (tensors.empty()) refuse("tensors must hold at least one tensor; got none");
+    if (tensors.empty()) refuse("tensors must hold at least one tensor, got none");
     held_.push_back(packed(index));
     const int64_t batch = index.size(0), places = index.size(1);
     for (const Tensor& tensor : tensors) {
       if (tensor.dim() < 2 || (tensor.size(0) != batch && tensor.size(0) != 1)) {
-        refuse("tensors must be of shape [", batch, " or 1, n, ...]; got ", shown(tensor.sizes()));
+        refuse("tensors must be of shape [", batch, " or 1, n, ...], got ", shown(tensor.sizes()));
       }
       if (tensor.size(1) != tensors[0].size(1)) {
-        refuse("tensors must all have ", tensors[0].size(1), " tokens; got ", tensor.size(1));
+        refuse("tensors must all have ", tensors[0].size(1), " tokens, got ", tensor.size(1));
       }
       check_device("tensors", tensor, index);
       if (results_.size() % kMostGathered == 0) {

@@ -40,7 +40,7 @@ _cuda, _no_cuda = (None, reason) if _cpu is None else load_cuda(_cpu)
 
 
 def build_information() -> BuildInformation:
-    """What was built, and what was not and why."""
+    """Return what was built, and what was not and why."""
     if _cpu is None:
         return BuildInformation(None, None, None, (), reason, reason)
     listed = tuple(part for part in _cuda.ARCHITECTURES.split(";") if part) if _cuda else ()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from kernel_golden import GOLDEN_CASES
-from kernel_inputs import Arguments, Case, Draw, in_cache, misaligned, rows, spoilt_where, strided
+from kernel_inputs import Arguments, Case, Draw, in_cache, misaligned, rows, spoiled_where, strided
 from torch import Tensor
 
 ONE = (torch.float32,)
@@ -86,7 +86,7 @@ def _tops(name: str, smallest: bool) -> list[Case]:
         case("three tokens", lambda d: (d.lattice(9, 3), 2, smallest)),
         case("large", lambda d: (d.normal(2, 2880), 320, smallest), True),
         case("ragged", lambda d: (d.lattice(4, 23), 5, smallest, LENGTHS, COUNTS)),
-        case("lengths", lambda d: (spoilt_where(d.lattice(4, 23), LENGTHS, NAN), 5, smallest, LENGTHS)),
+        case("lengths", lambda d: (spoiled_where(d.lattice(4, 23), LENGTHS, NAN), 5, smallest, LENGTHS)),
         case("counts", lambda d: (d.lattice(4, 23), 5, smallest, None, rows(0, 5, 1, 3))),
         case("special, ragged", lambda d: (_special(d, 4, 23), 5, smallest, LENGTHS, COUNTS)),
         case("strided", lambda d: (strided(d.normal(4, 23)), 5, smallest, strided(LENGTHS), strided(COUNTS))),
@@ -127,9 +127,9 @@ def _apart(draw: Draw) -> tuple[Tensor, Tensor]:
     return features + 1000 * draw.integers(3, 4, 23, 1).to(draw.dtype), positions
 
 
-def _spoilt(draw: Draw) -> Arguments:
+def _spoiled(draw: Draw) -> Arguments:
     features, positions = _random(draw)
-    return spoilt_where(features, LENGTHS, NAN), spoilt_where(positions, LENGTHS, NAN), 5, 8.0, 0.6, LENGTHS, COUNTS
+    return spoiled_where(features, LENGTHS, NAN), spoiled_where(positions, LENGTHS, NAN), 5, 8.0, 0.6, LENGTHS, COUNTS
 
 
 def _few(tokens: int, threshold: float) -> list[Case]:
@@ -159,7 +159,7 @@ VIC = [
     Case("vic", "one center", lambda d: (*_random(d), 1)),
     Case("vic", "all centers", lambda d: (*_random(d), 23)),
     Case("vic", "ragged", lambda d: (*_random(d), 5, 8.0, 0.6, LENGTHS, COUNTS)),
-    Case("vic", "ragged, spoilt", _spoilt),
+    Case("vic", "ragged, spoiled", _spoiled),
     Case("vic", "ragged, tied", lambda d: (*_tied(d, 23), 5, 3.0, 0.3, LENGTHS, COUNTS)),
     Case("vic", "counts", lambda d: (*_random(d), 5, 8.0, 0.6, None, COUNTS)),
     Case("vic", "empty", lambda d: (*_random(d), 5, 8.0, 0.6, rows(0, 0, 0, 0))),
@@ -205,10 +205,14 @@ def _with_norms(draw: Draw, norms: Tensor, budget: int) -> Arguments:
     return hidden, labels, norms, budget, 4
 
 
-def _spoilt_groups(draw: Draw) -> Arguments:
+def _spoiled_groups(draw: Draw) -> Arguments:
     hidden, labels, norms = _groups(draw)
-    spoilt = spoilt_where(hidden, LENGTHS, NAN), spoilt_where(labels, LENGTHS, -7), spoilt_where(norms, LENGTHS, NAN)
-    return *spoilt, 5, 4, LENGTHS, COUNTS
+    spoiled = (
+        spoiled_where(hidden, LENGTHS, NAN),
+        spoiled_where(labels, LENGTHS, -7),
+        spoiled_where(norms, LENGTHS, NAN),
+    )
+    return *spoiled, 5, 4, LENGTHS, COUNTS
 
 
 CO_PRUNE = [
@@ -236,7 +240,7 @@ CO_PRUNE = [
         for budget in (1, 2)
     ),
     Case("co_prune", "left-over in passes", _skewed),
-    Case("co_prune", "ragged, spoilt", _spoilt_groups),
+    Case("co_prune", "ragged, spoiled", _spoiled_groups),
     Case(
         "co_prune", "unused labels", lambda d: (d.normal(4, 23, 6), 3 * d.integers(4, 4, 23), d.uniform(4, 23), 7, 40)
     ),

@@ -95,7 +95,7 @@ def misaligned(tensor: Tensor) -> Tensor:
     return room[1:].view(tensor.shape).copy_(tensor)
 
 
-def spoilt_where(tensor: Tensor, lengths: Tensor, value: float) -> Tensor:
+def spoiled_where(tensor: Tensor, lengths: Tensor, value: float) -> Tensor:
     """``[B, n, ...]`` with ``value`` from each row's length on."""
     padding = torch.arange(tensor.shape[1]) >= lengths.unsqueeze(1)
     return tensor.masked_fill(padding.view(*padding.shape, *[1] * (tensor.dim() - 2)), value)

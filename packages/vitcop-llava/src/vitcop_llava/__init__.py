@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vitcop_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcop_core import (
@@ -47,33 +48,34 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {
-    "FastV": "vitcop_core",
-    "FeatureScaleWarning": "vitcop_llava.report",
-    "ImagePrefix": "vitcop_llava.prefix.image_prefix",
-    "LanguageModelShape": "vitcop_core",
-    "Method": "vitcop_core",
-    "Plan": "vitcop_core",
-    "Pruner": "vitcop_llava.pruner",
-    "PyramidDrop": "vitcop_core",
-    "Report": "vitcop_llava.report",
-    "SparseVLM": "vitcop_core",
-    "Survivors": "vitcop_llava.report",
-    "Tiling": "vitcop_llava.families.tiling",
-    "ViTCoP": "vitcop_core",
-    "VisionZip": "vitcop_core",
-    "encode_image": "vitcop_llava.prefix.image_prefix",
-    "find_method": "vitcop_core",
-    "prune": "vitcop_llava.pruner",
-    "tile_image": "vitcop_llava.families.tiling",
+    "vitcop_core": (
+        "FastV",
+        "LanguageModelShape",
+        "Method",
+        "Plan",
+        "PyramidDrop",
+        "SparseVLM",
+        "ViTCoP",
+        "VisionZip",
+        "find_method",
+    ),
+    "vitcop_llava.families.tiling": (
+        "Tiling",
+        "tile_image",
+    ),
+    "vitcop_llava.prefix.image_prefix": (
+        "ImagePrefix",
+        "encode_image",
+    ),
+    "vitcop_llava.pruner": (
+        "Pruner",
+        "prune",
+    ),
+    "vitcop_llava.report": (
+        "FeatureScaleWarning",
+        "Report",
+        "Survivors",
+    ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -18,12 +18,14 @@ device twice, with the tower still at work and before the first layer is launche
 
 
 def checkpoints_rerun_hooks() -> bool:
-    """Whether gradient checkpointing runs a layer's hooks a second time, outside of the call: before 5.20 it does."""
+    """Return whether gradient checkpointing runs a layer's hooks a second time, outside of the call: before 5.20 it
+    does.
+    """
     return "__call__" in vars(GradientCheckpointingLayer)
 
 
 def pixels_argument(get_features: Callable[..., Any]) -> str:
-    """What the pixels of `get_video_features` are called, its first argument: transformers has renamed it."""
+    """Return what the pixels of `get_video_features` are called, its first argument: transformers has renamed it."""
     return next(iter(inspect.signature(get_features).parameters))
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 @cache
 def load_kernels() -> None:
-    """Registers vitcop-cuda's kernels, once; the dispatcher then picks them by device.
+    """Register vitcop-cuda's kernels, once; the dispatcher then picks them by device.
 
     Warns where the package is there and its kernels are not: the results are the same, only slower, and nothing else
     would tell.

@@ -52,9 +52,11 @@ class Pruner:
         model = unwrapped(model)
         parts = locate(model)
         if keep_newline and parts.anyres is None:
-            raise ValueError(f"keep_newline: a {type(model).__name__} has no newline tokens to keep; leave it False")
+            raise ValueError(
+                f"keep_newline must be False for a model without newline tokens, got True for a {type(model).__name__}"
+            )
         if parts.base in _pruned:
-            raise ValueError("model: is pruned already; remove() that pruner, or leave its `with` block, first")
+            raise ValueError("model must not be pruned already; remove() that pruner, or leave its `with` block, first")
         self._method, self._parts, self._kind = method, parts, type(model).__name__
         self._owner = next(_owners)
         self._last: Call | None = None
@@ -168,7 +170,7 @@ def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
     except ValueError as found:
         identity, error = False, found
     if reads_tower and not identity and parts.scored is None:
-        raise ValueError(f"model: {parts.obstacle}")
+        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
     if error is not None:
         raise error
     return identity
@@ -238,10 +240,10 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
             no newline tokens to keep. The model is then as it was.
     """
     if not isinstance(method, Method):
-        raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if not isinstance(keep_newline, bool):
-        raise TypeError(f"keep_newline: must be True or False, got {shown(keep_newline)}")
+        raise TypeError(f"keep_newline must be True or False, got {shown(keep_newline)}")
     if not isinstance(capture, bool):
-        raise TypeError(f"capture: must be True or False, got {shown(capture)}")
+        raise TypeError(f"capture must be True or False, got {shown(capture)}")
     load_kernels()
     return Pruner(model, method, keep_newline=keep_newline, capture=capture)

@@ -37,10 +37,10 @@ class Report:
         bytes_per_element: Of the cache.
         distance_ratio: What the method diagnosed of the first image, :attr:`Diagnosis.ratio`: for ViTCoP the median
             distance between clustered features over the cutoff distance. None where nothing was clustered.
-        note: Why nothing was pruned, where nothing was.
+        note: Why nothing was pruned; None if something was.
 
     Raises:
-        TypeError: ``bytes_per_element`` is no integer, or ``rows`` no tuple.
+        TypeError: ``bytes_per_element`` is not an integer, or ``rows`` no tuple.
         ValueError: ``bytes_per_element`` is out of range.
     """
 
@@ -58,7 +58,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call | None, method: Method, parts: Parts) -> Report:
-        """The report of a finished call; warns of what the method diagnoses."""
+        """Return the report of a finished call, and warn of what the method diagnoses."""
         size = next(parts.language_model.parameters()).element_size()
         if call is None:
             return cls(method, (), parts.shape, size, None, "nothing has run yet")
@@ -83,11 +83,11 @@ class Report:
         return any(row.plan is not None and not row.plan.is_identity for row in self.rows)
 
     def macs(self) -> tuple[int, int]:
-        """Multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned."""
+        """Return the multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned."""
         return self._total(layer_macs)
 
     def kv_bytes(self) -> tuple[int, int]:
-        """Bytes of the cache after the prefill over all rows: pruned, and unpruned."""
+        """Return the bytes of the cache after the prefill over all rows: pruned, and unpruned."""
         return self._total(lambda shape, length: layer_kv_bytes(shape, length, self.bytes_per_element))
 
     def _total(self, cost: Callable[[LanguageModelShape, int], int]) -> tuple[int, int]:
@@ -151,7 +151,7 @@ class Survivors:
     stages: tuple[StageSurvivors, ...]
 
     def part(self, start: int, stop: int) -> Survivors:
-        """Those of the patches ``start`` to ``stop``, which are counted from 0 then."""
+        """Return the survivors among the patches ``start`` to ``stop``, counted from ``start``."""
         stages = []
         for stage in self.stages:
             inside = (stage.patches >= start) & (stage.patches < stop)
@@ -160,7 +160,7 @@ class Survivors:
 
 
 def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
-    """Reads the survivors of one row back from the device.
+    """Read the survivors of one row back from the device.
 
     Args:
         call: A finished one.
@@ -168,16 +168,16 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
         method: What the call was pruned with: it names its cuts.
 
     Raises:
-        TypeError: ``row`` is no integer.
+        TypeError: ``row`` is not an integer.
         ValueError: The call pruned nothing, or has no such row with an image.
     """
     if call is None or call.rows is None or call.run is None or call.placeholders is None:
-        raise ValueError("row: no image has been pruned yet, so there are no survivors")
+        raise ValueError("row must be of a call that pruned an image, got none: there are no survivors yet")
     row = plain(row)
     if isinstance(row, bool) or not isinstance(row, int):
-        raise TypeError(f"row: must be an integer, got {shown(row)}")
+        raise TypeError(f"row must be an integer, got {shown(row)}")
     if not 0 <= row < len(call.plans) or call.plans[row] is None:
-        raise ValueError(f"row: must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
+        raise ValueError(f"row must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
     plan, run = call.plans[row], call.run
     assert plan is not None  # checked above
     own = members_of([*call.sources.values()], call.rows.counts)[row]
@@ -195,7 +195,7 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
 
 
 def _patch_numbers(call: Call, row: int) -> Tensor:
-    """``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
+    """Return ``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
     assert call.rows is not None  # checked by the caller
     numbers, before = torch.zeros(next(iter(call.sources.values())).where.shape[1], dtype=torch.int64, device="cpu"), 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
@@ -208,7 +208,7 @@ def _patch_numbers(call: Call, row: int) -> Tensor:
 
 
 def _clusters_of(call: Call, row: int) -> Tensor:
-    """``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
+    """Return ``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
     assert call.rows is not None  # checked by the caller
     found, before = [], 0
     for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
@@ -226,7 +226,7 @@ def _clusters_of(call: Call, row: int) -> Tensor:
 
 
 def _is_patch(images: Sequence[PlannedImage]) -> Tensor:
-    """``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
+    """Return ``[placeholders]`` bool: which of the images' placeholders stand for patches, and not for newlines."""
     found = []
     for image in images:
         places = torch.ones(image.tiling.placeholders, dtype=torch.bool, device="cpu")
@@ -251,7 +251,7 @@ def _units(images: Sequence[PlannedImage]) -> tuple[int, ...]:
 
 
 def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
-    """The images and clips of each row of a call that kept everything, read from its placeholders."""
+    """Return the images and clips of each row of a call that kept everything, read from its placeholders."""
     each = []
     for source in call.sources.values():
         counts = source.where.sum(1).tolist()

@@ -33,7 +33,7 @@ class RowReport:
             for plain names.
 
     Raises:
-        TypeError: A count is no integer, ``plan`` is none, or ``titles`` are no tuple.
+        TypeError: A count is not an integer, ``plan`` is not one, or ``titles`` are not a tuple.
         ValueError: A count is negative, or above 2,147,483,647; or there are not as many titles as cuts, and one.
     """
 
@@ -68,20 +68,20 @@ class RowReport:
 
 
 def titles_of(method: Method, plan: Plan | None) -> tuple[str, ...]:
-    """What a method calls the cuts of a plan of its own, for `RowReport.titles`."""
+    """Return what a method calls the cuts of a plan of its own, for `RowReport.titles`."""
     return () if plan is None else tuple(method.cut_title(plan, number) for number in range(1 + len(plan.decoder)))
 
 
 def row_content(row: RowReport) -> dict[str, Any]:
-    """A row as JSON has it, without what its method knows."""
+    """Return a row as JSON has it, without what its method knows."""
     return {name: value for name, value in asdict(row).items() if name != "titles"}
 
 
 def row_of(content: dict[str, Any], method: Method) -> RowReport:
-    """The row of a method that `row_content` told; its numbers check themselves.
+    """Return the row of a method that `row_content` told; its numbers check themselves.
 
     Raises:
-        KeyError, TypeError, ValueError: It is none, or of another method.
+        KeyError, TypeError, ValueError: It is not one, or of another method.
     """
     stored = content["plan"]
     vision = stored["vision"] and VisionCut(tuple(stored["vision"]["keep"]), tuple(stored["vision"]["clusters"]))
@@ -91,5 +91,5 @@ def row_of(content: dict[str, Any], method: Method) -> RowReport:
     # A stage is a word of the method's: one that it would not use itself for as many tokens means nothing.
     known = {cut.stage for cut in method.plan(plan.num_layers, plan.units, images=row.images).decoder}
     if others := sorted({cut.stage for cut in plan.decoder} - known):
-        raise ValueError(f"stage must be one of {sorted(known)}; got {others[0]!r:.40}")
+        raise ValueError(f"stage must be one of {sorted(known)}, got {others[0]!r:.40}")
     return row

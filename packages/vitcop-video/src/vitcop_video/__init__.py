@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vitcop_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcop_video.processing import ClipProcessor
@@ -26,23 +27,16 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: decoders come with libraries that take their time.
 _HOMES = {
-    "ClipProcessor": "vitcop_video.processing",
-    "Video": "vitcop_video.video",
-    "VideoError": "vitcop_video.readers.base",
-    "VideoFile": "vitcop_video.video",
-    "VideoInfo": "vitcop_video.video",
-    "backend_status": "vitcop_video.readers.choice",
-    "open_video": "vitcop_video.video",
-    "read_video": "vitcop_video.video",
+    "vitcop_video.processing": ("ClipProcessor",),
+    "vitcop_video.readers.base": ("VideoError",),
+    "vitcop_video.readers.choice": ("backend_status",),
+    "vitcop_video.video": (
+        "Video",
+        "VideoFile",
+        "VideoInfo",
+        "open_video",
+        "read_video",
+    ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

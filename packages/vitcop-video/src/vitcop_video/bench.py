@@ -88,7 +88,7 @@ def with_ours(path: str, frames: list[int], backend: str = "auto") -> NDArray[np
 
 
 def variants() -> tuple[dict[str, Read], dict[str, Read]]:
-    """What is here: readers used directly, and ours."""
+    """Return what is here: readers used directly, and ours."""
     here = [name for name, reason in backend_status().items() if reason is None]
     direct: dict[str, Read] = {"PyAV, seeking": with_pyav_seeking, "PyAV, sequential": with_pyav_sequential}
     if "decord" in here:
@@ -113,7 +113,7 @@ class Row:
 
 
 def measure(path: Path, frames: int, rounds: int) -> list[Row]:
-    """Times every variant in turn, ``rounds`` times after one to warm up, in which the pixels are compared."""
+    """Time every variant in turn, ``rounds`` times after one to warm up, in which the pixels are compared."""
     direct, ours = variants()
     runs, numbers = direct | ours, uniform(range(CLIP.frames), frames)
     reference = with_pyav_sequential(str(path), numbers)
@@ -136,7 +136,7 @@ def measure(path: Path, frames: int, rounds: int) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m vitcop_video.bench", description=__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--rounds", type=int, default=9)

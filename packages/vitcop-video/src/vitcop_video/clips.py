@@ -93,7 +93,7 @@ def writing(
     """
     form = MUXERS.get(path.suffix.lower())
     if form is None:
-        raise ValueError(f"path: must end in one of {', '.join(MUXERS)}, got {path}")
+        raise ValueError(f"path must end in one of {', '.join(MUXERS)}, got {path}")
     # Some options make FFmpeg open the file a second time, by its name.
     with write_whole(path, overwrite=overwrite) as stream, TemporaryDirectory() as folder:
         named = Path(folder) / f"clip{path.suffix}" if "movflags" in (options or {}) else None
@@ -119,7 +119,7 @@ def write_clip(path: Path, clip: Clip) -> Path:
     with writing(path, options=clip.container) as container:
         stream = container.add_stream(clip.codec, rate=clip.rate, options=dict(clip.options))
         if not isinstance(stream, av.VideoStream):
-            raise ValueError(f"codec must be one of moving pictures; got {clip.codec!r}")
+            raise ValueError(f"codec must be one of moving pictures, got {clip.codec!r}")
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format
         stream.time_base = stream.codec_context.time_base = base
         if clip.gop is not None:
@@ -129,7 +129,7 @@ def write_clip(path: Path, clip: Clip) -> Path:
         if clip.rotation:
             if not WRITES_ROTATION:
                 raise ValueError(
-                    f"rotation: must be 0 with PyAV {av.__version__}, got {clip.rotation}; PyAV 17 writes it"
+                    f"rotation must be 0 with PyAV {av.__version__}, got {clip.rotation}; PyAV 17 writes it"
                 )
             stream.set_display_rotation(clip.rotation)
         patches = np.random.default_rng(0).integers(0, 40, (clip.height // 8 + 1, clip.width // 8 + 1, 3), np.uint8)
@@ -155,7 +155,7 @@ def render(number: int, texture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def damage(data: bytes, seed: int) -> bytes:
-    """A damaged copy: cut short, bits flipped, bytes replaced anywhere or at the front, or a stretch blanked."""
+    """Return a damaged copy: cut short, bits flipped, bytes replaced anywhere or at the front, or a stretch blanked."""
     random = np.random.default_rng(seed)
     content = np.frombuffer(data, dtype=np.uint8).copy()
     kind, size = seed % 5, len(content)

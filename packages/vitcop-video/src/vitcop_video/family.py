@@ -10,7 +10,7 @@ from vitcop_llava.families.llava_next import locate as locate_images
 
 
 def locate(model: Any) -> Parts:
-    """The parts of a ``LlavaNextVideoForConditionalGeneration``.
+    """Return the parts of a ``LlavaNextVideoForConditionalGeneration``.
 
     The model pools a frame's features by its ``spatial_pool_mode`` over squares of ``spatial_pool_stride``, and
     projects what comes out. Scores and keys are averaged over the same squares, whatever the mode: a maximum of keys or
@@ -23,7 +23,7 @@ def locate(model: Any) -> Parts:
     parts, stride = locate_images(model), model.config.spatial_pool_stride
     rows, columns = parts.grid
     if not 1 <= stride <= min(rows, columns):
-        raise ValueError(f"model: spatial_pool_stride must be from 1 to {min(rows, columns)}, got {stride!r}")
+        raise ValueError(f"model must have a spatial_pool_stride from 1 to {min(rows, columns)}, got {stride!r}")
     video = Video(
         token_id=model.config.video_token_id,
         grid=(rows // stride, columns // stride),

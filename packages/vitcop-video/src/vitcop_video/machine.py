@@ -17,7 +17,7 @@ def environment() -> dict[str, Any]:
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """How to repeat a run: its command, without the name of the file that it was stored in."""
+    """Return how to repeat a run: its command, without the name of the file that it was stored in."""
     kept = list(sys.argv[1:] if arguments is None else arguments)
     for option in ("--out", "--clip"):
         if option in kept:

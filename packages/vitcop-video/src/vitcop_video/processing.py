@@ -56,12 +56,12 @@ class ClipProcessor:
     ) -> None:
         for name, token in (("image_token", image_token), ("video_token", video_token)):
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-                raise ValueError(f"{name}: must be a token of the tokenizer, got {token!r}")
+                raise ValueError(f"{name} must be a token of the tokenizer, got {token!r}")
         side = {"height": 336, "width": 336}
         self.frame_processor = frame_processor or CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side)
         crop = self.frame_processor.crop_size
         if crop is None or crop["height"] != crop["width"]:
-            raise ValueError(f"frame_processor: must crop to squares, got crop_size={crop}")
+            raise ValueError(f"frame_processor must crop to squares, got crop_size={crop}")
         self.frame_size, self.patch_size, self.pool = int(crop["height"]), patch_size, pool
         size = {"height": self.frame_size, "width": self.frame_size}
         images = image_processor or LlavaNextImageProcessorPil(size={"shortest_edge": self.frame_size}, crop_size=size)
@@ -79,7 +79,7 @@ class ClipProcessor:
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Self:
-        """Reads the settings of a checkpoint.
+        """Read the settings of a checkpoint.
 
         Args:
             name: A local folder, or a name on the hub.
@@ -112,13 +112,13 @@ class ClipProcessor:
         return (self.frame_size // self.patch_size // self.pool) ** 2
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """A prompt from a conversation, as processors of transformers do it; untokenized unless asked for."""
+        """Return a prompt from a conversation, as processors of transformers do it; untokenized unless asked for."""
         return self._inner.apply_chat_template(conversation, **{"tokenize": False, **kwargs})
 
     def __call__(
         self, text: str | Sequence[str], videos: Sequence[Any] | None = None, images: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """The model's inputs.
+        """Return the model's inputs.
 
         Args:
             text: One prompt or several, each with one video token a clip and one image token a picture.
@@ -159,13 +159,13 @@ class ClipProcessor:
             clip = clip.cpu().numpy()
         if isinstance(clip, np.ndarray):
             if clip.dtype != np.uint8:
-                raise TypeError(f"videos: a clip must be of uint8, got {clip.dtype}")
+                raise TypeError(f"videos must be of uint8, got {clip.dtype}")
             if clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape:
-                raise ValueError(f"videos: a clip must be of shape [frames, height, width, 3], got {clip.shape}")
+                raise ValueError(f"videos must be of shape [frames, height, width, 3], got {clip.shape}")
         elif not isinstance(clip, Sequence) or isinstance(clip, str) or not all(hasattr(f, "convert") for f in clip):
-            raise TypeError(f"videos: a clip must be an array or a list of pictures, got {type(clip).__name__}")
+            raise TypeError(f"videos must be arrays or lists of pictures, got {type(clip).__name__}")
         if len(clip) == 0:
-            raise ValueError("videos: a clip must have one frame at least, got none")
+            raise ValueError("videos must have one frame at least in each clip, got none")
         pixels: Tensor = self.frame_processor(images=[*clip], return_tensors="pt")["pixel_values"]
         return pixels
 
@@ -189,7 +189,7 @@ def expand_video_tokens(
     """
     found = sum(text.count(video_token) for text in texts)
     if found != len(frames):
-        raise ValueError(f"videos: must be as many as {video_token} in text, which is {found}, got {len(frames)}")
+        raise ValueError(f"videos must be as many as {video_token} in text, which is {found}, got {len(frames)}")
     counts, expanded = iter(frames), []
     for text in texts:
         first, *rest = text.split(video_token)
@@ -198,11 +198,11 @@ def expand_video_tokens(
 
 
 def _read_json(name: str, file: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's file of settings; empty where it has none."""
+    """Return a checkpoint's file of settings; empty where it has none."""
     path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **kwargs)
     found = json.loads(_read_text(path)) if path else {}
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: must hold settings by name, got {type(found).__name__}")
+        raise ValueError(f"{file} must hold settings by name, got {type(found).__name__}")
     return found
 
 

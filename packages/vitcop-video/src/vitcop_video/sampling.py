@@ -34,7 +34,7 @@ def uniform(window: range, frames: int) -> list[int]:
         frames: how many, at most ``len(window)``.
 
     Raises:
-        TypeError: ``frames`` is no integer.
+        TypeError: ``frames`` is not an integer.
         ValueError: it is below one, or more than there are.
     """
     check_int("frames", frames, 1)
@@ -43,7 +43,7 @@ def uniform(window: range, frames: int) -> list[int]:
 
 
 def by_rate(window: range, ticks: Ticks, fps: float | Fraction, time_base: Fraction) -> list[int]:
-    """The frames on screen 0, 1/fps, 2/fps, ... seconds after the first of the window, each of them once.
+    """Return the frames on screen 0, 1/fps, 2/fps, ... seconds after the first of the window, each of them once.
 
     Where the rate of the clip varies, a frame that stays on screen for several of these moments is taken once, so there
     may be fewer frames than seconds times ``fps``.
@@ -55,7 +55,7 @@ def by_rate(window: range, ticks: Ticks, fps: float | Fraction, time_base: Fract
         time_base: seconds a tick.
 
     Raises:
-        TypeError: ``fps`` is no number.
+        TypeError: ``fps`` is not a number.
         ValueError: it is not positive, or above the clip's own.
     """
     rate = check_positive("fps", fps)
@@ -77,7 +77,7 @@ def by_rate(window: range, ticks: Ticks, fps: float | Fraction, time_base: Fract
 
 
 def key_frames(window: range, keys: Ticks) -> list[int]:
-    """The key frames of a window.
+    """Return the key frames of a window.
 
     Args:
         window: the frames to choose from.
@@ -92,10 +92,10 @@ def key_frames(window: range, keys: Ticks) -> list[int]:
 
 
 def explicit(length: int, indices: Sequence[int]) -> list[int]:
-    """A list of indices as it was given: in any order, and a frame as often as it is named.
+    """Return a list of indices as it was given: in any order, and a frame as often as it is named.
 
     Raises:
-        TypeError: ``indices`` is no sequence of integers.
+        TypeError: ``indices`` is not a sequence of integers.
         ValueError: it is empty, or an index is below zero or not below ``length``.
     """
     check_sequence("indices", indices)
@@ -104,7 +104,7 @@ def explicit(length: int, indices: Sequence[int]) -> list[int]:
 
 
 def window(ticks: Ticks, start: int | None, end: int | None) -> range:
-    """The frames that appear at ``start`` or later and before ``end``; empty where none does.
+    """Return the frames that appear at ``start`` or later and before ``end``; empty where none does.
 
     Args:
         ticks: when each frame of the clip appears, strictly ascending.

@@ -84,7 +84,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def soak(paths: list[Path], cycles: int, backend: str = "auto") -> Result:
-    """Reads four frames of one path after another, ``cycles`` times in all."""
+    """Read four frames of one path after another, ``cycles`` times in all."""
     for path in 2 * paths:
         _read(path, backend)
     tqdm.monitor_interval = 0  # its thread would be counted
@@ -105,7 +105,7 @@ def _read(path: Path, backend: str) -> str:
 
 
 def reading() -> Reading:
-    """What this process holds now. Needs Linux's /proc."""
+    """Return what this process holds now. Needs Linux's /proc."""
     gc.collect()
     own = Path("/proc/self")
     pages = int((own / "statm").read_text().split()[1])
@@ -116,7 +116,7 @@ def reading() -> Reading:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m vitcop_video.soak", description=__doc__)
     parser.add_argument("--cycles", type=int, default=10_000)
     parser.add_argument("--backend", default="auto", help="auto, pyav, decord or torchcodec")

@@ -94,7 +94,7 @@ class VideoFile:
             indices: integers from 0 to ``info.frames - 1``.
 
         Raises:
-            TypeError: ``indices`` is no sequence of integers.
+            TypeError: ``indices`` is not a sequence of integers.
             ValueError: it is empty, out of range, or asks for more than 512 MiB.
             VideoError: the file is damaged where the frames are, or reading them takes more time than the limit or
                 more memory than is allowed.
@@ -107,7 +107,7 @@ class VideoFile:
         if size > MAX_BYTES:
             limit = MAX_BYTES // (size // len(numbers))
             raise ValueError(
-                f"indices must be at most {limit} frames of this size, which is {MAX_BYTES >> 20} MiB; got "
+                f"indices must be at most {limit} frames of this size, which is {MAX_BYTES >> 20} MiB, got "
                 f"{len(numbers)}: ask for fewer at a time"
             )
         pixels, name, fallback = decode(self._backend, self._index, numbers, deadline)
@@ -130,10 +130,12 @@ class VideoFile:
         given = {"frames": frames, "fps": fps, "indices": indices, "keyframes": keyframes or None}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
-            raise ValueError(f"give one of frames, fps, indices and keyframes; got {' and '.join(named)}")
+            raise ValueError(
+                f"frames, fps, indices and keyframes must be given one at a time, got {' and '.join(named)}"
+            )
         if indices is not None:
             if start is not None or end is not None:
-                raise ValueError("indices cannot be combined with start or end")
+                raise ValueError("indices must not be given with start or end")
             return sampling.explicit(self.info.frames, indices)
         window = self._window(start, end)
         if keyframes:
@@ -147,18 +149,18 @@ class VideoFile:
         duration = self.info.duration
         if first is not None and not 0 <= first < duration:
             raise ValueError(
-                f"start must be in [0, {duration:.3f}), the length of the clip in seconds; got {shown(start)}"
+                f"start must be in [0, {duration:.3f}), the length of the clip in seconds, got {shown(start)}"
             )
         # Durations are rounded in many containers: a frame's length past the end is the end.
         slack = duration / self.info.frames
         if last is not None and not 0 < last <= duration + slack:
-            raise ValueError(f"end must be in (0, {duration:.3f}], the length of the clip in seconds; got {shown(end)}")
+            raise ValueError(f"end must be in (0, {duration:.3f}], the length of the clip in seconds, got {shown(end)}")
         if last is not None and (first or 0) >= last:
-            raise ValueError(f"end must be later than start, {shown(start)}; got {shown(end)}")
+            raise ValueError(f"end must be later than start, {shown(start)}, got {shown(end)}")
         ticks, base = self._index.ticks, self._index.time_base
         chosen = sampling.window(ticks, ticks_at(first, ticks, base), ticks_at(last, ticks, base))
         if not chosen:
-            raise ValueError(f"start and end must be a window in which a frame appears; got {start} and {end}")
+            raise ValueError(f"start and end must be a window in which a frame appears, got {start} and {end}")
         return chosen
 
 
@@ -177,8 +179,8 @@ def open_video(
         TypeError: an argument is of another type.
         ValueError: the backend is unknown or cannot run here, or the limit is out of range.
         FileNotFoundError, IsADirectoryError, PermissionError: as they say.
-        VideoError: it is no video that can be read, is damaged or truncated, or takes too much time or memory; or there
-            is no PyAV.
+        VideoError: it is not a video that can be read, is damaged or truncated, or takes too much time or memory; or
+            PyAV is missing.
     """
     return _open(path, backend, time_limit, Deadline(check_time_limit(time_limit)))
 
@@ -222,8 +224,8 @@ def read_video(
         TypeError: an argument is of another type.
         ValueError: an argument is out of range, two are at odds, or the frames would take more than 512 MiB.
         FileNotFoundError, IsADirectoryError, PermissionError: as they say.
-        VideoError: it is no video that can be read, is damaged or truncated, or takes too much time or memory; or there
-            is no PyAV.
+        VideoError: it is not a video that can be read, is damaged or truncated, or takes too much time or memory; or
+            PyAV is missing.
     """
     deadline = Deadline(check_time_limit(time_limit))
     video = _open(path, backend, time_limit, deadline)

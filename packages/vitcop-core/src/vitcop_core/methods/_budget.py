@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from vitcop_core.checks import check_int, check_positive, check_tuple, plain_fields, require
+from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, plain_fields, require
 from vitcop_core.methods._reach import Sample
 from vitcop_core.methods.base import Method
 from vitcop_core.plan import DecoderCut
@@ -30,7 +30,7 @@ class BudgetedMethod(Method):
             float is read as one third.
 
     Raises:
-        TypeError: A budget is no number.
+        TypeError: A budget is not a number.
         ValueError: A budget is out of range.
     """
 
@@ -41,22 +41,22 @@ class BudgetedMethod(Method):
         """Check the two, and that exactly one of them and of ``others`` is given; first of all make numbers plain.
 
         Raises:
-            TypeError: A budget is no number.
+            TypeError: A budget is not a number.
             ValueError: None is given, or several, or one is out of range.
         """
         plain_fields(self)
         names = ("retained_tokens", "retention_ratio", *others)
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            choices = f"{', '.join(names[:-1])} and {names[-1]}"
-            raise ValueError(f"give exactly one of {choices}; got {' and '.join(given) or 'none'}")
+            choices = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise ValueError(f"{choices} must be given, and one alone, got {' and '.join(given) or 'none'}")
         if self.retained_tokens is not None:
             check_positive("retained_tokens", self.retained_tokens)
         if self.retention_ratio is not None:
             check_positive("retention_ratio", self.retention_ratio, at_most=1)
 
     def budget(self, tokens: int, images: int) -> Fraction | None:
-        """The budget of a sample in tokens; None where the settings are given instead.
+        """Return the budget of a sample in tokens; None where the settings are given instead.
 
         Args:
             tokens: Its visual tokens.
@@ -75,23 +75,30 @@ class BudgetedMethod(Method):
         return budget
 
 
-def check_layers(layers: object) -> None:
+def check_layers(layers: object, *, is_pair: bool = False) -> None:
     """Raise unless ``layers`` are indices in ascending order, none of them that of the first layer.
 
+    A cut may read the keys of the layer before, and the first layer has none.
+
+    Args:
+        layers: What was given.
+        is_pair: Whether there have to be two.
+
     Raises:
-        TypeError: They are no tuple of integers.
+        TypeError: They are not a tuple of integers, or of two.
         ValueError: One is not positive, they do not ascend, or there are none.
     """
-    check_tuple("layers", layers, "integers")
-    assert isinstance(layers, tuple)  # checked
+    two = "two " if is_pair else ""
+    if not isinstance(layers, tuple) or (is_pair and len(layers) != 2):
+        raise TypeError(f"layers must be a tuple of {two}integers, got {shown_with_type(layers)}")
     for layer in layers:
-        check_int("layers", layer, 1)
+        check_int("layers", layer, 1, MAX_LAYERS)
     ascends = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
-    require(ascends, "layers", "layers in ascending order", layers)
+    require(ascends, "layers", f"{two}layers in ascending order", layers)
 
 
 def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The layers to cut before.
+    """Return the layers to cut before.
 
     Args:
         given: The user's choice, taken as it is; None for the published ones.
@@ -110,7 +117,7 @@ def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers
     else:
         found = list(given)
     if found[-1] >= num_layers:
-        raise ValueError(f"layers must be below the model's {num_layers} layers; got {shown(tuple(found))}")
+        raise ValueError(f"layers must be below the model's {num_layers} layers, got {shown(tuple(found))}")
     return tuple(found)
 
 
@@ -150,7 +157,9 @@ def falling_cuts(
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """The largest number up to ``most`` that fits, where what is below one that fits does too; None if 0 does not."""
+    """Return the largest number up to ``most`` that fits, where what is below one that fits does too; None if 0 does
+    not.
+    """
     if not fits(0):
         return None
     low, high = 0, most + 1
@@ -164,10 +173,10 @@ def check_counts(counts: object, *names: str) -> None:
     """Raise unless ``counts`` are positive integers, as many as ``names``, which say what they are.
 
     Raises:
-        TypeError: They are no tuple of so many integers.
+        TypeError: They are not a tuple of so many integers.
         ValueError: One is not positive.
     """
     if not isinstance(counts, tuple) or len(counts) != len(names):
-        raise TypeError(f"counts must be a tuple ({', '.join(names)}); got {shown_with_type(counts)}")
+        raise TypeError(f"counts must be a tuple ({', '.join(names)}), got {shown_with_type(counts)}")
     for count in counts:
         check_int("counts", count, 1)

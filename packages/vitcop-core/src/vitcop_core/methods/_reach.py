@@ -51,7 +51,7 @@ class Reach(NamedTuple):
 
 
 def layers_reach(least: Fraction, layers: Sequence[int], num_layers: int) -> Reach:
-    """All budgets from a share on, of a method that cuts before these layers."""
+    """Return all budgets from a share on, of a method that cuts before these layers."""
     places = [str(layer) for layer in layers]
     at = f"layers {', '.join(places[:-1])} and {places[-1]}" if len(places) > 1 else f"layer {places[0]}"
     remedy = ". Other layers move this bound."
@@ -59,7 +59,7 @@ def layers_reach(least: Fraction, layers: Sequence[int], num_layers: int) -> Rea
 
 
 def unreachable(method: Any, sample: Sample, reach: Reach) -> ValueError:
-    """The error of a budget that cannot be met.
+    """Return the error of a budget that cannot be met.
 
     What it names as bounds can be met, and the next whole token, or ten-thousandth, outside of them cannot.
 
@@ -91,7 +91,7 @@ def unreachable(method: Any, sample: Sample, reach: Reach) -> ValueError:
 
 def _error(name: str, expected: str, asked: int | float | Fraction, remedy: str) -> ValueError:
     came = f"{float(asked):.6g}" if isinstance(asked, Fraction) else shown(asked)
-    return ValueError(f"{name} must be {expected}; got {came}{remedy}")
+    return ValueError(f"{name} must be {expected}, got {came}{remedy}")
 
 
 def _share(share: Fraction) -> str:
@@ -106,7 +106,9 @@ def _text(number: Fraction, places: int = _MOST) -> str:
 
 
 def _bounds(reach: Reach, everything: Fraction, decimals: int) -> tuple[Fraction, Fraction | None] | None:
-    """The least and the most that can be met, in the caller's unit; None for no most, and where nothing can be met."""
+    """Return the least and the most that can be met, in the caller's unit; None for no most, and where nothing can be
+    met.
+    """
     for places in range(decimals, _MOST + 1):
         unit = Fraction(1, 10**places)
         # The first step past all that is less than everything, and then past the least.

@@ -15,7 +15,8 @@ from vitcop_core.tokens import PromptView
 
 
 def recycled_from(dropped: int) -> tuple[int, int]:
-    """How many of the dropped tokens are recycled, and into how many: ``floor(.3 d) + 1`` and a tenth of that, plus 1.
+    """Return how many of the dropped tokens are recycled, and into how many: ``floor(.3 d) + 1`` and a tenth of that,
+    plus 1.
 
     None where nothing was dropped. :func:`recycle` does the same arithmetic on the device.
     """
@@ -26,7 +27,7 @@ def recycled_from(dropped: int) -> tuple[int, int]:
 
 
 def find_raters(prompt: PromptView) -> Tensor:
-    """The text tokens that are more relevant to the image than text is on average.
+    """Return the text tokens that are more relevant to the image than text is on average.
 
     ``M = V T^t``, unscaled, softmax over the text, mean over the visual tokens; raters are above the mean. Where all
     text is equally relevant (one token always is) none is, and all of it rates.
@@ -62,7 +63,7 @@ class Recycled(NamedTuple):
 
 
 def recycle(hidden: Tensor, score: Tensor, kept: Tensor, lengths: Tensor | None, dropped: int) -> Recycled:
-    """Merge the best of the dropped tokens into a few, by density-peak clustering on their nearest neighbours.
+    """Merge the best of the dropped tokens into a few, by density-peak clustering on their nearest neighbors.
 
     Args:
         hidden: ``[B, n, d]``.

@@ -29,17 +29,17 @@ class Schedule(NamedTuple):
     chained: bool
 
     def ratios(self, retention: Fraction) -> Ratios:
-        """The ratios for a share of all tokens; see :func:`vitcop_core.schedule.solve_ratios`."""
+        """Return the ratios for a share of all tokens; see :func:`vitcop_core.schedule.solve_ratios`."""
         return solve_ratios(
             retention, self.depth, self.first, self.deep, vision_ratio=self.vision_ratio, decay=self.decay
         )
 
     def counts(self, ratios: Ratios, units: Sequence[int]) -> StageCounts:
-        """The tokens of the stages, of which there may be none."""
+        """Return the tokens of the stages, of which there may be none."""
         return count_tokens(ratios, units, chained=self.chained)
 
     def reach(self, units: Sequence[int]) -> Reach:
-        """Which budgets can be met: those of the solver's range that leave every stage a token."""
+        """Return which budgets can be met: those of the solver's range that leave every stage a token."""
         low, high = feasible_range(self.depth, self.first, self.deep, vision_ratio=self.vision_ratio, decay=self.decay)
 
         def fits(retention: Fraction) -> bool:

@@ -3,22 +3,8 @@
 from fractions import Fraction
 from typing import Any
 
-from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, require
+from vitcop_core.checks import check_int, check_positive, require
 from vitcop_core.shown import shown_with_type
-
-
-def check_layers(layers: object) -> None:
-    """Raise unless ``layers`` are two layers that Stages II and III can cut before.
-
-    Raises:
-        TypeError: They are no tuple of two integers.
-        ValueError: They are not in ascending order, or the first is 0.
-    """
-    if not isinstance(layers, tuple) or len(layers) != 2:
-        raise TypeError(f"layers must be a tuple of two integers; got {shown_with_type(layers)}")
-    # Stage II reads the keys of the layer before its cut.
-    first, deep = (check_int("layers", layer, 1, MAX_LAYERS) for layer in layers)
-    require(first < deep, "layers", "two layers in ascending order", layers)
 
 
 def check_ratios(ratios: object, *, whole: bool) -> None:
@@ -29,11 +15,11 @@ def check_ratios(ratios: object, *, whole: bool) -> None:
         whole: Whether all three stages are on.
 
     Raises:
-        TypeError: They are no tuple of three.
+        TypeError: They are not a tuple of three.
         ValueError: One is out of range or above the one before, or a stage is off.
     """
     if not isinstance(ratios, tuple) or len(ratios) != 3:
-        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3); got {shown_with_type(ratios)}")
+        raise TypeError(f"ratios must be a tuple (pi1, pi2, pi3), got {shown_with_type(ratios)}")
     first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
     require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
     require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
@@ -43,7 +29,7 @@ def check_temporal(change_share: Any, cluster_frames: Any, compat: str) -> None:
     """Raise unless the settings for video are in range.
 
     Raises:
-        TypeError: One is no number.
+        TypeError: One is not a number.
         ValueError: One is out of range, or frames are to be clustered together as the released code would, which has
             no video.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.ops._library import accumulator, row_counts
-from vitcop_core.tokens import Clusters, VisionView
+from vitcop_core.tokens import Clusters, VisionView, places_of
 
 #: How many frames back a frame is compared with: the cost of looking grows with it, and what was seen a while ago and
 #: is seen again is news to a token budget.
@@ -19,7 +19,7 @@ LOOK_BACK = 8
 
 
 def novelty(features: Tensor) -> Tensor:
-    """How much each frame of a clip differs from those before it.
+    """Return how much each frame of a clip differs from those before it.
 
     For each place of the grid the distance to the most similar of the last `LOOK_BACK` frames at that place, averaged
     over places. The first frame has none before it, and is compared with its own mean.
@@ -135,7 +135,7 @@ def vic_over_spans(
     time = torch.cat([torch.arange(span, device=features.device) for span in spans]).float() / width
     positions = torch.cat([positions.float(), time[:, None, None].expand(-1, tokens, -1)], dim=2)
     valid, features, positions = (_joined(part, spans) for part in (each, features, positions))
-    order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # the operator takes padding behind a row's own
+    order = places_of(valid, valid.shape[1])  # the operator takes padding behind a row's own
     features, positions = (part.gather(1, order[..., None].expand_as(part)) for part in (features, positions))
     centers = _joined(row_counts(each, clusters, counts, None), spans).sum(1)
     most = clusters * max(spans)
@@ -156,7 +156,7 @@ def vic_over_spans(
 
 
 def _joined(values: Tensor, spans: Sequence[int]) -> Tensor:
-    """``[C, k, ...]`` to ``[spans, most * k, ...]``: the frames of a span one after the other, and zeros."""
+    """Map ``[C, k, ...]`` to ``[spans, most * k, ...]``: the frames of a span one after the other, and zeros."""
     most, found, start = max(spans), [], 0
     for stop in _stops(spans):
         rows = values[start:stop]

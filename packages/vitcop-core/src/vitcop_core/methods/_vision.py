@@ -7,7 +7,7 @@ from vitcop_core.tokens import VisionView
 
 
 def top_patches(seen: VisionView, saliency: Tensor, keep: int, keeps: Tensor | None) -> Tensor:
-    """The most salient of each unit's eligible patches.
+    """Return the most salient of each unit's eligible patches.
 
     Args:
         seen: The units.
@@ -27,6 +27,6 @@ def top_patches(seen: VisionView, saliency: Tensor, keep: int, keeps: Tensor | N
 
 
 def take_patches(patches: Tensor, index: Tensor) -> Tensor:
-    """``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``; an index of m, after a unit's last, takes any patch."""
+    """Return ``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``; an index of m, after a unit's last, takes any patch."""
     index = index.clamp(max=patches.shape[1] - 1)
     return patches.gather(1, index.unsqueeze(2).expand(-1, -1, patches.shape[2]))

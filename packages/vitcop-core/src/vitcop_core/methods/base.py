@@ -14,27 +14,27 @@ from vitcop_core.tokens import DecoderView, Selection, VisionSelection, VisionVi
 class Method(ABC):
     """A pruning method: a plan of cuts, and what each cut decides.
 
-    Subclasses are frozen dataclasses that hold settings only, checked on construction. A method moves nothing: the
+    Subclasses are frozen dataclasses that hold only settings, checked when they are made. A method moves nothing: the
     adapter asks for the plan, shows each cut what it needs, and applies the selection. Samples without visual tokens
-    never reach it. A method that plans no cut of one kind leaves that kind's function alone.
+    never reach it. If a method plans no cut of one kind, it need not write that kind's function.
 
-    An adapter knows no method by name. What it has to know beyond the plan, it asks: :attr:`cuts_depend_on_question`,
-    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`, each
-    with an answer that is right for a method that says nothing.
+    An adapter knows no method by name. It asks for everything beyond the plan: :attr:`cuts_depend_on_question`,
+    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`. Each
+    has an answer that is right for a method that says nothing.
     """
 
     @property
     def cuts_depend_on_question(self) -> bool:
         """Whether text that follows the last image can change what is kept of it.
 
-        Where it cannot, the cache of a prompt up to the end of its images serves any question about them. True unless
-        a method says otherwise: a cut that looks at the last token of the prompt, as most that rank by attention do,
-        depends on it.
+        If it cannot, the cache of a prompt up to the end of its images serves any question about them. True unless
+        a method says otherwise: a cut that looks at the last token of the prompt depends on the question, and most cuts
+        that rank by attention do.
         """
         return True
 
     def needs_labels(self, cut: DecoderCut) -> bool:
-        """Whether a cut reads :attr:`DecoderView.labels`; without one that does they are None.
+        """Return whether a cut reads :attr:`DecoderView.labels`; if none does, they are None.
 
         Args:
             cut: One of a plan that the method made.
@@ -42,7 +42,7 @@ class Method(ABC):
         return False
 
     def needs_prompt(self, cut: DecoderCut) -> bool:
-        """Whether a cut asks for :attr:`DecoderView.prompt`; without one that does the embeddings are not kept.
+        """Return whether a cut asks for :attr:`DecoderView.prompt`; if none does, the embeddings are not kept.
 
         Args:
             cut: One of a plan that the method made.
@@ -50,7 +50,7 @@ class Method(ABC):
         return False
 
     def needs_attention(self, cut: DecoderCut) -> bool:
-        """Whether a cut asks for :attr:`DecoderView.attention` or :attr:`DecoderView.attention_of`.
+        """Return whether a cut asks for :attr:`DecoderView.attention` or :attr:`DecoderView.attention_of`.
 
         Where one does, the layer before it runs by itself, so that its input is at hand. True unless a method says
         otherwise.
@@ -61,7 +61,7 @@ class Method(ABC):
         return True
 
     def cut_title(self, plan: Plan, number: int) -> str:
-        """What reports and pictures call a cut.
+        """Return what reports and pictures call a cut.
 
         Args:
             plan: One that the method made.
@@ -70,9 +70,9 @@ class Method(ABC):
         return plain_title(number)
 
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """Whether the settings fit a model, from what one image showed; None where there is nothing to say.
+        """Return whether the settings fit a model, judged by one image; None if there is nothing to say.
 
-        It is asked for a report, after the prefill, and may wait for the device.
+        A report asks for it after the prefill, so it may wait for the device.
 
         Args:
             keys: ``[n, d_v]``, the scored vision layer's keys of the tokens kept in the first unit that was clustered,
@@ -82,13 +82,13 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cuts of one sample.
+        """Return the cuts of one sample.
 
         Args:
             num_layers: Layers of the language model.
             visual_tokens: Visual tokens of each unit (image, tile or frame) before any cut; an int is one unit.
-            images: How many images the units make up. A budget in tokens is meant for each image, on average: were it
-                one for the sample, a prompt with more images would see less of each, down to nothing.
+            images: How many images the units make up. A budget in tokens is meant for each image, on average. If it
+                were for the sample, a prompt with more images would see less of each, down to nothing.
 
         Returns:
             The plan, the identity if the budget is for all tokens.
@@ -131,10 +131,10 @@ class Method(ABC):
 
 
 def unit_counts(visual_tokens: int | Sequence[int], images: int) -> tuple[tuple[int, ...], int]:
-    """The checked tokens of each unit and the number of images, for :meth:`Method.plan`.
+    """Return the checked tokens of each unit and the number of images, for :meth:`Method.plan`.
 
     Raises:
-        TypeError: A count is no integer.
+        TypeError: A count is not an integer.
         ValueError: There are no units, a count is not positive, or there are more images than units.
     """
     if isinstance(visual_tokens, Sequence) and not isinstance(visual_tokens, str | bytes):

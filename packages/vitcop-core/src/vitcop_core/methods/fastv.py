@@ -48,7 +48,7 @@ class FastV(BudgetedMethod):
             check_int("layer", self.layer, 1)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cut of one sample; see :meth:`Method.plan`.
+        """Return the cut of one sample; see :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -65,7 +65,7 @@ class FastV(BudgetedMethod):
         return Plan(num_layers, units, None, falling_cuts(layers, (keep,), tokens, "last_token", pack=False))
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
-        """The tokens with most attention from the last prompt token; see :meth:`Method.cut_decoder`."""
+        """Return the tokens with most attention from the last prompt token; see :meth:`Method.cut_decoder`."""
         return Selection(ops.top_tokens(seen.attention(), cut.keep, lengths=seen.lengths, counts=keeps))
 
     def _solve(self, budget: Fraction | None, num_layers: int, layer: int, tokens: int, images: int) -> int:

@@ -1,4 +1,4 @@
-"""The released code's behaviour where it differs from the paper's text.
+"""The released code's behavior where it differs from the paper's text.
 
 Plain torch functions, without operators of their own: they are here to compare with, not to be fast. Like the
 operators they wait for no device, and compute in float32 or better; the released code clusters in the model's
@@ -34,7 +34,7 @@ def official_vic(
 
     Densities count the token itself; a token of equal density counts as denser, so that two may be each other's parent;
     distances are ``sqrt(d^2 + 1e-8)``. A token takes the label of its parent, token 0 standing in for a missing one,
-    again and again until nothing changes: every chain of parents that reaches a center is labelled to its end. A chain
+    again and again until nothing changes: every chain of parents that reaches a center is labeled to its end. A chain
     that runs into a cycle reaches none, and keeps -1. Of equal importance the lower index becomes a center.
 
     Args:
@@ -70,7 +70,7 @@ def official_vic(
     return Clusters(labels, centers, density, distance.masked_fill(~valid, 0), importance.masked_fill(~valid, 0))
 
 
-def labelled_official_vic(
+def labeled_official_vic(
     features: Tensor,
     positions: Tensor,
     clusters: int,
@@ -95,8 +95,8 @@ def labelled_official_vic(
     thresholds = cutoff_distance, spatial_threshold
     found = official_vic(features, positions, clusters - 1, *thresholds, lengths=lengths, counts=centers)
     rest = clusters - 1 if centers is None else centers.unsqueeze(1)
-    unlabelled = (found.labels < 0) & valid_tokens(features, lengths)
-    return found._replace(labels=torch.where(unlabelled, rest, found.labels))
+    unlabeled = (found.labels < 0) & valid_tokens(features, lengths)
+    return found._replace(labels=torch.where(unlabeled, rest, found.labels))
 
 
 def head_mean_norm(keys: Tensor) -> Tensor:

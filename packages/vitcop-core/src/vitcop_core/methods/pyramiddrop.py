@@ -82,7 +82,7 @@ class PyramidDrop(BudgetedMethod):
             require(len(shares) == len(self.layers), "ratios", f"as many as the layers {self.layers}", ratios)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The drops of one sample; see :meth:`Method.plan`.
+        """Return the drops of one sample; see :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -104,7 +104,7 @@ class PyramidDrop(BudgetedMethod):
         return False
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
-        """The tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""
+        """Return the tokens to which the last prompt token would attend most; see :meth:`Method.cut_decoder`."""
         return Selection(ops.top_tokens(seen.own_attention(), cut.keep, lengths=seen.lengths, counts=keeps))
 
     def _shares(
@@ -131,7 +131,9 @@ def _counts(shares: Sequence[Fraction], tokens: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _solve(budget: Fraction, num_layers: int, layers: tuple[int, ...], tokens: int) -> Fraction | None:
-    """The largest lambda that exceeds the budget neither in fractions of a token nor in whole ones; None without."""
+    """Return the largest lambda that exceeds the budget neither in fractions of a token nor in whole ones; None
+    without.
+    """
 
     def fits(step: int) -> bool:
         shares = _powers(Fraction(step, _STEPS), len(layers))

@@ -63,7 +63,7 @@ class SparseVLM(BudgetedMethod):
             require(len(self.layers) == len(_LAYERS), "layers", "three layers", self.layers)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cuts of one sample; see :meth:`Method.plan`. One that would recycle all that it drops is left out.
+        """Return the cuts of one sample; see :meth:`Method.plan`. One that would recycle all that it drops is left out.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -97,7 +97,7 @@ class SparseVLM(BudgetedMethod):
         return True
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
-        """The tokens with most attention from the raters, and recycled ones; see :meth:`Method.cut_decoder`.
+        """Return the tokens with most attention from the raters, and recycled ones; see :meth:`Method.cut_decoder`.
 
         A row that keeps all that it has recycles nothing.
         """
@@ -115,7 +115,7 @@ class SparseVLM(BudgetedMethod):
 
 
 def _stages(counts: Sequence[int], tokens: int) -> list[tuple[int, int]]:
-    """What each stage keeps and recycles; (what there is, 0) where it would lose nothing."""
+    """Return what each stage keeps and recycles; (what there is, 0) where it would lose nothing."""
     stages = []
     for count in counts:
         keep = min(count, tokens - 1)
@@ -126,7 +126,7 @@ def _stages(counts: Sequence[int], tokens: int) -> list[tuple[int, int]]:
 
 
 def _counts(step: int, tokens: int) -> tuple[int, ...]:
-    """The counts at a step of the line through the published ones."""
+    """Return the counts at a step of the line through the published ones."""
     piece, inside = divmod(step, _STEPS)
     low, high = _PUBLISHED[piece], _PUBLISHED[min(piece + 1, len(_PUBLISHED) - 1)]
     shares = [a + Fraction(inside, _STEPS) * (b - a) for a, b in zip(low, high, strict=True)]
@@ -140,7 +140,7 @@ def _average(num_layers: int, layers: Sequence[int], tokens: int, step: int) -> 
 
 @lru_cache(maxsize=256)
 def _solve(budget: Fraction, num_layers: int, layers: tuple[int, ...], tokens: int) -> int | None:
-    """The last step on the line whose counts are within the budget; None if the first is not."""
+    """Return the last step on the line whose counts are within the budget; None if the first is not."""
     # Along the line one count falls by 3 and fewer dropped tokens are recycled; the average grows all the same, but for
     # steps of a token, so that the answer may be one of several and is within the budget in any case.
     return largest(lambda step: _average(num_layers, layers, tokens, step) <= budget, _STEPS * (len(_PUBLISHED) - 1))

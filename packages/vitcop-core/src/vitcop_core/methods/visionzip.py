@@ -18,7 +18,7 @@ from vitcop_core.methods.base import unit_counts
 from vitcop_core.ops._library import accumulator, valid_tokens
 from vitcop_core.ops.co_prune import group_means
 from vitcop_core.plan import Plan, VisionCut, identity_plan
-from vitcop_core.tokens import VisionSelection, VisionView
+from vitcop_core.tokens import VisionSelection, VisionView, places_of
 
 # Of 192 tokens 30 are contextual in the published settings, and so of 128 and 64, rounded.
 _CONTEXTUAL = Fraction(30, 192)
@@ -59,7 +59,8 @@ class VisionZip(BudgetedMethod):
         return False
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cut of one sample, whose :attr:`VisionCut.clusters` are the contextual tokens; see :meth:`Method.plan`.
+        """Return the cut of one sample, whose :attr:`VisionCut.clusters` are the contextual tokens; see
+        :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -104,7 +105,7 @@ class VisionZip(BudgetedMethod):
             ValueError: The view lacks the CLS token's feature.
         """
         if seen.hidden_cls is None:
-            raise ValueError("hidden_cls must be given for VisionZip; got None")
+            raise ValueError("hidden_cls must be given for VisionZip, got None")
         units, patches = seen.hidden.shape[:2]
         saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
         offered = seen.eligible
@@ -146,13 +147,13 @@ class _Groups(NamedTuple):
 
 
 def _mean_keys(seen: VisionView) -> Tensor:
-    """``[C, m, e]``: the patches' keys averaged over heads, of length 1."""
+    """Return ``[C, m, e]``: the patches' keys averaged over heads, of length 1."""
     mean = seen.pooled(seen.keys[:, :, 1:].detach().to(accumulator(seen.keys)).mean(1))
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
 def _marked(index: Tensor, size: int) -> Tensor:
-    """``[C, n]`` bool: the places in ``index`` [C, k], where n means none."""
+    """Return ``[C, n]`` bool: the places in ``index`` [C, k], where n means none."""
     marks = torch.zeros((index.shape[0], size + 1), dtype=torch.bool, device=index.device)
     return marks.scatter(1, index, True)[:, :size]
 
@@ -182,24 +183,26 @@ def _contextual_groups(keys: Tensor, rest: Tensor, counts: Tensor, most: int) ->
 
 
 def _contextual(hidden: Tensor, groups: _Groups, most: int) -> Tensor:
-    """``[C, c, d_v]``: each target's feature and the mean of those that joined it, added up in float32 or better."""
+    """Return ``[C, c, d_v]``: each target's feature and the mean of those that joined it, added up in float32 or
+    better.
+    """
     wide = hidden.to(accumulator(hidden))
     return (take_patches(wide, groups.targets) + group_means(wide, groups.joined, most)).to(hidden.dtype)
 
 
 def _front(features: Tensor, used: Tensor, keep: int) -> Tensor:
-    """``[C, n, d_v]`` to ``[C, keep, d_v]``: the ``used`` ones of each unit in order, then zeros."""
-    order = torch.argsort((~used).to(torch.uint8), dim=1, stable=True)[:, :keep]
+    """Map ``[C, n, d_v]`` to ``[C, keep, d_v]``: the ``used`` ones of each unit in order, then zeros."""
+    order = places_of(used, keep)
     return take_patches(features, order).masked_fill(~used.gather(1, order).unsqueeze(2), 0)
 
 
 def _places(is_dominant: Tensor, is_target: Tensor, lengths: Tensor | None, counts: Tensor, keep: int) -> Tensor:
-    """``[C, keep]`` int64 ascending: the patches whose placeholders are taken, n after a unit's last.
+    """Return ``[C, keep]`` int64 ascending: the patches whose placeholders are taken, n after a unit's last.
 
     They are those of the dominant patches and the targets, and for CLS the first that is free.
     """
     used = is_dominant | is_target
     free = valid_tokens(used, lengths) & ~used
     used = used | (free & (free.cumsum(1) == 1) & (counts > 0).unsqueeze(1))
-    order = torch.argsort((~used).to(torch.uint8), dim=1, stable=True)[:, :keep]
+    order = places_of(used, keep)
     return order.masked_fill(~used.gather(1, order), used.shape[1])

@@ -1,5 +1,6 @@
 """ViTCoP: coarse pruning by CLS attention, co-pruning by vision clusters and key norms, fine pruning by key norms."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,15 +11,15 @@ from torch import Tensor
 from vitcop_core import ops
 from vitcop_core.checks import MAX_LAYERS, check_choice, check_flag, check_int, check_positive, require
 from vitcop_core.diagnostics import Diagnosis, diagnose_cutoff
-from vitcop_core.methods._budget import BudgetedMethod, Number
+from vitcop_core.methods._budget import BudgetedMethod, Number, check_layers
 from vitcop_core.methods._reach import Sample, unreachable
 from vitcop_core.methods._schedule import Schedule
-from vitcop_core.methods._settings import check_layers, check_ratios, check_temporal
+from vitcop_core.methods._settings import check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
 from vitcop_core.methods._vision import top_patches
 from vitcop_core.methods.base import unit_counts
-from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labelled_official_vic
+from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labeled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
 from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan
 from vitcop_core.schedule import DECAY, Ratios, default_center_ratio, default_layers
@@ -39,6 +40,11 @@ _SWITCHES = {
 # The released code's schedule is written for this depth, whatever the model's.
 _OFFICIAL_DEPTH = 32
 
+_NO_CHANGE_SHARE = (
+    "change_share will go with the next release: it costs accuracy at most budgets, and never helps beside "
+    "cluster_frames; leave it out"
+)
+
 
 @dataclass(frozen=True)
 class ViTCoP(BudgetedMethod):
@@ -57,7 +63,7 @@ class ViTCoP(BudgetedMethod):
         cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys.
         spatial_threshold: tau of the clustering, on a grid of side 1.
         center_ratio: alpha, cluster centers per token that Stage I kept; None for 0.3 pi1 + 0.03.
-        compat: ``"paper"``, or ``"official"`` for the released code's behaviour: the switches below that are None, the
+        compat: ``"paper"``, or ``"official"`` for the released code's behavior: the switches below that are None, the
             clustering's density, ties and missing parents, no cap on the number of centers, and a schedule and layers
             made for 32 layers.
         vic_features: What is clustered: the vision layer's keys, or the features it hands to the projector.
@@ -76,8 +82,8 @@ class ViTCoP(BudgetedMethod):
         saliency: What ranks tokens inside the language model: ``"key_norm"``, or ``"attention"`` of the last prompt
             token in the layer before the cut ("w/o K-norm guidance" in Table 4).
         clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
-        change_share: Of video, the part of Stage I's tokens that goes to frames by how much they differ from those
-            before them, from 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
+        change_share: Deprecated. Of video, the part of Stage I's tokens that goes to frames by how much they differ
+            from those before them: 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
         cluster_frames: Of video, how many frames are clustered together, their time being a third coordinate; 1 for
             each by itself, as in the paper.
 
@@ -118,7 +124,7 @@ class ViTCoP(BudgetedMethod):
         if self.ratios is not None:
             check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
         if self.layers is not None:
-            check_layers(self.layers)
+            check_layers(self.layers, is_pair=True)
         check_positive("cutoff_distance", self.cutoff_distance)
         check_positive("spatial_threshold", self.spatial_threshold)
         if self.center_ratio is not None:
@@ -126,6 +132,8 @@ class ViTCoP(BudgetedMethod):
         check_choice("compat", self.compat, ("paper", "official"))
         check_choice("saliency", self.saliency, ("key_norm", "attention"))
         check_temporal(self.change_share, self.cluster_frames, self.compat)
+        if self.change_share:
+            warnings.warn(_NO_CHANGE_SHARE, DeprecationWarning, stacklevel=3)  # of whoever makes the method
         for name, choices in _SWITCHES.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
@@ -136,7 +144,7 @@ class ViTCoP(BudgetedMethod):
         return self.saliency == "attention"
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
-        """The cuts of one sample; see :meth:`Method.plan`.
+        """Return the cuts of one sample; see :meth:`Method.plan`.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -175,14 +183,14 @@ class ViTCoP(BudgetedMethod):
         return self.saliency == "attention"
 
     def cut_title(self, plan: Plan, number: int) -> str:
-        """The paper's names of the stages; see :meth:`Method.cut_title`."""
+        """Return the paper's names of the stages; see :meth:`Method.cut_title`."""
         if number == 0:
             return "Stage I"
         is_first = number == 1 and (len(plan.decoder) > 1 or self.needs_labels(plan.decoder[0]))
         return "Stage II" if is_first else "Stage III"
 
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """How the cutoff distance fits the scale of the keys, where they are what is clustered."""
+        """Return how the cutoff distance fits the scale of the keys, where they are what is clustered."""
         clusters_keys = self.switch("vic_features") == "vit_keys"
         return diagnose_cutoff(keys, self.cutoff_distance) if clusters_keys else None
 
@@ -222,7 +230,7 @@ class ViTCoP(BudgetedMethod):
         if cut.stage == "top_tokens":
             return Selection(ops.top_tokens(norms, cut.keep, smallest=True, lengths=seen.lengths, counts=keeps))
         if seen.labels is None:
-            raise ValueError("labels must be given for a co_prune cut; got None")
+            raise ValueError("labels must be given for a co_prune cut, got None")
         what = (seen.hidden, seen.labels, norms, cut.keep, seen.num_clusters)
         rule = top_up_quotas if self.switch("quota") == "top_up" else rounded_quotas
         add_anchor = self.switch("merge") == "anchor_plus_mean"
@@ -231,7 +239,7 @@ class ViTCoP(BudgetedMethod):
         return co_prune_variant(*what, lengths=seen.lengths, counts=keeps, quota_rule=rule, add_anchor=add_anchor)
 
     def switch(self, name: str) -> str:
-        """The value of a switch, taken from ``compat`` where it is None.
+        """Return the value of a switch, taken from ``compat`` where it is None.
 
         Args:
             name: ``vic_features``, ``centers_round``, ``knorm``, ``quota``, ``merge``, ``counts`` or
@@ -241,7 +249,7 @@ class ViTCoP(BudgetedMethod):
         return value if value is not None else _SWITCHES[name][self.compat == "official" and name != "vic_features"]
 
     def _schedule(self, num_layers: int) -> Schedule:
-        """How budgets are solved on a model.
+        """Return how budgets are solved on a model.
 
         The released code's is made for 32 layers, with cuts before 2 and 22, on any model. Where its layers do not
         exist it cannot run at all, and the model's own depth is the only sensible one.
@@ -289,14 +297,14 @@ class ViTCoP(BudgetedMethod):
         features, positions = ops.gather_tokens([features.detach(), seen.positions], index)
         what, thresholds = (features, positions, clusters), (self.cutoff_distance, self.spatial_threshold)
         if self.compat == "official":
-            return labelled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
+            return labeled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
         if spans is not None:
             return vic_over_spans(*what, *thresholds, spans, self.cluster_frames, lengths=lengths, counts=counts)
         how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
         return ops.vic(features, positions, clusters, **how, lengths=lengths, counts=counts)
 
     def _norms(self, seen: DecoderView) -> Tensor:
-        """``[B, n]``, the smaller the more important."""
+        """Return ``[B, n]``, the smaller the more important."""
         if self.saliency == "attention":
             return -seen.attention().detach().float()
         return ops.key_norm(seen.keys) if self.switch("knorm") == "joint" else head_mean_norm(seen.keys)

@@ -1,6 +1,6 @@
 """The operators: typed functions over ``torch.ops.vitcop``.
 
-All take a batch, and ``lengths`` makes it ragged; a row's result never depends on its neighbours. Scores and distances
+All take a batch, and ``lengths`` makes it ragged; a row's result never depends on its neighbors. Scores and distances
 are computed in float32 or better whatever the input dtype, and whatever autocast, the default dtype and the precision
 of matrix products are set to. Sizes come from the arguments and never from tensor values,
 so no operator waits for the device, and none looks at lengths, counts or labels on one: those that do not fit are cut

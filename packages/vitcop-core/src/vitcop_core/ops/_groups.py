@@ -63,18 +63,18 @@ def assign(
 
 
 def _count(labels: Tensor, num_clusters: int) -> Tensor:
-    """``[B, c]`` int64: how many tokens have each label below ``num_clusters``."""
+    """Return ``[B, c]`` int64: how many tokens have each label below ``num_clusters``."""
     counts = labels.new_zeros((labels.shape[0], num_clusters + 1))
     return counts.scatter_add(1, labels, torch.ones_like(labels))[:, :num_clusters]
 
 
 def _starts(sizes: Tensor) -> Tensor:
-    """``[B, c + 1]`` int64: where each group starts when tokens are sorted by group, and where the last ends."""
+    """Return ``[B, c + 1]`` int64: where each group starts when tokens are sorted by group, and where the last ends."""
     return torch.nn.functional.pad(sizes.cumsum(1), (1, 0))
 
 
 def _cluster_sums(norms: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """``[B, c]`` float32: sum of the norms of each cluster, finite so that an unused label can rank after all."""
+    """Return ``[B, c]`` float32: the sum of each cluster's norms, finite so that an unused label can rank last."""
     wide = norms.to(accumulator(norms))
     sums = wide.new_zeros((norms.shape[0], num_clusters + 1)).scatter_add(1, labels, wide)[:, :num_clusters].float()
     # Infinities of both signs make NaN, which ranks last as a norm does.
@@ -82,7 +82,7 @@ def _cluster_sums(norms: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
 
 
 def _smallest_of_each(norms: Tensor, labels: Tensor, sizes: Tensor, quotas: Tensor) -> Tensor:
-    """``[B, n]`` bool: the tokens among the ``quotas`` smallest norms of their cluster, lower index on ties."""
+    """Return ``[B, n]`` bool: the tokens among the ``quotas`` smallest norms of their cluster, lower index on ties."""
     by_norm = norms.argsort(dim=1, stable=True)
     order = by_norm.gather(1, labels.gather(1, by_norm).argsort(dim=1, stable=True))
     cluster = labels.gather(1, order)
@@ -92,7 +92,7 @@ def _smallest_of_each(norms: Tensor, labels: Tensor, sizes: Tensor, quotas: Tens
 
 
 def _pooled(sums: Tensor, budgets: Tensor) -> Tensor:
-    """``[B, c]`` int64: the group of each cluster where there are more clusters than budget."""
+    """Return ``[B, c]`` int64: the group of each cluster where there are more clusters than budget."""
     order = sums.argsort(dim=1, stable=True)
     place = torch.arange(sums.shape[1], device=sums.device).expand_as(order)
     return torch.minimum(torch.empty_like(order).scatter(1, order, place), budgets - 1)

@@ -34,7 +34,7 @@ def register(schema: str, reference: Callable[..., Any], fake: Callable[..., Any
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums run in before they are rounded to float32.
+    """Return the dtype that sums run in before they are rounded to float32.
 
     float64 wherever the device has it: rounded to float32, a sum then no longer depends on the order of its terms, so
     tokens that tie in exact arithmetic tie here, on every device and for every batch; and TF32 and autocast, which act
@@ -44,7 +44,7 @@ def accumulator(tensor: Tensor) -> torch.dtype:
 
 
 def valid_tokens(tensor: Tensor, lengths: Tensor | None) -> Tensor:
-    """``[B, n]`` bool from the first two extents of ``tensor``: which tokens come before their row's length."""
+    """Return ``[B, n]`` bool from the first two extents of ``tensor``: which tokens come before their row's length."""
     place = torch.arange(tensor.shape[1], device=tensor.device).expand(tensor.shape[:2])
     if lengths is None:
         return torch.ones_like(place, dtype=torch.bool)
@@ -52,7 +52,7 @@ def valid_tokens(tensor: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def row_counts(tensor: Tensor, most: int, counts: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """``[B, 1]`` int64: how many outputs each row has, at most its ``counts``, its ``lengths`` and ``most``."""
+    """Return ``[B, 1]`` int64: how many outputs each row has, at most its ``counts``, its ``lengths`` and ``most``."""
     result = torch.full((tensor.shape[0], 1), most, dtype=torch.int64, device=tensor.device)
     for bound in (counts, lengths):
         if bound is not None:

@@ -40,7 +40,7 @@ def top_up_quotas(sizes: Tensor, elites: Tensor, norms: Tensor) -> Tensor:
 
 
 def _full_passes(room: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """How many passes over the clusters can be completed, and what is left after them.
+    """Return how many passes over the clusters can be completed, and what is left after them.
 
     A pass gives one to every cluster with room. With rooms in ascending order, filling up to room i takes their sum so
     far plus room i for each cluster from i on.
@@ -61,14 +61,14 @@ def _full_passes(room: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_open(order: Tensor, is_open: Tensor, how_many: Tensor) -> Tensor:
-    """``[B, c]`` int64, 1 for the first ``how_many`` clusters in ``order`` that are open."""
+    """Return ``[B, c]`` int64, 1 for the first ``how_many`` clusters in ``order`` that are open."""
     in_order = is_open.gather(1, order)
     chosen = in_order & (in_order.cumsum(1) <= how_many)
     return torch.zeros_like(order).scatter(1, order, chosen.to(order.dtype))
 
 
 def rounded_quotas(sizes: Tensor, elites: Tensor, norms: Tensor) -> Tensor:
-    """The released code's quotas: each cluster's share of the tokens beyond its first, rounded half to even.
+    """Return the released code's quotas: each cluster's share of the tokens beyond its first, rounded half to even.
 
     What rounding gave too little goes, one each, to the clusters with the smallest sums of norms; what it gave too much
     is taken back from those with the largest. One pass is always enough: rounding errs by at most a half a cluster.

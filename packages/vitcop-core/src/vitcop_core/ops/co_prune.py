@@ -82,7 +82,7 @@ def group_means(hidden: Tensor, slot: Tensor, budget: int) -> Tensor:
 
 
 def _slot_sizes(slot: Tensor, budget: int) -> Tensor:
-    """``[B, budget + 1]`` int64: tokens in each output, 1 where there are none."""
+    """Return ``[B, budget + 1]`` int64: tokens in each output, 1 where there are none."""
     sizes = slot.new_zeros((slot.shape[0], budget + 1)).scatter_add(1, slot, torch.ones_like(slot))
     return sizes.clamp(min=1)
 

@@ -23,7 +23,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: There is no tensor, or a shape or device does not fit.
+        ValueError: There is not a tensor, or a shape or device does not fit.
     """
     check_integral("index", index, ("B", "k"))
     check_sequence("tensors", tensors)
@@ -39,7 +39,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 
 
 def _spread(index: Tensor, like: Tensor) -> Tensor:
-    """``index`` [B, k] shaped to gather or scatter tokens of ``like`` [1 or B, n, ...]."""
+    """Return ``index`` [B, k] shaped to gather or scatter tokens of ``like`` [1 or B, n, ...]."""
     return index.view(*index.shape, *[1] * (like.dim() - 2)).expand(*index.shape, *like.shape[2:])
 
 
@@ -72,7 +72,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None]
 
 
 def _scatter(shape: tuple[int, ...], grad: Tensor, index: Tensor) -> Tensor:
-    """The gradient of a tensor of ``shape`` whose tokens at ``index`` have ``grad``."""
+    """Return the gradient of a tensor of ``shape`` whose tokens at ``index`` have ``grad``."""
     rows, tokens = shape[:2]
     places = torch.where((index >= 0) & (index < tokens), index, tokens)
     spread = grad.new_zeros((grad.shape[0], tokens + 1, *shape[2:])).scatter_add(1, _spread(places, grad), grad)

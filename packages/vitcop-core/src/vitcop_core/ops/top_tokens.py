@@ -17,7 +17,7 @@ def top_tokens(
     lengths: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """Indices of the k largest (or smallest) values of each row, ascending; ties go to the lower index.
+    """Return indices of the k largest (or smallest) values of each row, ascending; ties go to the lower index.
 
     Args:
         saliency: ``[B, n]`` floating, compared in float32. NaN ranks last.

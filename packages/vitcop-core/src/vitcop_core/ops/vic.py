@@ -38,7 +38,7 @@ def vic(
 
     Density ``rho_i = sum_{j != i} exp(-(d_ij / d_c)^2)`` (Equation 2); distance ``delta_i = min d_ij`` over denser j
     within the spatial threshold (Equation 3); importance ``gamma_i = rho_i * delta_i``. The tokens of largest
-    importance are centers; every other token takes the label of its nearest denser neighbour.
+    importance are centers; every other token takes the label of its nearest denser neighbor.
 
     Args:
         features: ``[B, n, d]`` floating.
@@ -106,7 +106,7 @@ def _check(
     lengths: Tensor | None,
     counts: Tensor | None,
 ) -> tuple[int, float, float]:
-    """Raises for arguments that do not fit; returns the centers, and the thresholds as floats."""
+    """Raise for arguments that do not fit, and return the centers, and the thresholds as floats."""
     check_floating("features", features, ("B", "n", "d"))
     batch, tokens, _ = features.shape
     check_floating("positions", positions, (batch, tokens, coordinates), like=features)
@@ -141,7 +141,7 @@ def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
 
 
 def nearby(positions: Tensor, spatial_threshold: float) -> Tensor:
-    """``[B, n, n]`` bool: which pairs of ``[B, n, p]`` positions are at most the threshold apart."""
+    """Return ``[B, n, n]`` bool: which pairs of ``[B, n, p]`` positions are at most the threshold apart."""
     offsets = positions.float().unsqueeze(2) - positions.float().unsqueeze(1)
     # A product: a power raises where a float overflows.
     return offsets.square().sum(-1) <= spatial_threshold * spatial_threshold + _SPATIAL_SLACK
@@ -164,7 +164,7 @@ def nearest_center(distances: Tensor, centers: Tensor) -> Tensor:
 
 
 def follow(parents: Tensor) -> Tensor:
-    """The root that each token reaches by going from parent to parent; a root is its own parent.
+    """Return the root that each token reaches by going from parent to parent; a root is its own parent.
 
     Doubling the step in each round reaches the end of the longest possible chain in log2(n) rounds.
     """
@@ -174,7 +174,7 @@ def follow(parents: Tensor) -> Tensor:
 
 
 def center_labels(centers: Tensor, tokens: int) -> Tensor:
-    """``[B, n]`` int64: the label of each token that is one of the ``[B, c]`` centers, -1 for the others."""
+    """Return ``[B, n]`` int64: the label of each token that is one of the ``[B, c]`` centers, -1 for the others."""
     labels = centers.new_full((centers.shape[0], tokens + 1), -1)
     names = torch.arange(centers.shape[1], device=centers.device).expand_as(centers)
     return labels.scatter(1, centers, names)[:, :tokens]

@@ -23,7 +23,7 @@ PEAK_TOKENS = 2880
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the options."""
     options = argparse.ArgumentParser(prog="python -m vitcop_cuda.bench", description=__doc__)
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--tokens", type=int, nargs="+", default=[172, 288, 576, 864, 1152, 2880])
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Every measurement, in the order in which it is stored."""
+    """Return every measurement, in the order in which it is stored."""
     device = given.device
     found = rates(device, max(3, given.repeats // 3))
     by_tokens = [vic_at(tokens, given.repeats, device, found) for tokens in given.tokens]
@@ -57,7 +57,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """A short table."""
+    """Print a short table."""
     print(f"{'n':>6} {'kernel':>10} {'reference':>10} {'product':>10}   over kernel: reference, product; of floor")
     for row in result["vic"]:
         seconds = [
@@ -87,7 +87,7 @@ def main() -> None:
     if given.device == "cuda" and not (torch.cuda.is_available() and vitcop_cuda.build_information().cuda):
         raise SystemExit("no CUDA kernels, or no GPU to run them on")
     if given.prefill is not None and not given.prefill.is_file():
-        raise SystemExit(f"prefill: must be a stored result of vitcop bench, got {given.prefill}, which is no file")
+        raise SystemExit(f"prefill must be a stored result of vitcop bench, got {given.prefill}, which is no file")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -27,14 +27,14 @@ def vic_inputs(tokens: int, batch: int, device: str, seed: int) -> tuple[Any, ..
     return features.to(device), positions.to(device), centers, CUTOFF, THRESHOLD
 
 
-def centred(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the distance product multiplies with itself."""
+def centered(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what the distance product multiplies with itself."""
     wide = features.to(dtype)
     return wide - wide.mean(1, keepdim=True)
 
 
 def broadcast_vic(features: Tensor, positions: Tensor, num_centers: int, cutoff: float, threshold: float) -> Tensor:
-    """The released code's way to the labels of one unit, from its description: for timing, not for its results.
+    """Return the released code's way to the labels of one unit, from its description: for timing, not for its results.
 
     All differences at once, ``n * n * d`` numbers, and their squares; the nearest denser token and the labels in loops
     over tokens, which read the device in every step.
@@ -60,7 +60,7 @@ def broadcast_vic(features: Tensor, positions: Tensor, num_centers: int, cutoff:
 
 
 def broadcast_bytes(tokens: int) -> int:
-    """What that formulation holds at once: the differences and their squares, and a few matrices."""
+    """Return what that formulation holds at once: the differences and their squares, and a few matrices."""
     return 2 * tokens * tokens * WIDTH * 4 + 4 * tokens * tokens * 4
 
 
@@ -82,11 +82,11 @@ class FourCalls:
         self.hidden, self.keys, self.deep_keys = drawn
 
     def kernels(self) -> None:
-        """All of them through the dispatcher."""
+        """Run all of them through the dispatcher."""
         self._run(torch.ops.vitcop)
 
     def references(self) -> None:
-        """All of them on the pure-torch references."""
+        """Run all of them on the pure-torch references."""
         self._run(None)
 
     def _run(self, namespace: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vitcop_core.ops import REFERENCES
-from vitcop_cuda.bench.formulations import WIDTH, FourCalls, broadcast_bytes, broadcast_vic, centred, vic_inputs
+from vitcop_cuda.bench.formulations import WIDTH, FourCalls, broadcast_bytes, broadcast_vic, centered, vic_inputs
 from vitcop_cuda.bench.memory import free_bytes
 from vitcop_cuda.bench.timing import Call, Times, interleaved
 
@@ -31,7 +31,7 @@ def _plain(times: dict[str, Times]) -> dict[str, dict[str, float]]:
 
 
 def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
-    wide = centred(features, dtype)
+    wide = centered(features, dtype)
     out = torch.empty(wide.shape[0], wide.shape[1], wide.shape[1], dtype=dtype, device=wide.device)
     return partial(torch.bmm, wide, wide.mT, out=out)
 
@@ -64,7 +64,7 @@ def vic_at(tokens: int, repeats: int, device: str, rates: dict[str, float]) -> d
 
 
 def broadcast_at(tokens: int, repeats: int, device: str) -> dict[str, Any]:
-    """The broadcast formulation beside the kernel, where its differences fit into half of the free memory."""
+    """Return the broadcast formulation beside the kernel, where its differences fit into half of the free memory."""
     needed, free = broadcast_bytes(tokens), free_bytes(device)
     if needed > free // 2:
         return {
@@ -82,7 +82,7 @@ def broadcast_at(tokens: int, repeats: int, device: str) -> dict[str, Any]:
 
 
 def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any]:
-    """The calls that one pruned prefill makes, and their share of a stored one's time."""
+    """Return the calls that one pruned prefill makes, and their share of a stored one's time."""
     given = [FourCalls(device, seed) for seed in range(_sets(4 * 2**20, device))]
     runs: dict[str, Sequence[Call]] = {
         "kernels": [calls.kernels for calls in given],
@@ -102,7 +102,7 @@ def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any
 
 
 def _pruned_prefill(stored: Path) -> dict[str, Any]:
-    """The row of ViTCoP at 64 tokens in a result of `vitcop bench`."""
+    """Return the row of ViTCoP at 64 tokens in a result of `vitcop bench`."""
     rows = json.loads(stored.read_text())["rows"]
     row: dict[str, Any]
     (row,) = (row for row in rows if (row["method"], row["retained_tokens"]) == ("ViTCoP", 64))
@@ -110,7 +110,7 @@ def _pruned_prefill(stored: Path) -> dict[str, Any]:
 
 
 def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[dict[str, Any]]:
-    """The kernel on more and more rows, interleaved."""
+    """Return the kernel on more and more rows, interleaved."""
     runs: dict[str, Sequence[Call]] = {}
     for batch in batches:
         sets = range(_sets(batch * tokens * WIDTH * 4, device))
@@ -125,7 +125,8 @@ def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: s
 
 
 def power_law(rows: Sequence[dict[str, Any]], least: int = 288) -> dict[str, float]:
-    """``seconds = factor * n ** exponent``, fitted to the logarithms of the kernel's medians from ``least`` tokens on.
+    """Return ``seconds = factor * n ** exponent``, fitted to the logarithms of the kernel's medians from ``least``
+    tokens on.
 
     Below that a call costs what it costs to make, and the fit would say nothing about the work.
     """

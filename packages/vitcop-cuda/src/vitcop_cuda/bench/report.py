@@ -15,7 +15,7 @@ def _milliseconds(entry: dict[str, float]) -> str:
 
 
 def kernels_table(stored: Stored) -> str:
-    """``vic`` by tokens: kernel, reference, product and the broadcast formulation."""
+    """Return ``vic`` by tokens: kernel, reference, product and the broadcast formulation."""
     broadcast = {row["tokens"]: row for row in stored["broadcast"]}
     lines = [
         "| tokens | kernel | quartiles | reference | product alone | broadcast | times floor |",
@@ -61,7 +61,7 @@ def _notes(stored: Stored) -> str:
 
 
 def registers_table(stored: Stored) -> str:
-    """What ptxas says that each kernel takes, by architecture."""
+    """Return what ptxas says that each kernel takes, by architecture."""
     kinds = sorted({entry["architecture"] for entry in stored["kernels"]}, key=lambda kind: int(kind[3:]))
     found = {(entry["kernel"], entry["architecture"]): entry for entry in stored["kernels"]}
     lines = [f"| kernel | {' | '.join(kinds)} | shared memory |", "|---|" + "---|" * (len(kinds) + 1)]

@@ -64,7 +64,7 @@ def _all(calls: Sequence[Call]) -> Call:
 
 
 def captured(calls: Sequence[Call]) -> Call:
-    """A CUDA graph of the calls, one after the other, as one call."""
+    """Return a CUDA graph of the calls, one after the other, as one call."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -79,7 +79,7 @@ def captured(calls: Sequence[Call]) -> Call:
 def interleaved(
     runs: Mapping[str, Sequence[Call]], repeats: int, device: str, *, graphs: Sequence[str] = (), what: str = ""
 ) -> dict[str, Times]:
-    """Times every entry in turn, after one round to warm up.
+    """Time every entry in turn, after one round to warm up.
 
     Args:
         runs: By name, the same call on one or more sets of inputs. On a GPU all sets run in one timing, so that

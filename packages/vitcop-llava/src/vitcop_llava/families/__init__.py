@@ -28,7 +28,7 @@ _OF_TRANSFORMERS = frozenset({*_FAMILIES, *_ELSEWHERE})
 
 
 def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
-    """Teaches `locate` a family by hand, for code that is in no installed distribution.
+    """Teach `locate` a family by hand, for code that is in no installed distribution.
 
     Args:
         name: The model's class, by its name; classes derived from it are of the family too, unless they have their own.
@@ -38,7 +38,7 @@ def register_family(name: str, locate: Callable[[Any], Parts]) -> None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside of wrappers that run it as it is: compiled, adapters, data parallel in processes.
+    """Return the model inside of wrappers that run it as it is: compiled, adapters, data parallel in processes.
 
     Raises:
         TypeError: A wrapper runs something else than the model.
@@ -49,21 +49,24 @@ def unwrapped(model: Any) -> Any:
             model = model._orig_mod
         elif callable(getattr(model, "get_base_model", None)):
             if any(getattr(each, "is_prompt_learning", False) for each in getattr(model, "peft_config", {}).values()):
-                raise TypeError(f"model: a {name} with learnt prompts puts tokens of its own into every call; merge it")
+                raise TypeError(
+                    f"model must not add tokens of its own to a call, got a {name} with learned prompts; merge it"
+                )
             model = model.get_base_model()
         elif isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, nn.DataParallel):
             raise TypeError(
-                "model: a DataParallel copies the model for every call, and a copy is not pruned; prune model.module "
-                "and run it on one device, or use DistributedDataParallel"
+                "model must be the model that runs, got a DataParallel, which runs copies of it; prune model.module "
+                "and "
+                "run it on one device, or use DistributedDataParallel"
             )
         else:
             return model
 
 
 def locate(model: nn.Module) -> Parts:
-    """Finds the parts of a supported model, or of the one inside of its wrappers.
+    """Find the parts of a supported model, or of the one inside of its wrappers.
 
     Raises:
         TypeError: The model is of a family that vitcop has no adapter for, or whose adapter is in a package that is not
@@ -77,12 +80,12 @@ def locate(model: nn.Module) -> Parts:
             return found(model)
     for name in names:
         if name in _ELSEWHERE:
-            raise TypeError(f"model: a {name} needs {_ELSEWHERE[name]}: pip install {_ELSEWHERE[name]}")
+            raise TypeError(f"model must be of an installed family, got a {name}; pip install {_ELSEWHERE[name]}")
     known = sorted({*_FAMILIES, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
     # The model without its head, as `model.model` is.
     whole = [f"{name.removesuffix('Model')}ForConditionalGeneration" for name in names if name.endswith("Model")]
     hint = next((f"; prune the {name} that it is a part of" for name in whole if name in {*known, *_ELSEWHERE}), "")
-    raise TypeError(f"model: {type(model).__name__} is not supported; supported: {', '.join(known)}{hint}")
+    raise TypeError(f"model must be one of {', '.join(known)}, got a {type(model).__name__}{hint}")
 
 
 def load_families() -> None:
@@ -92,7 +95,7 @@ def load_families() -> None:
 
 
 def _may_be(kind: type) -> bool:
-    """Whether a class may be what a family is for. Others than transformers have classes of the same names."""
+    """Return whether a class may be what a family is for. Others than transformers have classes of the same names."""
     return kind.__module__.startswith("transformers.") or kind.__name__ not in _OF_TRANSFORMERS
 
 

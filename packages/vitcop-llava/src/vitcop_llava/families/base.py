@@ -41,7 +41,7 @@ class Parts:
         tower_layers: Its layers in their order: the output of layer i is hidden state i + 1. Empty for towers of other
             kinds.
         scored: The vision layer that Stage I reads; None where there is none that it could read.
-        obstacle: Why there is none, for the message of an error; empty where there is one.
+        obstacle: What there is instead, for the message of an error; empty where there is a layer.
         projector: Takes ``[C, m, d_v]`` features to the language model's width.
         language_model: The decoder stack without its head.
         embeddings: Turns token ids into the language model's inputs.
@@ -106,7 +106,7 @@ class Anyres:
     patch_size: int
 
     def tile(self, height: int, width: int) -> Tiling:
-        """How an image of that size lies in units."""
+        """Return how an image of that size lies in units."""
         return tile_image(height, width, pinpoints=self.pinpoints, tile_size=self.tile_size, patch_size=self.patch_size)
 
     @property
@@ -132,5 +132,5 @@ class Video:
     frame_size: int
 
     def clip(self, frames: int) -> Tiling:
-        """A clip of so many frames in units."""
+        """Return a clip of so many frames in units."""
         return Tiling(self.grid, frames=frames)

@@ -15,7 +15,7 @@ LAYERED = (*TOWERS, "SiglipVisionModel")
 
 
 def clip_parts(model: Any) -> Parts:
-    """The parts of a model, each unit of its images one square grid where it has a CLIP tower.
+    """Return the parts of a model, each unit of its images one square grid where it has a CLIP tower.
 
     Methods that cut before the language model need a CLIP tower, and the patches of one of its layers without CLS as
     the selected feature; the parts say what stands in the way. Other methods take any tower.
@@ -49,22 +49,19 @@ def clip_parts(model: Any) -> Parts:
 
 
 def _scored(config: Any, tower: Any) -> tuple[ScoredLayer | None, str]:
-    """The layer that Stage I reads, or why there is none."""
+    """Return the layer that Stage I reads, or why there is none."""
     if type(tower).__name__ not in TOWERS:
-        return None, (
-            f"its vision tower is a {type(tower).__name__}; supported: {', '.join(TOWERS)} "
-            "(Stage I needs a CLS token whose attention ranks the patches)"
-        )
+        return None, (f"a {type(tower).__name__} (supported: {', '.join(TOWERS)})")
     if config.vision_feature_select_strategy != "default":
         return None, (
-            "vision_feature_select_strategy must be 'default' (the patches without CLS), "
-            f"got {config.vision_feature_select_strategy!r}"
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} instead of 'default', the "
+            "patches without CLS"
         )
     states, layer = tower.config.num_hidden_layers + 1, one_layer(config.vision_feature_layer)
     if not isinstance(layer, int) or not 1 <= (layer if layer >= 0 else states + layer) < states:
         return None, (
-            "vision_feature_layer must be the index of one layer's output among the tower's "
-            f"{states} hidden states, got {layer!r}"
+            f"vision_feature_layer={layer!r} instead of the index of one layer's output among the tower's {states} "
+            "hidden states"
         )
     index = layer if layer >= 0 else states + layer
     attention = tower.encoder.layers[index - 1].self_attn
@@ -72,5 +69,5 @@ def _scored(config: Any, tower: Any) -> tuple[ScoredLayer | None, str]:
 
 
 def one_layer(choice: Any) -> Any:
-    """A choice of feature layers, the layer itself where the choice is a list of one."""
+    """Return a choice of feature layers, the layer itself where the choice is a list of one."""
     return choice[0] if isinstance(choice, list | tuple) and len(choice) == 1 else choice

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
-    """The frames of each clip, and all of them as the model takes them.
+    """Return the frames of each clip, and all of them as the model takes them.
 
     The model looks at each frame by itself, so clips of different lengths are to it one long clip.
 
@@ -22,7 +22,7 @@ def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
         F of each clip; and ``[clips, F, 3, s, s]``, or ``[1, frames of all clips, 3, s, s]`` from a list.
 
     Raises:
-        TypeError: There are no pixels, or a clip is no tensor.
+        TypeError: There are no pixels, or a clip is not a tensor.
         ValueError: The shape is another, or a clip has no frame.
     """
     if isinstance(pixels, Tensor):
@@ -30,7 +30,7 @@ def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
         return [pixels.shape[1]] * pixels.shape[0], pixels
     if not isinstance(pixels, list | tuple) or not pixels or not all(isinstance(clip, Tensor) for clip in pixels):
         kind = type(pixels).__name__
-        raise TypeError(f"pixel_values_videos: must be a tensor, or a list with a tensor for each clip, got {kind}")
+        raise TypeError(f"pixel_values_videos must be a tensor, or a list with a tensor for each clip, got {kind}")
     for clip in pixels:
         _check_shape(clip, 4, frame_size)
     return [len(clip) for clip in pixels], torch.cat([*pixels])[None]
@@ -40,11 +40,11 @@ def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
     shape = tuple(pixels.shape)
     if len(shape) != dimensions or shape[-3:] != (3, side, side) or 0 in shape:
         wanted = f"[clips, frames, 3, {side}, {side}]" if dimensions == 5 else f"[frames, 3, {side}, {side}] in a list"
-        raise ValueError(f"pixel_values_videos: must be of shape {wanted}, with one frame at least, got {shape}")
+        raise ValueError(f"pixel_values_videos must be of shape {wanted}, with one frame at least, got {shape}")
 
 
 def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
-    """Raises unless the clips are those that the prompt has placeholders for; counts these once.
+    """Raise unless the clips are those that the prompt has placeholders for; count these once.
 
     transformers counts them as well, a moment later, and says less.
 
@@ -59,4 +59,4 @@ def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
     needed, found = sum(frames) * tokens, int(where.sum().item())
     if found != needed:
         clips = f"clips of {', '.join(map(str, frames))} frames"
-        raise ValueError(f"pixel_values_videos: {clips} stand for {needed} placeholders, and input_ids holds {found}")
+        raise ValueError(f"input_ids must hold {needed} placeholders for {clips} in pixel_values_videos, got {found}")

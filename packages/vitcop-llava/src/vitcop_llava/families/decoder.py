@@ -19,7 +19,7 @@ _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
 
 def decoder_shape(config: Any) -> LanguageModelShape:
-    """The sizes of a Llama-like language model."""
+    """Return the sizes of a Llama-like language model."""
     heads = config.num_attention_heads
     return LanguageModelShape(
         num_layers=config.num_hidden_layers,
@@ -51,17 +51,17 @@ def check_decoder(language_model: Any) -> None:
     if not missing and not all(hasattr(attention, part) for part in ("q_proj", "k_proj")):
         missing = "self_attn.q_proj and self_attn.k_proj in every layer"
     if missing:
-        raise ValueError(f"model: its language model, a {name}, cannot be pruned: it must have {missing}")
+        raise ValueError(f"model must have a language model with {missing}, got a {name}")
     kinds = {*(getattr(language_model.config, "layer_types", None) or ())} - {_WHOLE, _WINDOWED}
     if kinds:
         raise ValueError(
-            f"model: its language model, a {name}, cannot be pruned: every layer must attend to tokens, of all of the "
-            f"prompt or of a window, got layers of {', '.join(sorted(kinds))}"
+            "model must have a language model whose layers all attend to tokens, of the whole prompt or of a window, "
+            f"got a {name} with layers of {', '.join(sorted(kinds))}"
         )
 
 
 def window_of(config: Any) -> int | None:
-    """The longest sequence that every layer attends to as a whole; None where that is any."""
+    """Return the longest sequence that every layer attends to as a whole; None where that is any."""
     kinds = getattr(config, "layer_types", None)
     window: int | None = getattr(config, "sliding_window", None)
     return None if kinds and _WINDOWED not in kinds else window
@@ -87,19 +87,19 @@ def check_scoring(attention: Any) -> None:
     is_known = bool(names & _SCORED) and getattr(attention, "q_layernorm", None) is None
     if not is_known or getattr(attention, "attn_logit_softcapping", None) or _rotation(attention) is None:
         raise ValueError(
-            f"model: must have an attention that vitcop can compute, got a {type(attention).__name__}, which may norm, "
+            f"model must have an attention that vitcop can compute, got a {type(attention).__name__}, which may norm, "
             "rotate or score in a way of its own; use a method that does not rank by attention, such as ViTCoP with "
             "saliency='key_norm', and no gradient checkpointing"
         )
 
 
 def head_states(attention: Any, normed: Tensor, name: str) -> Tensor:
-    """Queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
+    """Return queries ("q") or keys ("k") of a layer's normed input ``[B, n, d]``: ``[B, n, heads, e]``, not rotated."""
     return as_heads(attention, getattr(attention, f"{name}_proj")(normed), name)
 
 
 def as_heads(attention: Any, projected: Tensor, name: str) -> Tensor:
-    """What the layer makes of projected queries or keys ``[B, n, heads * e]`` before it rotates them, by head."""
+    """Return projected queries or keys ``[B, n, heads * e]`` as the layer has them before it rotates them, by head."""
     clip = getattr(getattr(attention, "config", None), "clip_qkv", None)
     states = projected if clip is None else projected.clamp(-clip, clip)
     norm: Any = getattr(attention, f"{name}_norm", None)

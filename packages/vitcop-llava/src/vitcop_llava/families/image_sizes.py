@@ -26,29 +26,29 @@ def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
         ValueError: They are missing, of another shape, or out of range.
     """
     if image_sizes is None:
-        raise ValueError("image_sizes: must be given with pixel_values: the processor returns both, [images, 2]")
+        raise ValueError("image_sizes must be given with pixel_values: the processor returns both, [images, 2]")
     listed = image_sizes.tolist() if hasattr(image_sizes, "tolist") else image_sizes
     if not isinstance(listed, Sequence) or isinstance(listed, str):
-        raise TypeError(f"image_sizes: must be [images, 2], got {shown(listed)}")
+        raise TypeError(f"image_sizes must be [images, 2], got {shown(listed)}")
     sizes = []
     for size in listed:
         pair = size.tolist() if hasattr(size, "tolist") else size
         if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"image_sizes: must be a height and a width for each image, got {shown(pair)}")
+            raise ValueError(f"image_sizes must be a height and a width for each image, got {shown(pair)}")
         height, width = (plain(side) for side in pair)
         if not (type(height) is int and type(width) is int):
-            raise TypeError(f"image_sizes: must be integers, got {shown(pair)}")
-        came = f"got {shown(height)} x {shown(width)}"
+            raise TypeError(f"image_sizes must be integers, got {shown(pair)}")
+        came = f"{shown(height)} x {shown(width)}"
         if min(height, width) < MIN_SIDE:
-            raise ValueError(f"image_sizes: sides must be at least {MIN_SIDE} pixels, {came}")
+            raise ValueError(f"image_sizes must be at least {MIN_SIDE} pixels, got {came}")
         if max(height, width) > MAX_SIDE:
-            raise ValueError(f"image_sizes: sides must be at most {MAX_SIDE} pixels, {came}")
+            raise ValueError(f"image_sizes must be at most {MAX_SIDE} pixels, got {came}")
         sizes.append((height, width))
     return sizes
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pixel_values: Any, tile_size: int) -> None:
-    """Raises unless the pixels are tiles of as many images as there are sizes, and enough of them.
+    """Raise unless the pixels are tiles of as many images as there are sizes, and enough of them.
 
     Args:
         sizes: Height and width of each image.
@@ -61,22 +61,23 @@ def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pix
         ValueError: They disagree.
     """
     if not isinstance(pixel_values, Tensor):
-        raise TypeError(f"pixel_values: must be a tensor, got {type(pixel_values).__name__}")
+        raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
     shape, needed = tuple(pixel_values.shape), [len(tiling.boxes) for tiling in tilings]
     if len(shape) not in (4, 5) or shape[-2:] != (tile_size, tile_size):
         raise ValueError(
-            f"pixel_values: must be tiles of {tile_size} x {tile_size} pixels, [images, tiles, 3, {tile_size}, "
+            f"pixel_values must be tiles of {tile_size} x {tile_size} pixels, [images, tiles, 3, {tile_size}, "
             f"{tile_size}], got shape {shape}"
         )
     if len(shape) == 4 and shape[0] != sum(needed):
-        raise ValueError(f"image_sizes: {len(sizes)} images of {needed} tiles, but pixel_values has {shape[0]} tiles")
+        raise ValueError(f"pixel_values must have {sum(needed)} tiles for the {len(sizes)} image_sizes, got {shape[0]}")
     if len(shape) == 4:
         return
     if shape[0] != len(sizes):
-        raise ValueError(f"image_sizes: {len(sizes)} sizes, but pixel_values has {shape[0]} images")
+        raise ValueError(f"image_sizes must be as many as the {shape[0]} images of pixel_values, got {len(sizes)}")
     for (height, width), tiles in zip(sizes, needed, strict=True):
         if tiles > shape[1]:
             raise ValueError(
-                f"image_sizes: an image of {height} x {width} pixels takes {tiles} tiles with the base, but "
-                f"pixel_values has {shape[1]} an image"
+                f"pixel_values must have {tiles} tiles, the base among them, for an image of {height} x {width} "
+                "pixels, "
+                f"got {shape[1]}"
             )

@@ -9,7 +9,7 @@ from vitcop_llava.families.clip import clip_parts
 
 
 def locate(model: Any) -> Parts:
-    """The parts of a ``LlavaForConditionalGeneration``.
+    """Return the parts of a ``LlavaForConditionalGeneration``.
 
     Raises:
         ValueError: A part cannot be pruned; see :func:`~vitcop_llava.families.clip.clip_parts`.

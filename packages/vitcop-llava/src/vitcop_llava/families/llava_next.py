@@ -11,7 +11,7 @@ from vitcop_llava.families.tiling import check_pinpoints
 
 
 def locate(model: Any) -> Parts:
-    """The parts of a ``LlavaNextForConditionalGeneration``.
+    """Return the parts of a ``LlavaNextForConditionalGeneration``.
 
     Raises:
         ValueError: A part cannot be pruned (see :func:`~vitcop_llava.families.clip.clip_parts`), or the model's
@@ -22,5 +22,5 @@ def locate(model: Any) -> Parts:
     try:
         check_pinpoints(pinpoints, vision.image_size)
     except ValueError as error:
-        raise ValueError(f"model: {error}") from error
+        raise ValueError(f"model.config: {error}") from error
     return replace(clip_parts(model), anyres=Anyres(pinpoints, vision.image_size, vision.patch_size))

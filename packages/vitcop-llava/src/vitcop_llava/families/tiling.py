@@ -36,7 +36,7 @@ class Tiling:
         frames: Frames of a clip, each a unit; 0 for an image.
 
     Raises:
-        TypeError: A number is no integer, or a pair no tuple.
+        TypeError: A number is not an integer, or a pair no tuple.
         ValueError: A number is out of range.
     """
 
@@ -101,14 +101,14 @@ class Tiling:
         return tuple(rows * columns + line * (width + 1) + width for line in range(self.newlines))
 
     def mask(self, unit: int) -> tuple[tuple[bool, ...], ...]:
-        """Which patches of a unit are eligible, row by row."""
+        """Return which patches of a unit are eligible, row by row."""
         top, bottom, left, right = self.boxes[unit]
         rows, columns = self.grid
         return tuple(tuple(top <= row < bottom and left <= at < right for at in range(columns)) for row in range(rows))
 
 
 def _within(start: int, stop: int, origin: int, length: int) -> tuple[int, int]:
-    """The part of ``[start, stop)`` that lies in the ``length`` places from ``origin`` on, counted from there."""
+    """Return the part of ``[start, stop)`` in the ``length`` places from ``origin`` on, counted from there."""
     first = min(max(start - origin, 0), length)
     return first, min(max(stop - origin, first), length)
 
@@ -116,7 +116,7 @@ def _within(start: int, stop: int, origin: int, length: int) -> tuple[int, int]:
 def tile_image(
     height: int, width: int, *, pinpoints: Sequence[Sequence[int]], tile_size: int, patch_size: int
 ) -> Tiling:
-    """How LLaVA-NeXT tiles an image, packs its patches and leaves the padding out.
+    """Return how LLaVA-NeXT tiles an image, packs its patches and leaves the padding out.
 
     Args:
         height: Of the picture, in pixels.
@@ -126,7 +126,7 @@ def tile_image(
         patch_size: Side of a patch in pixels.
 
     Raises:
-        TypeError: A side is no integer.
+        TypeError: A side is not an integer.
         ValueError: A side is not positive, there are no pinpoints, or one is not a multiple of the tile size.
     """
     height, width = check_int("height", height, 1), check_int("width", width, 1)
@@ -148,10 +148,10 @@ def tile_image(
 
 
 def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
-    """Raises unless there are pinpoints, all of them multiples of the tile size.
+    """Raise unless there are pinpoints, all of them multiples of the tile size.
 
     Raises:
-        TypeError: The tile size is no integer.
+        TypeError: The tile size is not an integer.
         ValueError: It is not positive, there are no pinpoints, or one is not a multiple.
     """
     tile_size = check_int("tile_size", tile_size, 1)
@@ -159,19 +159,19 @@ def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:
     fits = isinstance(listed, Sequence) and len(listed) > 0 and all(_is_multiple(each, tile_size) for each in listed)
     if not fits:
         raise ValueError(
-            f"image_grid_pinpoints: must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
+            f"image_grid_pinpoints must be pairs of multiples of the tile size {tile_size}, got {shown(pinpoints)}"
         )
 
 
 def _is_multiple(point: object, tile_size: int) -> bool:
-    """Whether it is two sides, each of one to `_MOST` tiles."""
+    """Return whether it is two sides, each of one to `_MOST` tiles."""
     if not isinstance(point, Sequence) or len(point) != 2 or not all(type(side) is int for side in point):
         return False
     return all(0 < side <= _MOST * tile_size and side % tile_size == 0 for side in point)
 
 
 def best_pinpoint(height: int, width: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """The resolution (height, width) that shows most of the picture, and of those the one that wastes least."""
+    """Return the resolution (height, width) that shows most of the picture, and of those the one that wastes least."""
     best, most, least = (0, 0), -1, 0
     for tall, wide in pinpoints:
         scale = min(wide / width, tall / height)

@@ -19,7 +19,7 @@ from vitcop_llava.sequence.segment import Segment, compact, take
 
 
 def is_aligned(call: Call) -> bool:
-    """Whether what stands in the columns of the images is visual tokens alone, and of one kind of input."""
+    """Return whether what stands in the columns of the images is visual tokens alone, and of one kind of input."""
     (source, *others) = call.sources.values()
     return not others and not any(image.newlines for image in source.images)
 
@@ -58,22 +58,34 @@ def enter(
     if not needs_labels:
         return
     if labels is None:
-        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
-        run.clusters, run.labels = kept, numbers[:kept].expand(batch, -1)
+        label_each(run, numbers)
     else:
         counts = [source.results.labels[number] for number in source.numbers]
         run.clusters, run.labels = sum(counts) // batch, labels
 
 
+def label_each(run: Run, numbers: Tensor) -> None:
+    """Make every visual token a cluster: no image has anything to cut by itself, all together have a token or two.
+
+    Args:
+        run: With its counts of visual tokens; gets clusters and labels.
+        numbers: ``[L]`` int64 from 0, at least as many as any row has visual tokens.
+    """
+    run.clusters = max(run.visual)
+    run.labels = numbers[: run.clusters].expand(len(run.visual), -1)
+
+
 def _around(numbers: Tensor, index: Tensor, places: range) -> Tensor:
-    """``[B, k]`` places counted from the first of a run, at ``[P]`` ascending numbers, with those around the run."""
+    """Return ``[B, k]`` places counted from the first of a run, at ``[P]`` ascending numbers, with those around the
+    run.
+    """
     rows, start = index.shape[0], places.start
     head, tail = numbers[:start].expand(rows, -1), numbers[places.stop :].expand(rows, -1)
     return torch.cat([head, index + start if start else index, tail], dim=1)
 
 
 def _kept(source: Source, batch: int, kept: int) -> tuple[Tensor | None, Tensor | None]:
-    """What stays of the placeholders of each row.
+    """Return what stays of the placeholders of each row.
 
     Returns:
         ``[B, k]`` int64 ascending, which of them, None for all; ``[B, k]`` int64, their clusters, counted from 0 in
@@ -101,7 +113,7 @@ def _kept(source: Source, batch: int, kept: int) -> tuple[Tensor | None, Tensor 
 
 
 def _rows(values: Tensor, numbers: list[int]) -> Tensor:
-    """Those of the rows of ``values`` [images, k]."""
+    """Return those of the rows of ``values`` [images, k]."""
     if numbers == [*range(len(values))]:
         return values
     return torch.stack([values[number] for number in numbers])
@@ -110,7 +122,7 @@ def _rows(values: Tensor, numbers: list[int]) -> Tensor:
 def cut(
     run: Run, selection: Selection, hidden: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Segment, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The segment after a cut that drops and merges, and what goes on.
+    """Return the segment after a cut that drops and merges, and what goes on.
 
     Args:
         run: Its segment is the one before; all rows keep as many.
@@ -140,7 +152,7 @@ def cut(
 def append(
     run: Run, index: Tensor, appended_at: Tensor, appended: Tensor, hidden: Tensor
 ) -> tuple[Segment, Tensor, Tensor]:
-    """The segment after a cut that appends tokens behind the last visual one, and the hidden states.
+    """Return the segment after a cut that appends tokens behind the last visual one, and the hidden states.
 
     Args:
         run: Its segment is the one before; all rows keep as many.
@@ -170,7 +182,7 @@ def append(
 
 
 def _between(hidden: Tensor, values: Tensor, places: range) -> Tensor:
-    """``hidden`` [B, P, d] with ``values`` [B, k, d] in place of the slots of a run."""
+    """Return ``hidden`` [B, P, d] with ``values`` [B, k, d] in place of the slots of a run."""
     return torch.cat([hidden[:, : places.start], values.to(hidden.dtype), hidden[:, places.stop :]], dim=1)
 
 

@@ -50,7 +50,8 @@ class _Tap(Cache):
 def state_of(
     layers: Sequence[nn.Module], own: Mapping[nn.Module, Replacement], *, hooks: int
 ) -> tuple[Hashable, str | None]:
-    """What the work of ``layers`` depends on, for a key; and what keeps it from being replayed, if anything does.
+    """Return what the work of ``layers`` depends on, for a key; and what keeps it from being replayed, if anything
+    does.
 
     Args:
         layers: What would be replayed.
@@ -73,7 +74,7 @@ def state_of(
 
 
 def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replacement | None, hooks: int) -> str | None:
-    """What keeps the work of a module from being replayed, or None."""
+    """Return what keeps the work of a module from being replayed, or None."""
     name = type(module).__name__
     is_own = "forward" not in attributes if ours is None else ours.is_outermost
     if not is_own or "_hf_hook" in attributes or attributes.get("_compiled_call_impl") is not None:
@@ -94,7 +95,7 @@ def _comes_from(place: str) -> bool:
 
 
 def _is_data(value: object) -> bool:
-    """Whether a value says all about itself in its representation."""
+    """Return whether a value says all about itself in its representation."""
     if isinstance(value, Mapping):
         return all(map(_is_data, value.values()))
     return value is None or isinstance(value, bool | int | str)
@@ -105,7 +106,7 @@ def _only_records(hook: object) -> bool:
 
 
 def obstacle_here(device: torch.device) -> str | None:
-    """What keeps anything from being replayed at this moment, or None."""
+    """Return what keeps anything from being replayed at this moment, or None."""
     if torch.is_grad_enabled():
         return "gradients are recorded; call it under torch.inference_mode() or torch.no_grad()"
     if torch.compiler.is_compiling():
@@ -134,7 +135,7 @@ class DecoderCapture:
     def begin(
         self, plans: Sequence[Plan | None], method: Method, given: Mapping[str, Any], *, is_compiled: bool
     ) -> Replay:
-        """What a prefill has to know.
+        """Return what a prefill has to know.
 
         Args:
             plans: Of its rows.
@@ -175,7 +176,7 @@ class DecoderCapture:
     def _replayed(
         self, index: int, run: Run, replay: Replay, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Group, tuple[Any, ...]] | str:
-        """The layers from ``index`` on, as far as they go together, and their output; or why not."""
+        """Return the layers from ``index`` on, as far as they go together, and their output; or why not."""
         stop = min((cut for cut in run.cut_layers if cut > index), default=len(self._parts.decoder_layers))
         if stop - 1 in replay.alone:
             stop -= 1
@@ -231,7 +232,8 @@ class TowerCapture:
         return [*self._parts.tower_layers[: max(self._stop, 0)]]
 
     def serves(self, given: Mapping[str, Any], top: int | None) -> bool:
-        """Whether what a call of the encoder reads is the feature that the configuration names, and nothing else.
+        """Return whether what a call of the encoder reads is the feature that the configuration names, and nothing
+        else.
 
         Args:
             given: The arguments of ``get_image_features`` or ``get_video_features``.

@@ -36,29 +36,31 @@ def check_call(given: Given, parts: Parts) -> None:
         images, needed = _needed(kind, given, parts)
         if needed > room:  # the reverse takes counting placeholders, which is done with the layout
             raise ValueError(
-                f"{PIXELS[kind]}: {images} {kind}s stand for {needed} placeholders in input_ids, which has {room} "
-                "tokens in all; prompt and images must agree"
+                f"input_ids must hold {needed} placeholders for the {images} {kind}s of {PIXELS[kind]}, got {room} "
+                "tokens in all"
             )
     seams = [name for name in _SEAMS if given.get(name) is not None]
     if seams:
         raise ValueError(
-            f"{seams[0]}: must be None in a call with images, got the seams of packed samples: what is cut would move "
+            f"{seams[0]} must be None in a call with images, got the seams of packed samples: what is cut would move "
             "them; give each sample a row of its own, padded"
         )
     if is_checkpointing(parts) and checkpoints_rerun_hooks():
         raise ValueError(
-            "model: gradient checkpointing runs the layers a second time outside the call that pruned them in this "
-            "version of transformers; switch it off, call model.eval(), or use transformers 5.20 or newer"
+            "model must be pruned without gradient checkpointing, got it switched on: this version of transformers "
+            "runs "
+            "the layers again, outside of the call that pruned them; switch it off, call model.eval(), or use "
+            "transformers 5.20 or newer"
         )
 
 
 def is_checkpointing(parts: Parts) -> bool:
-    """Whether the language model forgets activations in this call, to compute them again for the gradients."""
+    """Return whether the language model forgets activations in this call, to compute them again for the gradients."""
     return parts.language_model.training and bool(getattr(parts.language_model, "gradient_checkpointing", False))
 
 
 def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
-    """How many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
+    """Return how many images or clips there are, and how many placeholders they stand for, as far as shapes tell."""
     encoded = (given.get("mm_encoder_outputs") or {}).get(kind)
     if encoded is not None:
         return len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)
@@ -85,7 +87,7 @@ def check_unchanged(parts: Parts) -> None:
     }
     for name, is_same in found.items():
         if not is_same:
-            raise ValueError(f"model: must keep its {name} while it is pruned, got another; {_REPLACED}")
+            raise ValueError(f"model must keep its {name} while it is pruned, got another; {_REPLACED}")
 
 
 def check_expected(*, is_opened: bool) -> None:
@@ -96,7 +98,7 @@ def check_expected(*, is_opened: bool) -> None:
     """
     if not is_opened:
         raise ValueError(
-            "model: must keep the forward of its base module while it is pruned, got another: hooks of accelerate were "
+            "model must keep the forward of its base module while it is pruned, got another: hooks of accelerate were "
             f"removed, or somebody put back an older one; {_REPLACED}"
         )
 
@@ -109,7 +111,7 @@ def check_ran(ran: int, layers: int) -> None:
     """
     if ran != layers:
         raise ValueError(
-            f"model: must run each of its {layers} decoder layers once in a call that is pruned, got {ran} runs: "
+            f"model must run each of its {layers} decoder layers once in a call that is pruned, got {ran} runs: "
             f"a part of it was replaced; {_REPLACED}"
         )
 
@@ -122,13 +124,13 @@ def check_feature_choice(given: Given, parts: Parts) -> None:
     """
     scored = parts.scored
     if scored is None:
-        raise ValueError(f"model: {parts.obstacle}")
+        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
     layer = one_layer(given.get("vision_feature_layer"))
     if layer is not None and layer not in (scored.index, scored.index - scored.states):
-        raise ValueError(f"vision_feature_layer: must be {scored.index}, as configured, got {layer!r}")
+        raise ValueError(f"vision_feature_layer must be {scored.index}, as configured, got {layer!r}")
     if given.get("vision_feature_select_strategy") not in (None, "default"):
         raise ValueError(
-            f"vision_feature_select_strategy: must be 'default', got {given['vision_feature_select_strategy']!r}"
+            f"vision_feature_select_strategy must be 'default', got {given['vision_feature_select_strategy']!r}"
         )
 
 
@@ -140,7 +142,7 @@ def check_window(length: int, parts: Parts) -> None:
     """
     if parts.window is not None and length > parts.window:
         raise ValueError(
-            f"input_ids: must be at most {parts.window} tokens in all, which is the language model's sliding_window, "
+            f"input_ids must be at most {parts.window} tokens in all, which is the language model's sliding_window, "
             f"got {length}: a window would count what was dropped. Shorten the prompt or the answer, or load the model "
             "with sliding_window=None in its text configuration if it was trained so"
         )
@@ -163,14 +165,14 @@ def check_text(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
             continue
         if past:
             raise ValueError(
-                f"past_key_values: must hold the {kind}s of the prompt whose placeholders (token {token_id}) are in "
+                f"past_key_values must hold the {kind}s of the prompt whose placeholders (token {token_id}) are in "
                 f"input_ids, got a cache of {past} tokens and {found} placeholders after them, without "
                 f"{PIXELS[kind]}. Give the {kind}s of a new turn with it. A pruned cache that was rebuilt from its "
                 "keys and values, or cut, has lost which placeholders they stand for: pass on the cache itself"
             )
         raise ValueError(
-            f"{PIXELS[kind]}: the prompt holds {found} {kind} placeholders (token {token_id}) in input_ids, and "
-            f"there is no {kind}; give the {kind}s with the prompt, or leave the placeholders out"
+            f"{PIXELS[kind]} must be given with the {found} {kind} placeholders (token {token_id}) in input_ids, got "
+            "None; give it with the prompt, or leave the placeholders out"
         )
 
 
@@ -182,9 +184,9 @@ def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:
     """
     if encoded is None or encoded.owner != owner:
         raise ValueError(
-            "mm_encoder_outputs: must be whole and encoded under the same pruner, by generate; images that were "
+            "mm_encoder_outputs must be whole and encoded under the same pruner, by generate, got images that were "
             "encoded by get_image_features or outside the `with` block, or sliced by chunked prefill "
-            "(prefill_chunk_size), cannot be pruned; give pixel_values"
+            "(prefill_chunk_size); give pixel_values"
         )
     return encoded
 
@@ -200,10 +202,10 @@ def check_mask(given: Given, past: int) -> None:
         return
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     if not isinstance(mask, Tensor) or mask.ndim != 2:
-        raise ValueError(f"attention_mask: must be 2-D, [batch, length], in a call that is pruned, got {shape}")
+        raise ValueError(f"attention_mask must be 2-D, [batch, length], in a call that is pruned, got {shape}")
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     if mask.shape[1] != past + tokens.shape[1]:
         raise ValueError(
-            f"attention_mask: must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "
+            f"attention_mask must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "
             f"got shape {shape}"
         )

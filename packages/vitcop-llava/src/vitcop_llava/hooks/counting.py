@@ -70,13 +70,13 @@ def _check_positions(positions: Ints, where: Mapping[str, Bools], attended: Bool
     is_wrong = step != 1 if may_be_packed else (step < 0) | (is_visual & (step != 1))
     if bool((is_wrong & attended[:, 1:] & attended[:, :-1]).any()):
         raise ValueError(
-            "position_ids: must count up in every row, by one at each image placeholder, got others: rows of several "
+            "position_ids must count up in every row, by one at each image placeholder, got others: rows of several "
             "packed samples cannot be pruned; give each sample a row of its own, padded, or leave position_ids out"
         )
 
 
 def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...]:
-    """How many images each row holds, of which `generate` may have repeated those of each row."""
+    """Return how many images each row holds, of which `generate` may have repeated those of each row."""
     kind, repeats = source.results.kind, source.repeats
     if repeats > 1:
         images = source.results.images
@@ -100,7 +100,7 @@ def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -
         for image in own:
             if seen[image] not in (0, sizes[image]):
                 raise ValueError(
-                    f"attention_mask: must hide an image whole or not at all, got a mask that shows {seen[image]} of "
+                    f"attention_mask must hide an image whole or not at all, got a mask that shows {seen[image]} of "
                     f"the {sizes[image]} placeholders of {source.results.kind} {image - start} in row {row}"
                 )
         shown.append(sum(seen[image] > 0 for image in own))
@@ -110,7 +110,7 @@ def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -
 
 
 def _span(shown: Bools) -> range | None:
-    """The columns of the placeholders, if they are one run that is the same in all rows ``[B, L]``."""
+    """Return the columns of the placeholders, if they are one run that is the same in all rows ``[B, L]``."""
     columns = np.flatnonzero(shown.any(0))
     if len(columns) == 0:
         return None
@@ -119,7 +119,7 @@ def _span(shown: Bools) -> range | None:
 
 
 def _first(positions: Ints | None) -> int | None:
-    """The position id that all rows ``[B, L]`` count from, by one at every token; None where they do not."""
+    """Return the position id that all rows ``[B, L]`` count from, by one at every token; None where they do not."""
     if positions is None:
         return None
     first = int(positions[0, 0])
@@ -127,7 +127,7 @@ def _first(positions: Ints | None) -> int | None:
 
 
 def without_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """The mask, or None if it hides nothing; reads it, as transformers does with every mask."""
+    """Return the mask, or None if it hides nothing; reads it, as transformers does with every mask."""
     if attention_mask is None or attention_mask.device.type == "meta":
         return attention_mask
     if attention_mask.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -136,7 +136,7 @@ def without_padding(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def either(masks: Sequence[Tensor]) -> Tensor:
-    """Where any of the masks is True."""
+    """Return where any of the masks is True."""
     found = masks[0]
     for mask in masks[1:]:
         found = found | mask
@@ -144,7 +144,7 @@ def either(masks: Sequence[Tensor]) -> Tensor:
 
 
 def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
-    """How many images each row holds, from the placeholders of the rows and of the images, in order.
+    """Return how many images each row holds, from the placeholders of the rows and of the images, in order.
 
     Args:
         placeholders: Of each row.
@@ -162,7 +162,7 @@ def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "i
         if left:
             coming = f"the next takes {images[stop]}" if stop < len(images) else "there is no other"
             raise ValueError(
-                f"input_ids: row {row} holds {visual} {kind} placeholders, which must be those of whole {kind}s; "
+                f"input_ids must hold the placeholders of whole {kind}s in every row, got {visual} in row {row}: "
                 f"{stop - start} {kind}s fill {visual - left} of them, and {coming}"
             )
         found.append(stop - start)
@@ -171,12 +171,12 @@ def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "i
 
 
 def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ...]]:
-    """The images of each row, from their number in each."""
+    """Return the images of each row, from their number in each."""
     stops = [sum(counts[: row + 1]) for row in range(len(counts))]
     return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
 
 
 def members_of(sources: Sequence[Source], counts: Sequence[Sequence[int]]) -> list[tuple[PlannedImage, ...]]:
-    """The images and clips of each row, images first, whatever their order in the prompt."""
+    """Return the images and clips of each row, images first, whatever their order in the prompt."""
     each = [by_row(source.images, count) for source, count in zip(sources, counts, strict=True)]
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]

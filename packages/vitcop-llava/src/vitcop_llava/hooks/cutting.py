@@ -15,7 +15,7 @@ from vitcop_llava.sequence.segment import Segment, cut_segment, on_device, put, 
 def apply_cut(
     run: Run, selection: Selection, keeps: Tensor | None, counts: list[int], slots: int, hidden: Tensor
 ) -> tuple[Segment, Tensor, Tensor]:
-    """The segment after a cut.
+    """Return the segment after a cut.
 
     Args:
         run: Its segment is the one before; gets the rotations of the one after, where nothing was appended.
@@ -59,7 +59,7 @@ def labels_after(labels: Tensor | None, index: Tensor, keeps: Tensor | None) -> 
 
 
 def restored(call: Call, run: Run, hidden: Tensor, segment: Segment) -> Tensor:
-    """Puts the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``."""
+    """Put the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``."""
     assert call.placeholders is not None  # or nothing was cut
     if isinstance(segment.places, range):
         assert call.rows is not None  # counted by now

@@ -109,7 +109,7 @@ class Graphs:
             return graph(inputs)
 
     def _record(self, key: Hashable, place: tuple[torch.device, int], work: Work, inputs: Sequence[Tensor]) -> Any:
-        """A new graph, kept under its key; or why there is none."""
+        """Return a new graph, kept under its key; or why there is none."""
         if place[0].type == "cuda" and place not in self._pools:
             self._pools[place] = torch.cuda.graph_pool_handle()
         try:

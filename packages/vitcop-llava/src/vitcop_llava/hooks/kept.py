@@ -51,7 +51,7 @@ class Kept:
     patches: int
 
     def codes(self) -> Tensor:
-        """``[images * patches]`` int64: what became of each, as in `EncodedImages`."""
+        """Return ``[images * patches]`` int64: what became of each, as in `EncodedImages`."""
         number = torch.arange(self.index.shape[0], device=self.index.device)[:, None]
         places = (self.index + self.patches * number).flatten()
         values = torch.zeros_like(self.index) if self.labels is None else self.labels + self.clusters * number

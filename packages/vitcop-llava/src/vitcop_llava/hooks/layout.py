@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vitcop_core import DecoderCut, Plan
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks import aligned
 from vitcop_llava.hooks.counting import by_row, either, members_of
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.state import Call, Rows, Run, Source
-from vitcop_llava.sequence.segment import Segment, compact, on_device, places_of
+from vitcop_llava.sequence.segment import Segment, compact, on_device
 
 Given = dict[str, Any]
 
@@ -50,13 +51,13 @@ def find_origin(source: Source, features: Sequence[Tensor]) -> None:
         source.repeats = len(features) // count
     else:
         raise ValueError(
-            f"mm_encoder_outputs: holds {len(features)} image features, {len(numbers)} of them different, "
-            f"but {count} images were encoded"
+            f"mm_encoder_outputs must hold the {count} images that were encoded, got {len(features)} image features, "
+            f"{len(numbers)} of them different"
         )
 
 
 def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
-    """Where the placeholders of one kind stand: ``[B, L]`` bool."""
+    """Return where the placeholders of one kind stand: ``[B, L]`` bool."""
     ids: Tensor | None = given.get("input_ids")
     if ids is not None:
         return ids == token_id
@@ -66,7 +67,7 @@ def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
 
 
 def logical_positions(position_ids: Tensor | None, run: Run, device: torch.device) -> Tensor:
-    """The caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
+    """Return the caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
     if position_ids is not None:
         return position_ids
     return torch.arange(run.past, run.past + run.length, device=device)[None]
@@ -120,7 +121,7 @@ def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
 
 
 def _codes_of_columns(sources: Sequence[Source]) -> Tensor | None:
-    """``[B, L]`` int64: the code of each placeholder, whatever elsewhere; None where every placeholder stays."""
+    """Return ``[B, L]`` int64: the code of each placeholder, whatever elsewhere; None where every placeholder stays."""
     found = None
     if all(source.results.codes is None for source in sources):
         return None
@@ -141,7 +142,7 @@ def _codes_of_source(source: Source) -> Tensor:
 
 
 def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
-    """Books what each row loses before the language model; returns the rows' visual tokens where ragged."""
+    """Book what each row loses before the language model; returns the rows' visual tokens where ragged."""
     if rows.tokens is None:
         run.slots = [run.length - tokens for tokens in lost]
         run.entry_dropped = run.entry_dropped + lost[0]
@@ -152,18 +153,16 @@ def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> 
 
 
 def _text_tail(text: Tensor) -> Tensor:
-    """How many columns at the end are True in every row of ``[B, L]`` bool."""
+    """Return how many columns at the end are True in every row of ``[B, L]`` bool."""
     return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
 
 
 def _label(call: Call, run: Run, codes: Tensor | None) -> None:
-    """Gives the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
+    """Give the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
     segment, sources = run.segment, list(call.sources.values())
     slots = segment.visual
     if codes is None or not any(source.results.labels for source in sources):
-        # No image has anything to cut by itself, all of them together have a token or two: each stands for itself.
-        run.clusters = max(run.visual)
-        run.labels = torch.arange(run.clusters, device=segment.columns.device).expand_as(slots)
+        aligned.label_each(run, torch.arange(max(run.visual), device=slots.device))
         return
     codes = codes.gather(1, segment.columns).gather(1, slots)
     assert call.rows is not None  # counted by now
@@ -197,8 +196,8 @@ def _labels_of_source(
 
 
 def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:
-    """The cut before ``layer``, with the most that any row keeps and recycles; how many each keeps, on the device (None
-    where rows are alike); and how many it then has, on the host.
+    """Return the cut before ``layer``, with the most that any row keeps and recycles; how many each keeps, on the
+    device (None where rows are alike); and how many it then has, on the host.
 
     Rows without images, and rows whose plan has nothing to cut here, keep what they have.
     """
@@ -218,7 +217,7 @@ def lost(run: Run, counts: list[int], device: torch.device) -> Tensor | int:
 
 
 def after_cut(run: Run, counts: list[int]) -> int:
-    """Books a cut that leaves ``counts`` visual tokens in the rows; returns the new physical length."""
+    """Book a cut that leaves ``counts`` visual tokens in the rows; returns the new physical length."""
     run.slots = [slots - had + has for slots, had, has in zip(run.slots, run.visual, counts, strict=True)]
     run.visual = counts
     return max(run.slots)

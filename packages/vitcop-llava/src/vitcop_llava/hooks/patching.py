@@ -163,18 +163,18 @@ class _State:
         return state
 
     def _now(self) -> list[Removable]:
-        """What is on at this moment."""
+        """Return what is on at this moment."""
         switches = (handle for handle in self._handles if isinstance(handle, HookSwitch))
         return [*self._handles, *(each for switch in switches for each in switch.handles)]
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``module`` or a part of it was compiled by itself."""
+    """Return whether ``module`` or a part of it was compiled by itself."""
     return any_compiled(module.modules())
 
 
 def any_compiled(modules: Iterable[nn.Module]) -> bool:
-    """Whether one of these modules was compiled by itself."""
+    """Return whether one of these modules was compiled by itself."""
     return any(
         module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         for module in modules
@@ -195,13 +195,15 @@ def _as_it_is(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """``hook`` as one that `torch.compile` leaves alone: it runs, and what it is called from is compiled around it."""
+    """Return ``hook`` as one that `torch.compile` leaves alone: it runs, and what it is called from is compiled around
+    it.
+    """
     disabled: Callable[..., Any] = torch.compiler.disable(hook, reason="vitcop prunes here")
     return disabled
 
 
 def unless_compiling(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """``hook`` as one that compiled code goes without."""
+    """Return ``hook`` as one that compiled code goes without."""
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         return None if torch.compiler.is_compiling() else hook(*args, **kwargs)

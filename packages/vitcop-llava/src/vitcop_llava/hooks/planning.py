@@ -38,7 +38,7 @@ class Planner:
         self._plan = lru_cache(_KEPT)(partial(method.plan, num_layers))
 
     def keeps_all(self, parts: Parts) -> bool:
-        """Whether the budget keeps every token, whatever comes.
+        """Return whether the budget keeps every token, whatever comes.
 
         A model that takes images of several sizes, or clips, is asked for several: a number of tokens may be all of
         one and not of another, or too few for one and not for another.
@@ -65,7 +65,7 @@ class Planner:
     def images(
         self, tilings: Sequence[Tiling], sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[PlannedImage, ...]:
-        """The plan of each image or clip by itself.
+        """Return the plan of each image or clip by itself.
 
         Args:
             tilings: The images or clips.
@@ -81,12 +81,10 @@ class Planner:
                     found[tiling] = self._image(tiling)
                 except ValueError as error:
                     height, width = sizes[number] if sizes else (0, 0)
-                    what = f"image_sizes: an image of {height} x {width} pixels"
+                    what = f"an image of {height} x {width} pixels"
                     if tiling.frames:
-                        what = f"pixel_values_videos: a clip of {tiling.frames} frames"
-                    raise BudgetError(
-                        f"{what} has {tiling.tokens} visual tokens, for which the budget cannot be met: {error}"
-                    ) from error
+                        what = f"a clip of {tiling.frames} frames"
+                    raise BudgetError(f"{what} with {tiling.tokens} visual tokens: {error}") from error
         return tuple(found[tiling] for tiling in tilings)
 
     def _plan_image(self, tiling: Tiling) -> PlannedImage:
@@ -96,18 +94,18 @@ class Planner:
         return PlannedImage(tiling, plan, tiling.newlines if stay else 0)
 
     def row(self, images: Sequence[PlannedImage]) -> Plan | None:
-        """The plan of a row: the images enter as they would alone, and are cut together; None without images."""
+        """Return the plan of a row: the images enter as they would alone, and are cut together; None without images."""
         if len(images) < 2:
             return images[0].plan if images else None
         whole = self._plan(tuple(unit for image in images for unit in image.tiling.units), images=len(images))
         return pooled_plan(whole, [image.plan for image in images])
 
     def needs_labels(self, plans: Sequence[Plan | None]) -> bool:
-        """Whether a cut of these rows reads clusters."""
+        """Return whether a cut of these rows reads clusters."""
         return any(map(self._method.needs_labels, _cuts(plans)))
 
     def needs_prompt(self, plans: Sequence[Plan | None]) -> bool:
-        """Whether a cut of these rows reads the prompt's embeddings."""
+        """Return whether a cut of these rows reads the prompt's embeddings."""
         return any(map(self._method.needs_prompt, _cuts(plans)))
 
 

@@ -42,11 +42,11 @@ class HostPrompt:
         return np.ones_like(whole) if self.mask is None else self.mask[:, -whole.shape[1] :]
 
     def holds(self, counts: Mapping[str, int]) -> bool:
-        """Whether it has so many placeholders of each of these kinds."""
+        """Return whether it has so many placeholders of each of these kinds."""
         return all(kind in self.where and int(self.where[kind].sum()) == count for kind, count in counts.items())
 
     def is_of(self, mask: Tensor | None, positions: Tensor | None) -> bool:
-        """Whether it was read from these tensors."""
+        """Return whether it was read from these tensors."""
         return self.origin[0] is mask and self.origin[1] is positions
 
 
@@ -79,12 +79,12 @@ def read_prompt(
 
 
 def _as_flags(mask: Tensor) -> Tensor:
-    """A mask of any dtype as one whose zeros survive a cast to integers."""
+    """Return a mask of any dtype as one whose zeros survive a cast to integers."""
     return mask != 0 if mask.is_floating_point() else mask
 
 
 def _read(tensors: list[Tensor | None], like: Tensor) -> list[Any]:
-    """``[B or 1, n]`` tensors as int64 arrays of as many rows as ``like`` has, and None as it is."""
+    """Return ``[B or 1, n]`` tensors as int64 arrays of as many rows as ``like`` has, and None as it is."""
     there = [each for each in tensors if each is not None]
     alike = [each.to(device=like.device, dtype=torch.int64).expand(like.shape[0], -1) for each in there]
     table = (alike[0] if len(alike) == 1 else torch.cat(alike, dim=1)).numpy(force=True)

@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from vitcop_core import PromptView
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import head_states, rotate
 from vitcop_llava.hooks.state import Run
 from vitcop_llava.sequence.cache import PrunedLayer
 from vitcop_llava.sequence.masks import slot_padding
 from vitcop_llava.sequence.rotary import row_attention
-from vitcop_llava.sequence.segment import Segment, places_of, take, visual_mask
+from vitcop_llava.sequence.segment import Segment, take, visual_mask
 from vitcop_llava.weights.offloading import weights_in_place
 
 
 def own_padding(run: Run, segment: Segment) -> Tensor | None:
-    """Which of a segment's own slots may be attended to, ``[B, P]`` bool; None for all of them."""
+    """Return which of a segment's own slots may be attended to, ``[B, P]`` bool; None for all of them."""
     if segment.valid is None and run.attention_mask is None:
         return None
     columns = segment.columns + run.past
@@ -36,8 +37,8 @@ def own_padding(run: Run, segment: Segment) -> Tensor | None:
 
 
 def prompt_slots(run: Run, segment: Segment) -> Tensor | None:
-    """Which of a segment's slots are the prompt's, ``[B, P]`` bool: no padding, and nothing that continues the prompt;
-    None for all of them.
+    """Return which of a segment's slots are the prompt's, ``[B, P]`` bool: no padding, and nothing that continues the
+    prompt; None for all of them.
     """
     padding = own_padding(run, segment)
     if not run.continuation:
@@ -47,7 +48,7 @@ def prompt_slots(run: Run, segment: Segment) -> Tensor | None:
 
 
 def last_slot(run: Run, segment: Segment) -> Tensor:
-    """``[B, 1]`` int64: the slot of the prompt's last token."""
+    """Return ``[B, 1]`` int64: the slot of the prompt's last token."""
     number = torch.arange(segment.slots, device=segment.columns.device)
     own = prompt_slots(run, segment)
     if own is None:
@@ -56,7 +57,7 @@ def last_slot(run: Run, segment: Segment) -> Tensor:
 
 
 def text_slots(run: Run, segment: Segment) -> tuple[Tensor, Tensor]:
-    """The slots of the prompt's text after the last image, or of its last token where there is none.
+    """Return the slots of the prompt's text after the last image, or of its last token where there is none.
 
     Args:
         run: The call, whose first segment tells where the last image ends.
@@ -144,7 +145,9 @@ class Scoring:
         return PromptView(entry.visual_of(run.entry), entry.lengths, take(run.entry, places), counts)
 
     def _before(self, places: Tensor, weights: Tensor) -> Tensor:
-        """``[B, n]``: what slots [B, R] pay to the visual tokens in the layer before the cut, weighted by [B, R]."""
+        """Return ``[B, n]``: what slots [B, R] pay to the visual tokens in the layer before the cut, weighted by [B,
+        R].
+        """
         run, attention = self.run, self._attention(self.index - 1)
         assert run.rotary is not None  # set by the first layer
         keys = self.held
@@ -172,7 +175,7 @@ class Scoring:
         return hidden if norm is None else norm(hidden)  # some norm after their attention
 
     def _with_past(self, held: PrunedLayer, padding: Tensor | None) -> Tensor | None:
-        """The padding of a layer's cache and of the segment that is to follow, ``[B, S]``; None for none."""
+        """Return the padding of a layer's cache and of the segment that is to follow, ``[B, S]``; None for none."""
         rows, slots = self.run.segment.columns.shape
         columns = held.slot_columns(rows, self.hidden.device)
         past = slot_padding(columns, self.run.attention_mask, has_padding=held.has_padding)
@@ -205,7 +208,7 @@ class Scoring:
     def _visual(
         self, queries: Tensor, keys: Tensor, places: Tensor, weights: Tensor, attention: Any, padding: Tensor | None
     ) -> Tensor:
-        """``[B, n]``: the rows' mean attention to the visual tokens."""
+        """Return ``[B, n]``: the rows' mean attention to the visual tokens."""
         segment = self.run.segment
         places = places + keys.shape[2] - segment.slots
         mean = row_attention(queries, keys, places, weights, scale=attention.scaling, padding=padding)

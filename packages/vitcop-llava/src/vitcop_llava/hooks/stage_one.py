@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop_core import Method, VisionSelection, VisionView
+from vitcop_core.tokens import places_of
 from vitcop_llava.families.tiling import Box, Tiling
 from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
 from vitcop_llava.hooks.state import EncodedImages
-from vitcop_llava.sequence.segment import on_device, places_of, take
+from vitcop_llava.sequence.segment import on_device, take
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
 
 
 def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor | None:
-    """What becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as in
+    """Return what becomes of the placeholders of images that Stage I leaves whole: ``[placeholders]`` int64, as in
     `EncodedImages`; None where all are visual tokens, and stay.
     """
     if not any(image.tiling.newlines for image in images):
@@ -109,7 +110,7 @@ def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor 
 
 
 def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
-    """The units of all images, in the order in which the tower sees them."""
+    """Return the units of all images, in the order in which the tower sees them."""
     found = []
     for image in images:
         cut, tiling = image.plan.vision, image.tiling
@@ -136,7 +137,7 @@ def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragge
 def _chosen(
     method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What Stage I chose in each unit.
+    """Return what Stage I chose in each unit.
 
     Returns:
         ``[C, k]`` the patches kept; ``[C, k]`` their labels, counted over the call; ``[C k, d_v]`` features that are to
@@ -168,7 +169,9 @@ def _chosen(
 
 
 def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> Tensor | None:
-    """``[C k, d_v]``: the features that a selection brings along; those of the patches for units that are not cut."""
+    """Return ``[C k, d_v]``: the features that a selection brings along; those of the patches for units that are not
+    cut.
+    """
     if selection.hidden is None:
         return None
     made = selection.hidden
@@ -180,7 +183,7 @@ def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> 
 
 
 def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torch.device) -> Tensor:
-    """``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together."""
+    """Return ``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together."""
     starts = list(accumulate((cut.labels for cut in cuts), initial=0))
     firsts = accumulate(spans or (1,) * len(cuts), initial=0)
     leaders = [first for first, span in zip(firsts, spans or (1,) * len(cuts), strict=False) for _ in range(span)]
@@ -201,7 +204,7 @@ def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
 
 
 def _pack(codes: Tensor, tiling: Tiling, newline: int) -> Tensor:
-    """``[units, m]`` in the order of transformers' packing: the base, then the merged grid without its padding."""
+    """Pack ``[units, m]`` as transformers does: the base, then the merged grid without its padding."""
     (rows, columns), (down, across), (top, bottom, left, right) = tiling.grid, tiling.tiles, tiling.window
     merged = codes[1:].view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
     lines = functional.pad(merged[top:bottom, left:right], (0, 1), value=newline)

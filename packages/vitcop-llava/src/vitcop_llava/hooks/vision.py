@@ -45,14 +45,14 @@ _FIELD = "vitcop_encoded"
 
 
 def encoded_of(output: object) -> EncodedImages | None:
-    """What Stage I left on an encoder's output, or None where it never saw it."""
+    """Return what Stage I left on an encoder's output, or None where it never saw it."""
     found = output.get(_FIELD) if isinstance(output, Mapping) else None
     return found if isinstance(found, EncodedImages) else None
 
 
 @cache
 def _carrier(kind: type) -> type:
-    """An output class like ``kind`` with one more field: whoever rebuilds an output from its items hands it on."""
+    """Return an output class like ``kind`` with one more field, which is passed on by whoever rebuilds an output."""
     return make_dataclass(kind.__name__, [(_FIELD, Any, field(default=None))], bases=(kind,))
 
 
@@ -90,7 +90,7 @@ class FeatureHooks:
             yield Replacement(parts.base, "get_video_features", self._encode_clips)
 
     def _is_own_call(self, kind: str) -> bool:
-        """Whether the model encodes for a call that is to be pruned, and nobody else does."""
+        """Return whether the model encodes for a call that is to be pruned, and nobody else does."""
         if self._identity and torch.compiler.is_compiling():
             return False
         call = active_call(self._owner)
@@ -165,7 +165,7 @@ class FeatureHooks:
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a function is called with, by name."""
+    """Return what a function is called with, by name."""
     if not args:
         return dict(kwargs)
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
@@ -232,26 +232,27 @@ class VisionHooks:
         return room.index_copy(0, tower.places, output[0]).view(units, patches, -1)
 
     def _view(self, tower: TowerPass, features: Tensor) -> VisionView:
-        """What the tower has shown, if the features are the scored layer's patches, pooled or not."""
+        """Return what the tower has shown, if the features are the scored layer's patches, pooled or not."""
         scored, normed, feature = self._parts.scored, tower.normed, tower.feature
         assert scored is not None  # else nothing is attached
         if normed is None or feature is None:
             raise ValueError(
-                "model: its vision tower ran without the layer that Stage I reads, or gave no hidden states: a part of "
-                "it was replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+                "model must run the layer of its vision tower that Stage I reads, got a call without it or without "
+                "hidden states: a part was replaced while it was pruned; leave the `with` block, and prune the model "
+                "as it is then"
             )
         video = self._parts.video if tower.encoded.kind == "video" else None
         rows, columns = grid = self._parts.grid
         wanted = features.shape[1] if video is None else rows * columns
         if wanted != normed.shape[1] - 1:
             raise ValueError(
-                "vision_feature_layer and vision_feature_select_strategy: must select hidden state "
-                f"{scored.index} of the vision tower without CLS, as the model's configuration says; this "
-                f"call selected features of shape {tuple(features.shape)}"
+                "vision_feature_layer and vision_feature_select_strategy must select hidden state "
+                f"{scored.index} of the vision tower without CLS, as the model's configuration says, "
+                f"got features of shape {tuple(features.shape)}"
             )
         rows, columns = own_grid = grid if video is None else video.grid
         if features.shape[1] != rows * columns:
-            raise ValueError(f"pixel_values: must give {rows * columns} patches an image, got {features.shape[1]}")
+            raise ValueError(f"pixel_values must give {rows * columns} patches an image, got {features.shape[1]}")
         of_video: dict[str, Any] = {}
         if video is not None:
             frames = tuple(image.tiling.frames for image in tower.encoded.images)

@@ -32,9 +32,9 @@ TokenIds = Sequence[int] | Tensor
 class ImagePrefix:
     """A prompt up to the end of its images, pruned and computed: any number of questions can follow it.
 
-    Made by `encode_image` or `load`. It never changes, so threads may share it. The model that answers has to be pruned
-    while it does (under any method): a pruned cache is of no use to the bare model, which refuses it. It has to compute
-    with the weights and adapters that the prefix was made with.
+    `encode_image` and `load` make it. It never changes, so threads may share it. The model that answers has to be
+    pruned meanwhile, under any method, because the bare model refuses a pruned cache. It has to compute with the
+    weights and adapters that the prefix was made with.
 
     Attributes:
         input_ids: ``[1, L]`` int64, its tokens with every placeholder.
@@ -54,11 +54,11 @@ class ImagePrefix:
         return f"ImagePrefix({self.input_ids.shape[1]} tokens, {images} images, {self.method!r})"
 
     def cache(self) -> DynamicCache:
-        """A fresh cache that holds the prefix, to pass as ``past_key_values``.
+        """Return a fresh cache that holds the prefix, to pass as ``past_key_values``.
 
-        It takes as many rows as the first call brings (questions times beams), and is used up by one conversation. To
-        the caller it has the length of ``input_ids``; ``generate`` takes ``input_ids`` that begin with the prefix's.
-        The first call that continues it raises an error in a model with other weights or adapters.
+        It takes as many rows as the first call brings (questions times beams), and serves one conversation. Its length
+        is that of ``input_ids``, and ``generate`` takes ``input_ids`` that begin with the prefix's. If a model with
+        other weights or adapters continues it, the first call raises an error.
 
         Raises:
             ValueError: The prefix keeps every token, so that the bare model can continue it unasked, and the model that
@@ -66,18 +66,19 @@ class ImagePrefix:
         """
         base, is_whole = self._base(), all(layer.columns is None for layer in self._layers)
         if is_whole and base is not None:
-            check_same(self._identity, base, "prefix:")
+            check_same(self._identity, base, "prefix")
         cache = DynamicCache()
         cache.layers = [layer.fork() for layer in self._layers]
         mark(cache, self._identity)
         return cache
 
     def inputs(self, questions: Sequence[TokenIds] | Tensor, *, pad_token_id: int = 0) -> dict[str, Any]:
-        """What ``generate`` needs to answer ``questions``, one a row: ``model.generate(**prefix.inputs(questions))``.
+        """Return the arguments with which ``generate`` answers ``questions``, one a row.
 
-        Shorter questions are padded between the prefix and their first token, and the padding masked: every row ends in
-        its question's last token, and positions count on from the prefix. The answers begin at column
-        ``inputs["input_ids"].shape[1]`` of what ``generate`` returns.
+        Call ``model.generate(**prefix.inputs(questions))``. The answers begin at column
+        ``inputs["input_ids"].shape[1]`` of what it returns. Shorter questions are padded between the prefix and their
+        first token, and the padding is masked. So every row ends in its question's last token, and positions count on
+        from the prefix.
 
         Args:
             questions: Token ids of each question, without padding: a list, ``[n]`` or ``[1, n]``. Either what follows
@@ -91,18 +92,18 @@ class ImagePrefix:
             cache as ``past_key_values``.
 
         Raises:
-            TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is none.
+            TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is not one.
             ValueError: There are none, one is empty or has another image, or a whole prompt begins otherwise; an id is
                 none of the model's vocabulary; or as `cache` says.
         """
         if type(pad_token_id) is not int:
-            raise TypeError(f"pad_token_id: must be a token id, got {type(pad_token_id).__name__}")
+            raise TypeError(f"pad_token_id must be a token id, got {type(pad_token_id).__name__}")
         self._check_ids("pad_token_id", [pad_token_id])
         rows = [self._follow(number, _id_list(question)) for number, question in enumerate(questions)]
         for row in rows:
             self._check_ids("questions", row)
         if not rows:
-            raise ValueError("questions: must hold at least one question, got none")
+            raise ValueError("questions must hold at least one question, got none")
         longest, length = max(map(len, rows)), self.input_ids.shape[1]
         device = self.input_ids.device
         ids = on_device([[pad_token_id] * (longest - len(row)) + row for row in rows], device)
@@ -131,8 +132,8 @@ class ImagePrefix:
     def load(cls, path: str | Path, model: nn.Module, method: Method | None = None) -> Self:
         """Read a prefix onto the devices of ``model``, after checking that it is whole and belongs there.
 
-        Model class, configuration, samples of the weights, adapters in effect, dtype and method have to be those that
-        it was made with.
+        The model's class and configuration, samples of its weights, the adapters in effect, the dtype and the method
+        have to be those that the prefix was made with.
 
         Args:
             path: A file that `save` wrote.
@@ -151,32 +152,32 @@ class ImagePrefix:
         return cls(found.input_ids, found.layers, found.report, found.identity, parts)
 
     def _follow(self, number: int, ids: list[int]) -> list[int]:
-        """What follows the prefix in question ``number``."""
+        """Return what follows the prefix in question ``number``."""
         if self._image_token_id in ids:
             wanted = [token for token, _ in self._runs(self.input_ids[0].tolist())]
             found = list(islice(self._runs(ids), len(wanted)))
             if [token for token, _ in found] != wanted:
                 raise ValueError(
-                    f"questions: prompt {number} must begin with the tokens of the prefix, which it leaves at token "
+                    f"questions[{number}] must begin with the tokens of the prefix, got another at token "
                     f"{_first_difference([token for token, _ in found], wanted)} (counting an image as one)"
                 )
             ids = ids[found[-1][1] :]
         if self._image_token_id in ids:
             raise ValueError(
-                f"questions: question {number} must hold no image beside the prefix's; to bring another one into the "
+                f"questions[{number}] must not hold an image beside the prefix's; to bring another one into the "
                 "conversation, pass pixel_values to generate beside past_key_values=prefix.cache()"
             )
         if not ids:
-            raise ValueError(f"questions: question {number} must hold at least one token after the prefix, got none")
+            raise ValueError(f"questions[{number}] must hold at least one token after the prefix, got none")
         return ids
 
     def _check_ids(self, name: str, ids: list[int]) -> None:
         if outside := [token for token in ids if not 0 <= token < self._words]:
             got = outside[0] if abs(outside[0]) < 2**63 else f"one of {outside[0].bit_length()} bits"
-            raise ValueError(f"{name}: must be ids from 0 to {self._words - 1}, got {got}")
+            raise ValueError(f"{name} must be ids from 0 to {self._words - 1}, got {got}")
 
     def _runs(self, ids: list[int]) -> Iterator[tuple[int, int]]:
-        """Each token with the index after it; adjacent placeholders, however many, are one."""
+        """Yield each token with the index after it; adjacent placeholders, however many, are one."""
         for index, token in enumerate(ids):
             is_inside = token == self._image_token_id and ids[index + 1 : index + 2] == [token]
             if not is_inside:
@@ -193,7 +194,7 @@ def encode_image(
     attention_mask: Tensor | None = None,
     method: Method | None = None,
 ) -> ImagePrefix:
-    """Computes a prompt up to the end of its images once, pruned, for any number of questions.
+    """Compute a prompt up to the end of its images once, pruned, for any number of questions.
 
     Tower, projector and image tokens never run again for it. Answers are those of asking each question from scratch,
     to rounding. Take the processor's output as it is:
@@ -226,9 +227,9 @@ def encode_image(
     method = settings.method
     if method.cuts_depend_on_question:
         raise ValueError(
-            f"method: what {method!r} keeps of an image depends on the question that follows it, so one pruned image "
-            "cannot serve several questions; use a method whose cuts look at the image alone, such as ViTCoP with "
-            "saliency='key_norm'"
+            f"method must have cuts that look at the image alone, got {method!r}: what it keeps depends on the "
+            "question, "
+            "so one pruned image cannot serve several; use ViTCoP with saliency='key_norm'"
         )
     _check_prompt(input_ids, attention_mask, parts)
     cache = DynamicCache()
@@ -246,41 +247,41 @@ def encode_image(
 
 
 def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
-    """What to prune with, and whether the model is being pruned with it."""
+    """Return what to prune with, and whether the model is being pruned with it."""
     active = active_settings(parts.base)
     if method is not None and not isinstance(method, Method):
-        raise TypeError(f"method: must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if active is not None:
         if method not in (None, active.method):
-            raise ValueError(f"method: must be what the model is being pruned with, {active.method!r}, got {method!r}")
+            raise ValueError(f"method must be what the model is being pruned with, {active.method!r}, got {method!r}")
         return active, True
     if method is None:
-        raise ValueError("method: must be given where the model is not being pruned, got None")
+        raise ValueError("method must be given where the model is not being pruned, got None")
     return Settings(method), False
 
 
 def _check_positions(report: Report) -> None:
-    """Raises where a cut numbers all tokens anew, the question's among them, which a prefix cannot know."""
+    """Raise where a cut numbers all tokens anew, the question's among them, which a prefix cannot know."""
     cuts = [cut for row in report.rows if row.plan is not None for cut in row.plan.decoder]
     if any(cut.reindex_positions for cut in cuts):
         raise ValueError(
-            f"method: {report.method!r} gives question and image new positions together before its last cut, so an "
-            "image that is pruned without its question gives other answers; use deep_positions='kept'"
+            f"method must leave tokens at their positions, got {report.method!r}, which moves image and question "
+            "together before its last cut: an image pruned alone would give other answers; use deep_positions='kept'"
         )
 
 
 def _check_prompt(input_ids: Any, attention_mask: Tensor | None, parts: Parts) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.dtype != torch.int64:
         kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise TypeError(f"input_ids: must be an int64 tensor, got {kind}")
+        raise TypeError(f"input_ids must be an int64 tensor, got {kind}")
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
-        raise ValueError(f"input_ids: must be one row, [1, length], got shape {tuple(input_ids.shape)}")
+        raise ValueError(f"input_ids must be one row, [1, length], got shape {tuple(input_ids.shape)}")
     if not bool((input_ids == parts.image_token_id).any()):
-        raise ValueError(f"input_ids: must hold the placeholders of an image (token {parts.image_token_id}), got none")
+        raise ValueError(f"input_ids must hold the placeholders of an image (token {parts.image_token_id}), got none")
     if attention_mask is not None and (attention_mask.shape != input_ids.shape or not bool(attention_mask.all())):
         raise ValueError(
-            "attention_mask: must be all ones, of the shape of input_ids: a prefix has no padding; "
-            f"got shape {tuple(attention_mask.shape)} with {int(attention_mask.sum())} ones"
+            "attention_mask must be all ones, of the shape of input_ids, got "
+            f"shape {tuple(attention_mask.shape)} with {int(attention_mask.sum())} ones: a prefix has no padding"
         )
 
 
@@ -291,7 +292,7 @@ def _id_list(question: Any) -> list[int]:
     is_list = isinstance(ids, Sequence) and not isinstance(ids, str)
     if not is_list or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         kind = f"a tensor of shape {tuple(question.shape)}" if isinstance(question, Tensor) else type(question).__name__
-        raise TypeError(f"questions: must be a list with a list of token ids for each question, got {kind} in it")
+        raise TypeError(f"questions must be a list with a list of token ids for each question, got {kind} in it")
     return list(ids)
 
 

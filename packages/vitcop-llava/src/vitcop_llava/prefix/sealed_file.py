@@ -40,7 +40,7 @@ _PLACE = re.compile(rb'\\"sha256\\": ?\\"([0-9a-f]{64})\\"')
 
 
 class DamageError(ValueError):
-    """A file that is not what was written; the message goes on after "must be"."""
+    """A file that is not what was written; the message goes on after "must"."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def read_header(stream: BinaryIO) -> Header:
     """Read the header of an open file, of bounded length.
 
     Raises:
-        DamageError: It is none.
+        DamageError: It is not one.
     """
     length = stream.read(8)
     count = int.from_bytes(length, "little")
     if len(length) < 8 or not 2 <= count <= MAX_HEADER:
-        raise DamageError(f"a whole safetensors file, with a header of at most {MAX_HEADER:,} bytes; it says {count:,}")
+        raise DamageError(f"be a whole safetensors file, with a header of at most {MAX_HEADER:,} bytes, got {count:,}")
     raw = stream.read(count)
     size = os.fstat(stream.fileno()).st_size - 8 - count
     try:
@@ -122,23 +122,23 @@ def read_header(stream: BinaryIO) -> Header:
         metadata = {str(name): str(value) for name, value in found.pop("__metadata__", {}).items()}
         tensors = {str(name): _entry(entry) for name, entry in found.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamageError("a whole safetensors file; its header is not a prefix's") from error
+        raise DamageError("be a whole safetensors file, got a header that is not a prefix's") from error
     end = 0
     for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.stop)):
         if entry.start != end or entry.stop - end != math.prod(entry.shape) * entry.dtype.itemsize:
-            raise DamageError("a whole safetensors file, with tensors one after the other")
+            raise DamageError("be a whole safetensors file with tensors one after the other, got gaps")
         if entry.start % entry.dtype.itemsize:
-            raise DamageError("a whole safetensors file, with aligned tensors")
+            raise DamageError("be a whole safetensors file with aligned tensors, got others")
         end = entry.stop
     if end != size:
-        raise DamageError(f"a whole safetensors file, with {end:,} bytes of tensors; it has {max(0, size):,}")
+        raise DamageError(f"be a whole safetensors file, with {end:,} bytes of tensors, got {max(0, size):,}")
     return Header(metadata, tensors, length + raw, size)
 
 
 def _entry(found: Any) -> Entry:
     (start, stop), shape = found["data_offsets"], found["shape"]
     if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
-        raise ValueError("offsets and shapes are counts")
+        raise ValueError(f"header must hold counts for offsets and shapes, got {[start, stop, *shape]}")
     return Entry(_OF_NAME[found["dtype"]], tuple(shape), start, stop)
 
 
@@ -155,9 +155,9 @@ def read_tensors(stream: BinaryIO, header: Header) -> dict[str, Tensor]:
     view = _bytes_of(content)
     start, stop = _place(header.raw)
     if _fill(stream, view) != header.size or stream.read(1):
-        raise DamageError("left alone while it is read")
+        raise DamageError("be left alone while it is read, got another size")
     if _digest(header.raw[:start], header.raw[stop:], view) != header.raw[start:stop].decode():
-        raise DamageError("what was written, and its SHA-256 says that it is not")
+        raise DamageError("be what was written, got another SHA-256")
     return {
         name: content[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
         for name, entry in header.tensors.items()
@@ -165,7 +165,7 @@ def read_tensors(stream: BinaryIO, header: Header) -> dict[str, Tensor]:
 
 
 def _bytes_of(flat: Tensor) -> memoryview:
-    """The memory of a tensor of bytes."""
+    """Return the memory of a tensor of bytes."""
     array: Any = flat.numpy()
     return memoryview(array)
 
@@ -187,26 +187,26 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"header must hold numbers, got {name}")
 
 
 def _finite(digits: str) -> float:
     if not math.isfinite(value := float(digits)):
-        raise ValueError("a number must be finite")
+        raise ValueError(f"header must hold finite numbers, got {digits:.40}")
     return value
 
 
 def _short(digits: str) -> int:
     if len(digits) > 20 or abs(value := int(digits)) >= 2**63:
-        raise ValueError("a number must have 64 bits")
+        raise ValueError(f"header must hold numbers of 64 bits, got {digits:.40}")
     return value
 
 
 def _place(header: bytes) -> tuple[int, int]:
-    """Where the digest stands."""
+    """Return where the digest stands."""
     match = _PLACE.search(header)
     if match is None:
-        raise DamageError("what was written; its digest is not there")
+        raise DamageError("be what was written, got no digest")
     return match.span(1)
 
 

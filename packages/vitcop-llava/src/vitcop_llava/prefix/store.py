@@ -63,7 +63,7 @@ class StoredPrefix:
 
 
 def identity_of(model: nn.Module, parts: Parts, settings: Settings, dtype: torch.dtype) -> Identity:
-    """What a prefix of this model belongs to."""
+    """Return what a prefix of this model belongs to."""
     config: Any = model.config
     plain = json.loads(json.dumps(config.to_dict(), default=str))
     method = f"{settings.method!r}{' with keep_newline=True' if settings.keep_newline else ''}"
@@ -121,17 +121,17 @@ def read_prefix(path: str | os.PathLike[str], model: nn.Module, parts: Parts, se
             _check_size(path, header, parts)
             tensors = read_tensors(stream, header)
     except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, f"path: there is no file {path}") from error
+        raise FileNotFoundError(error.errno, f"path must be an existing file, got {path}") from error
     except OSError as error:
-        raise ValueError(f"path: {path} must be a whole safetensors file: {error.strerror or error}") from error
+        raise ValueError(f"path must be a whole safetensors file, got {path}: {error.strerror or error}") from error
     except DamageError as error:
-        raise ValueError(f"path: {path} is damaged or no prefix: it must be {error}; {_REMEDY}") from error
+        raise ValueError(f"path {path} must {error}; {_REMEDY}") from error
     return _Reader(path, content, tensors, parts).read(model, settings)
 
 
 def _content(path: str | os.PathLike[str], header: Header) -> dict[str, Any]:
-    """The metadata of a file of this version; of another one nothing else is known."""
-    _require(path, FORMAT in header.metadata, "its metadata", f"that of a {FORMAT}", f"{sorted(header.metadata)[:4]}")
+    """Return the metadata of a file of this version; of another one nothing else is known."""
+    _require(path, FORMAT in header.metadata, "metadata", f"that of a {FORMAT}", f"{sorted(header.metadata)[:4]}")
     try:
         content = parse_json(header.metadata[FORMAT])
     except (ValueError, RecursionError):
@@ -142,20 +142,20 @@ def _content(path: str | os.PathLike[str], header: Header) -> dict[str, Any]:
     remedy = f"; {_REMEDY}" if is_older else ""
     _require(path, type(version) is int and version == VERSION, "version", str(VERSION), f"{version!s:.40}{remedy}")
     fits = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
-    _require(path, fits, "its metadata", f"JSON with {', '.join(kinds)}", "something else")
+    _require(path, fits, "metadata", f"JSON with {', '.join(kinds)}", "something else")
     found: dict[str, Any] = content
     return found
 
 
 def _check_size(path: str | os.PathLike[str], header: Header, parts: Parts) -> None:
-    """Raises where a file holds more than the model could have written, before that is read."""
+    """Raise where a file holds more than the model could have written, before that is read."""
     shape, most = parts.shape, _MOST_CONTEXTS * (getattr(parts.config, "max_position_embeddings", None) or 2**20)
     element = next(parts.language_model.parameters()).element_size()
     each = 2 * shape.num_kv_heads * shape.head_dim * element + 8  # bytes of a token in a layer
     _require(
         path,
         header.size <= each * (shape.num_layers + 1) * most and len(header.tensors) <= 3 * shape.num_layers + 1,
-        "its size",
+        "size",
         f"that of a prompt of at most {most:,} tokens in {shape.num_layers} layers",
         f"{len(header.tensors):,} tensors of {header.size:,} bytes",
     )
@@ -163,7 +163,7 @@ def _check_size(path: str | os.PathLike[str], header: Header, parts: Parts) -> N
 
 def _require(path: str | os.PathLike[str], condition: bool, what: str, expected: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"path: {path} is no prefix that can be used: {what} must be {expected}, got {got}")
+        raise ValueError(f"path {path} must be a prefix whose {what} is {expected}, got {got}")
 
 
 class _Reader:
@@ -198,7 +198,7 @@ class _Reader:
                 want = (shape.num_kv_heads, slots, shape.head_dim)
                 self._check_header(f"{kind}.{index}", DTYPES.get(dtype, str(dtype)), want)
                 names.add(f"{kind}.{index}")
-        self._require(self._names == names, "tensors", "no others", f"{sorted(self._names - names)[:3]}")
+        self._require(self._names == names, "list of tensors", "complete", f"{sorted(self._names - names)[:3]}")
         ids = self._tensors["input_ids"]
         self._check_values(ids, columns)
         report = self._report(content["report"], settings)
@@ -217,8 +217,10 @@ class _Reader:
         weights = differing(found, wanted)
         if differ or weights:
             # Other weights follow from another model or dtype, and are worth a word only where they are all.
-            reasons = [f"{name}: expected {wanted[name]}, got {found.get(name)}" for name in differ[:4]] or [weights]
-            raise ValueError(f"path: {self._path} was made under another model, method or dtype; {'; '.join(reasons)}")
+            reasons = [f"{name} {found.get(name)} instead of {wanted[name]}" for name in differ[:4]] or [weights]
+            raise ValueError(
+                f"path {self._path} must be made under this model, method and dtype, got {'; '.join(reasons)}"
+            )
 
     def _groups(self, groups: list[Any]) -> list[int]:
         fits = len(groups) == self._parts.shape.num_layers and all(type(group) is int for group in groups)
@@ -252,13 +254,13 @@ class _Reader:
         try:
             row = row_of(stored["row"], settings.method)
         except (KeyError, TypeError, ValueError) as error:
-            self._require(False, "its report", "what was written", repr(error))
+            self._require(False, "report", "what was written", repr(error))
         assert row is not None  # or that has raised
         counts = [row.images, row.text_tokens, row.newlines, row.newlines_kept]
         fits = row.plan is not None and row.plan.num_layers == self._parts.shape.num_layers
         fits = fits and all(type(count) is int and 0 <= count <= _MOST_COUNTED for count in [*counts, *_ints(stored)])
-        self._require(fits and isinstance(ratio, float | None), "its report", "counts", str(counts)[:80])
-        self._require(isinstance(note, str | None), "its report's note", "a text", str(note)[:80])
+        self._require(fits and isinstance(ratio, float | None), "report", "counts", str(counts)[:80])
+        self._require(isinstance(note, str | None), "note", "a text", str(note)[:80])
         size = next(self._parts.language_model.parameters()).element_size()
         return Report(settings.method, (row,), self._parts.shape, size, ratio, note)
 
@@ -278,7 +280,7 @@ class _Reader:
 
 
 def _ints(stored: Any) -> Iterator[int]:
-    """Every number of a report that is no float, however deep."""
+    """Yield every number of a report that is no float, however deep."""
     if isinstance(stored, dict | list):
         for inner in stored.values() if isinstance(stored, dict) else stored:
             yield from _ints(inner)

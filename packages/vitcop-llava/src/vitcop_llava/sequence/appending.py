@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitcop_llava.sequence.segment import Segment, compact, places_of, visual_mask
+from vitcop_core.tokens import places_of
+from vitcop_llava.sequence.segment import Segment, compact, visual_mask
 
 
 def append_segment(
     segment: Segment, index: Tensor, appended_at: Tensor, lengths: Tensor | None, slots: int
 ) -> tuple[Segment, Tensor]:
-    """The segment after a cut that appends tokens.
+    """Return the segment after a cut that appends tokens.
 
     Args:
         segment: The segment before.

@@ -37,7 +37,7 @@ class PhysicalSizes:
 
 
 def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int, padding: Tensor | None) -> Any:
-    """The causal mask of ``queries`` new slots after ``past`` ones.
+    """Return the causal mask of ``queries`` new slots after ``past`` ones.
 
     Args:
         config: The language model's; its attention backend decides the form of the result.
@@ -68,7 +68,7 @@ _ALIGNMENT = 16
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as what is added to scores, which a kernel would make of it anew in every layer."""
+    """Return a bool mask as what is added to scores, which a kernel would make of it anew in every layer."""
     width = mask.shape[-1]
     room = torch.full(
         (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT),
@@ -80,7 +80,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def slot_padding(columns: Tensor, attention_mask: Tensor | None, *, has_padding: bool) -> Tensor | None:
-    """Which slots may be attended to: ``[B, P]`` bool, or None for all of them.
+    """Return which slots may be attended to: ``[B, P]`` bool, or None for all of them.
 
     Args:
         columns: ``[B, P]`` int64, logical column of each slot; -1 for padding.

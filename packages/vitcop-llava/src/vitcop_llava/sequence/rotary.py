@@ -26,7 +26,7 @@ def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def packed(first: Tensor, padding: Tensor | None, slots: int) -> Tensor:
-    """``[B, slots]`` int64: positions that count from ``first`` [B, 1] on, padding left out.
+    """Return ``[B, slots]`` int64: positions that count from ``first`` [B, 1] on, padding left out.
 
     Args:
         first: The position of each row's first token.

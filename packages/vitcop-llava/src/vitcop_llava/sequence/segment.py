@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop_core import ops
+from vitcop_core.tokens import places_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Segment:
         return run.expand(self.columns.shape[0], -1)
 
     def visual_of(self, values: Tensor, dim: int = 1) -> Tensor:
-        """What belongs to the visual tokens, of ``values`` with P slots in dimension ``dim``: N of them there."""
+        """Return the part of ``values`` that belongs to the visual tokens: N of the P slots in dimension ``dim``."""
         if isinstance(self.places, range):
             return values.narrow(dim, self.places.start, len(self.places))
         shape = [*values.shape[:dim], self.count, *values.shape[dim + 1 :]]
@@ -71,7 +72,7 @@ def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
 
 
 def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
-    """``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
+    """Return ``[rows * columns, 2]`` float32: (row / rows, column / columns) of every patch, in raster order."""
     with torch.inference_mode(False):  # whoever keeps it may need it where there are gradients
         # As floats from the start: a quotient of integers has whatever dtype is the default.
         down = torch.arange(rows, dtype=torch.float32, device=device) / rows
@@ -80,7 +81,7 @@ def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor | None]:
-    """Where each row's kept places are, right-aligned.
+    """Return where each row's kept places are, right-aligned.
 
     Args:
         keep: ``[B, n]`` bool, at most ``length`` True in a row.
@@ -94,11 +95,6 @@ def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor 
     return order, keep.gather(1, order) if ragged else None
 
 
-def places_of(mask: Tensor, count: int) -> Tensor:
-    """Indices of the first ``count`` True of each row, ascending: ``[B, n]`` bool to ``[B, count]`` int64."""
-    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :count]
-
-
 def take(hidden: Tensor, index: Tensor) -> Tensor:
     """Rows of ``hidden`` [B, n, ...] at ``index`` [B, k]."""
     shape = (*index.shape, *hidden.shape[2:])
@@ -106,14 +102,14 @@ def take(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 def visual_mask(segment: Segment) -> Tensor:
-    """Which slots hold visual tokens, ``[B, P]`` bool."""
+    """Return which slots hold visual tokens, ``[B, P]`` bool."""
     slots = _own(segment.visual, segment.lengths, segment.slots)
     mask = torch.zeros((segment.columns.shape[0], segment.slots + 1), dtype=torch.bool, device=segment.columns.device)
     return mask.scatter(1, slots, True)[:, :-1]
 
 
 def _own(places: Tensor, lengths: Tensor | None, nowhere: int) -> Tensor:
-    """``places`` [B, N] with those past a row's own number replaced by ``nowhere``."""
+    """Return ``places`` [B, N] with those past a row's own number replaced by ``nowhere``."""
     if lengths is None:
         return places
     beyond = torch.arange(places.shape[1], device=places.device) >= lengths[:, None]
@@ -121,7 +117,7 @@ def _own(places: Tensor, lengths: Tensor | None, nowhere: int) -> Tensor:
 
 
 def survivor_slots(segment: Segment, index: Tensor, lengths: Tensor | None) -> Tensor:
-    """Where the survivors of a cut stand before it.
+    """Return where the survivors of a cut stand before it.
 
     Args:
         segment: The segment before the cut.
@@ -144,7 +140,7 @@ def cut_segment(
     is_merged: Tensor | None,
     along: Sequence[Tensor] = (),
 ) -> tuple[Segment, Tensor, list[Tensor]]:
-    """The segment after a cut, and whatever has a place for every slot.
+    """Return the segment after a cut, and whatever has a place for every slot.
 
     Args:
         segment: The segment before.
@@ -178,13 +174,13 @@ def cut_segment(
 
 
 def put(hidden: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """``hidden`` [B, P, d] with ``values`` [B, k, d] at ``places`` [B, k]; P means nowhere. A new tensor."""
+    """Return ``hidden`` [B, P, d] with ``values`` [B, k, d] at ``places`` [B, k]; P means nowhere. A new tensor."""
     room = functional.pad(hidden, (0, 0, 0, 1))
     return room.scatter(1, places[..., None].expand_as(values), values.to(hidden.dtype))[:, :-1]
 
 
 def restore(hidden: Tensor, segment: Segment, placeholders: Tensor) -> Tensor:
-    """Puts the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``.
+    """Put the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``.
 
     Dropped columns are zero, but for the last placeholder of each image: in the pruned sequence the token that predicts
     the text after an image is the last one that survived before it, so its state stands there (a row of zeros would

@@ -39,7 +39,7 @@ _read: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 def fingerprint(base: nn.Module) -> Fingerprint:
-    """The fingerprint of a model's base module (its head does not count)."""
+    """Return the fingerprint of a model's base module (its head does not count)."""
     adapters = _find_adapters(base)
     digest, shown = hashlib.sha256(), list[str]()
     for path, held in sorted(adapters.items()):
@@ -55,25 +55,25 @@ def fingerprint(base: nn.Module) -> Fingerprint:
 
 
 def differing(found: Mapping[str, object], wanted: Fingerprint) -> str:
-    """How the weights of two fingerprints differ, in words; empty where they do not."""
+    """Return how the weights of two fingerprints differ, in words; empty where they do not."""
     if found.get(WEIGHTS) == wanted[WEIGHTS]:
         return ""
     then, now = found.get(ADAPTERS), wanted[ADAPTERS]
     if then == now == "none":
-        return "weights: expected those of this model, got those of another checkpoint"
+        return "weights of another checkpoint"
     return (
-        f"weights: expected those of this model with the adapters in effect ({now}), got those of another "
-        f"checkpoint or of other adapters ({then})"
+        f"weights of another checkpoint or of other adapters ({then}); those in effect are of this model with "
+        f"the adapters ({now})"
     )
 
 
 def mark(cache: Any, found: Fingerprint) -> None:
-    """Notes on a cache what its content was computed with; copies of the cache have the note too."""
+    """Note on a cache what its content was computed with; copies of the cache have the note too."""
     vars(cache)[_MARK] = found
 
 
 def check_marked(cache: object, base: nn.Module) -> None:
-    """Raises where a marked cache is continued by a model that computes with something else, and removes the mark.
+    """Raise where a marked cache is continued by a model that computes with something else, and remove the mark.
 
     It waits for the device; the mark is gone after the first call of a conversation.
 
@@ -86,19 +86,19 @@ def check_marked(cache: object, base: nn.Module) -> None:
     """
     found: Fingerprint | None = getattr(cache, _MARK, None)
     if found is not None:
-        check_same(found, base, "past_key_values: begins with a prefix that")
+        check_same(found, base, "past_key_values")
         delattr(cache, _MARK)
 
 
 def check_same(found: Fingerprint, base: nn.Module, what: str) -> None:
-    """Raises unless the model computes with what ``found`` is the fingerprint of.
+    """Raise unless the model computes with what ``found`` is the fingerprint of.
 
     Raises:
-        ValueError: It does not; the message begins with ``what`` was made then.
+        ValueError: It does not; the message begins with ``what``.
     """
     if reason := differing(found, fingerprint(base)):
         raise ValueError(
-            f"{what} was made under another model or other adapters; {reason}; activate those again, or make the "
+            f"{what} must be made under this model and its adapters, got {reason}; activate those again, or make the "
             "prefix again with encode_image"
         )
 
@@ -155,7 +155,8 @@ def _samples(base: nn.Module, adapters: Mapping[str, _Adapters]) -> Iterator[tup
 
 
 def _own_name(name: str, adapters: Mapping[str, _Adapters]) -> str | None:
-    """What a weight is called without adapters around it, and one of an adapter by its place among the active ones.
+    """Return what a weight is called without adapters around it, and one of an adapter by its place among the active
+    ones.
 
     None where it takes no part.
     """
@@ -171,7 +172,7 @@ def _own_name(name: str, adapters: Mapping[str, _Adapters]) -> str | None:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """A weight's plain tensors: quantised ones are made of several, or are no tensors at all."""
+    """Yield a weight's plain tensors: quantized ones are made of several, or are no tensors at all."""
     inner = getattr(value, "__tensor_flatten__", None)
     if inner is not None:
         for part in inner()[0]:
@@ -189,7 +190,7 @@ def _spread(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _contents(samples: list[Tensor]) -> list[bytes]:
-    """The bytes of each, read with one transfer for each device."""
+    """Return the bytes of each, read with one transfer for each device."""
     devices: dict[torch.device, list[int]] = {}
     for number, sample in enumerate(samples):
         devices.setdefault(sample.device, []).append(number)

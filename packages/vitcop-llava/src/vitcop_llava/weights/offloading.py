@@ -16,7 +16,8 @@ HOST = torch.device("cpu")
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """The device that a module computes on, which that of its weights need not be: those may come for the call alone.
+    """Return the device that a module computes on, which that of its weights need not be: those may come for the call
+    alone.
 
     Args:
         module: With weights, or hooks of accelerate, of its own or in it.
@@ -34,7 +35,7 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def find_store(base: nn.Module, name: str) -> tuple[Any, str] | None:
-    """Where a weight of ``base`` that is on the meta device really is.
+    """Return where a weight of ``base`` that is on the meta device really is.
 
     Args:
         base: The module.
@@ -52,7 +53,7 @@ def find_store(base: nn.Module, name: str) -> tuple[Any, str] | None:
 
 
 def read_store(hook: Any, name: str) -> Tensor:
-    """A weight that `find_store` found, from memory or disk."""
+    """Return a weight that `find_store` found, from memory or disk."""
     found: Tensor = hook.weights_map[name]
     return found
 

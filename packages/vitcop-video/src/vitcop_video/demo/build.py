@@ -33,13 +33,17 @@ _IMAGES = "{% for item in message['content'] if item['type'] == 'image' %}"
 
 
 def words() -> list[str]:
-    """Every token in the order of the ids: those of the image demo, whose embeddings are kept, then the new ones."""
+    """Return every token in the order of the ids: those of the image demo, whose embeddings are kept, then the new
+    ones.
+    """
     known = [*SPECIAL_TOKENS, *vocabulary()]
     return [*known, VIDEO_TOKEN, *(word for word in new_words() if word not in known)]
 
 
 def demo_model() -> LlavaNextVideoForConditionalGeneration:
-    """A demo video model before training: the image demo's weights, and embeddings of unit scale for the new words."""
+    """Return a demo video model before training: the image demo's weights, and embeddings of unit scale for the new
+    words.
+    """
     image_demo = LlavaForConditionalGeneration.from_pretrained(IMAGE_DEMO)
     old: Any = image_demo.config
     grid = SIDE // PATCH_SIZE
@@ -69,7 +73,7 @@ def demo_model() -> LlavaNextVideoForConditionalGeneration:
 
 
 def demo_processor() -> ClipProcessor:
-    """A word-level tokenizer over both demos' vocabularies, and frames at the image demo's resolution."""
+    """Return a word-level tokenizer over both demos' vocabularies, and frames at the image demo's resolution."""
     tokenizer = word_tokenizer(words(), image_token="<image>", video_token=VIDEO_TOKEN)
     size: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     return ClipProcessor(
@@ -83,7 +87,7 @@ def demo_processor() -> ClipProcessor:
 
 
 def save_demo(model: LlavaNextVideoForConditionalGeneration, processor: ClipProcessor, folder: Path) -> None:
-    """Writes weights (safetensors), configuration, and what `ClipProcessor.from_pretrained` reads."""
+    """Write weights (safetensors), configuration, and what `ClipProcessor.from_pretrained` reads."""
     model.generation_config.update(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)

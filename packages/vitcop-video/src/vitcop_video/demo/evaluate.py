@@ -94,7 +94,7 @@ class Answerer:
         self.tokens_per_frame = self.processor.tokens_per_frame
 
     def answers(self, asked: list[Asked], batch: int) -> Iterator[str]:
-        """The greedy answer to each question."""
+        """Yield the greedy answer to each question."""
         for start in range(0, len(asked), batch):
             part = asked[start : start + batch]
             inputs = self.processor(
@@ -107,7 +107,7 @@ class Answerer:
             yield from (text.strip() for text in self.processor.tokenizer.batch_decode(words, skip_special_tokens=True))
 
     def prompt(self, question: str) -> str:
-        """The prompt of a question about one clip."""
+        """Return the prompt of a question about one clip."""
         content = [{"type": "video"}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(chat, add_generation_prompt=True))
@@ -131,7 +131,7 @@ def _answerer(folder: Path, device: str) -> Answerer:
 
 
 def score(job: Job) -> Score:
-    """Asks every question."""
+    """Ask every question."""
     answerer, asked = _answerer(job.folder, job.device), held_out(job.clips)
     layers, units = answerer.model.config.text_config.num_hidden_layers, (answerer.tokens_per_frame,) * FRAMES
     method = None if job.budget == 1 else ViTCoP(retention_ratio=job.budget, **VARIANTS[job.variant])
@@ -148,7 +148,7 @@ def score(job: Job) -> Score:
 
 
 def scores_of(jobs: list[Job], workers: int) -> Iterator[Score]:
-    """The scores in the order of the jobs; with several workers one thread and one model each."""
+    """Yield the scores in the order of the jobs; with several workers one thread and one model each."""
     if workers == 1:
         yield from map(score, jobs)
         return
@@ -158,7 +158,7 @@ def scores_of(jobs: list[Job], workers: int) -> Iterator[Score]:
 
 
 def table(scores: list[Score], clips: int) -> Table:
-    """The scores, a line for each variant and budget."""
+    """Return the scores, a line for each variant and budget."""
     shown = Table("variant", "kept", "tokens", *KINDS, "all", title=f"exact answers on {clips} held-out clips")
     for row in scores:
         if row.unreachable is not None:
@@ -170,7 +170,7 @@ def table(scores: list[Score], clips: int) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluates and stores."""
+    """Evaluate and stores."""
     options = argparse.ArgumentParser(prog="python -m vitcop_video.demo.evaluate", description=__doc__)
     options.add_argument("--model", type=Path, default=DEMO_FOLDER, help="folder of the demo video model")
     options.add_argument("--clips", type=int, default=1000)

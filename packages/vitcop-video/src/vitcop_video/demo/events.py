@@ -66,7 +66,7 @@ class Clip:
         actors: its shapes, those of the start first.
         events: in order.
         cells: of every frame the cell of each shape; None where it is not there, the one it comes from while it moves.
-        places: of every frame the centre (x, y) of each shape as fractions of the picture's side, or None.
+        places: of every frame the center (x, y) of each shape as fractions of the picture's side, or None.
     """
 
     seed: int
@@ -77,7 +77,7 @@ class Clip:
 
 
 def sample_clip(seed: int) -> Clip:
-    """Draws the clip of ``seed``: one or two shapes to begin with, one or two events, never an empty frame."""
+    """Draw the clip of ``seed``: one or two shapes to begin with, one or two events, never an empty frame."""
     rng = np.random.default_rng([seed, 3])
     colors, shapes = rng.permutation(list(COLORS)), rng.permutation(SHAPES)
     actors = tuple(
@@ -100,7 +100,7 @@ def sample_clip(seed: int) -> Clip:
 
 
 def render_clip(clip: Clip, size: int = SIDE) -> NDArray[np.uint8]:
-    """The frames of a clip, ``[8, size, size, 3]`` uint8; the same clip and size give the same pixels."""
+    """Return the frames of a clip, ``[8, size, size, 3]`` uint8; the same clip and size give the same pixels."""
     known: dict[object, NDArray[np.uint8]] = {}
     for cells, places in zip(clip.cells, clip.places, strict=True):
         if places not in known:
@@ -113,7 +113,9 @@ def render_clip(clip: Clip, size: int = SIDE) -> NDArray[np.uint8]:
 
 
 def _possible(state: dict[int, int], before: list[Event], known: int) -> list[tuple[Event, dict[int, int]]]:
-    """Every event that can come next, without its frame, and the cells after it; ``known`` shapes were seen so far."""
+    """Return every event that can come next, without its frame, and the cells after it; ``known`` shapes were seen so
+    far.
+    """
     busy = {actor for event in before for actor in event.actors}
     still = [actor for actor in state if actor not in busy]
     found = [(Event("swap", (a, b), 0), {**state, a: state[b], b: state[a]}) for a in still for b in still if a < b]

@@ -35,7 +35,7 @@ def write_demo_clip(path: Path, seed: int, size: int = 336, *, overwrite: bool =
         OSError: The file cannot be written, or is there and must not be replaced.
     """
     if size < 2 or size % 2:
-        raise ValueError(f"size: must be positive and even, got {size}")
+        raise ValueError(f"size must be positive and even, got {size}")
     with writing(path, overwrite=overwrite) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "12"})
         stream.width = stream.height = size
@@ -47,7 +47,7 @@ def write_demo_clip(path: Path, seed: int, size: int = 336, *, overwrite: bool =
 
 
 def write_questions(folder: Path, clips: int) -> Path:
-    """Writes held-out clips, and a question about each as ``vitcop compare --questions`` reads them.
+    """Write held-out clips, and a question about each as ``vitcop compare --questions`` reads them.
 
     Args:
         folder: Where to; it is made where it is missing.
@@ -70,13 +70,13 @@ def write_questions(folder: Path, clips: int) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m vitcop_video.demo.files", description=__doc__)
     parser.add_argument("--clips", type=int, default=1000, help="how many of the held-out clips")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(arguments)
     if args.clips < 1:
-        parser.error(f"--clips: must be at least 1; got {args.clips}")
+        parser.error(f"--clips must be at least 1, got {args.clips}")
     print(write_questions(args.out, args.clips))
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaProcessor
 
 from vitcop_llava.tools.demo.language import FIRST_TRAINING_SEED, QUESTIONS_PER_KIND
-from vitcop_llava.tools.demo.optimise import descend, optimizer_for, shuffled
+from vitcop_llava.tools.demo.optimize import descend, optimizer_for, shuffled
 from vitcop_llava.tools.demo.packing import IGNORED, Packer
 from vitcop_llava.tools.demo.questions import Question
-from vitcop_llava.tools.demo.tower import normalised
+from vitcop_llava.tools.demo.tower import normalized
 from vitcop_video.demo.events import FRAMES, Clip, render_clip, sample_clip
 from vitcop_video.demo.questions import KINDS, listing, sample_questions
 from vitcop_video.demo.thinning import (
@@ -44,14 +44,14 @@ TURNS = ("told", "seen", "thinned", "thinned")
 def clip_features(
     model: LlavaNextVideoForConditionalGeneration, processor: ClipProcessor, clips: int, device: str
 ) -> Tensor:
-    """What the projector gets of the first training clips, ``[clips, 8 * tokens, d]`` in float16."""
+    """Return what the projector gets of the first training clips, ``[clips, 8 * tokens, d]`` in float16."""
     found, as_image_demo = [], cast(LlavaProcessor, processor)  # their means and deviations are alike
     with torch.inference_mode():
         for number in tqdm(range(clips), desc="features"):
             clip = sample_clip(FIRST_TRAINING_SEED + number)
             kinds = list(dict.fromkeys(clip.places))  # a frame like the one before it is seen once
             frames = render_clip(clip)[[clip.places.index(kind) for kind in kinds]]
-            pixels = normalised(torch.from_numpy(frames).to(device), as_image_demo)
+            pixels = normalized(torch.from_numpy(frames).to(device), as_image_demo)
             seen = model.model.vision_tower(pixels, output_hidden_states=True)
             pooled = model.model.vision_resampler(seen.hidden_states[model.config.vision_feature_layer][:, 1:])
             found.append(pooled[[kinds.index(place) for place in clip.places]].flatten(0, 1).half().cpu())
@@ -74,7 +74,7 @@ class LanguageTrainer:
         self._parameters = [parameter for part in parts for parameter in part.parameters()]
 
     def train(self, stage: str, steps: int, rate: float, log: Callable[..., None], save: Callable[[], None]) -> None:
-        """All steps of a stage of `STAGES`, the kinds of `TURNS` one after the other."""
+        """Run all steps of a stage of `STAGES`, the kinds of `TURNS` one after the other."""
         args, seed = self._args, self._args.seed + 2 * list(STAGES).index(stage)
         optimizer, schedule = optimizer_for(self._parameters, rate, steps, min(150, steps // 10 + 1))
         order, rng = shuffled(len(self._features), seed + 1), np.random.default_rng(seed)
@@ -119,7 +119,7 @@ class LanguageTrainer:
         return self._scored(embeds, positions, labels, masks)
 
     def _told(self, clips: list[tuple[int, Clip]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same about clips told in words."""
+        """Return the same about clips told in words."""
         rows = [_asked(clip, rng) for _, clip in clips]
         tokens, positions, labels, mask = self._packer(0).batch(rows, [row[-1].answer for row in rows])
         embeds = self._model.model.language_model.embed_tokens(tokens.to(self._args.device))

@@ -28,7 +28,7 @@ class Asked:
 
 
 def questions_about(clip: Clip) -> list[Question]:
-    """Every question that can be asked about a clip, in a fixed order."""
+    """Return every question that can be asked about a clip, in a fixed order."""
     names = [actor.name for actor in clip.actors]
     told, found = [_told(clip, event) for event in clip.events], list[Question]()
     if len(told) > 1:
@@ -65,7 +65,7 @@ def held_out(clips: int) -> list[Asked]:
 
 
 def listing(clip: Clip) -> Question:
-    """The question that tells the clip: ``start left red circle then blue star appears at top then ...``."""
+    """Return the question that tells the clip: ``start left red circle then blue star appears at top then ...``."""
     names = [actor.name for actor in clip.actors]
     there = sorted((cell, name) for cell, name in zip(clip.cells[0], names, strict=False) if cell is not None)
     parts = ["start " + " and ".join(f"{CELLS[cell]} {name}" for cell, name in there)]
@@ -77,13 +77,13 @@ def listing(clip: Clip) -> Question:
 
 
 def new_words() -> list[str]:
-    """Every word of questions and answers that the image demo does not know, sorted."""
+    """Return every word of questions and answers that the image demo does not know, sorted."""
     words = set("happens happen first last then at start end to which does things stays swap swaps".split())
     return sorted(words | set(_VERBS) | set(_VERBS.values()) | set(DIRECTIONS))
 
 
 def _counts(clip: Clip, names: list[str]) -> list[Question]:
-    """How many shapes do something, and which where it is one; a swap is no move, but who would say so."""
+    """Return how many shapes do something, and which where it is one; a swap is no move, but who would say so."""
     found = [Question("count", "How many things happen?", NUMBERS[len(clip.events)])]
     kinds = [event.kind for event in clip.events]
     for kind, verb in _VERBS.items():
@@ -97,7 +97,7 @@ def _counts(clip: Clip, names: list[str]) -> list[Question]:
 
 
 def _told(clip: Clip, event: Event) -> str:
-    """A sentence. Of two that swap, the one that stands first in raster order is named first."""
+    """Return a sentence. Of two that swap, the one that stands first in raster order is named first."""
     actors = sorted(event.actors, key=lambda number: clip.cells[0][number] or 0)
     subject = " and ".join(clip.actors[number].name for number in actors)
     return f"{subject} {event.kind}" + (f" {event.direction}" if event.direction else "")

@@ -19,7 +19,7 @@ COLUMNS = 2
 
 
 def draw_sheet(seed: int) -> Image.Image:
-    """The eight frames of the clip of ``seed`` in a row, and every question about it with its answer."""
+    """Return the eight frames of the clip of ``seed`` in a row, and every question about it with its answer."""
     clip = sample_clip(seed)
     asked = questions_about(clip)
     rows = -(-len(asked) // COLUMNS)
@@ -40,7 +40,7 @@ def draw_sheet(seed: int) -> Image.Image:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws and stores."""
+    """Draw and stores."""
     options = argparse.ArgumentParser(prog="python -m vitcop_video.demo.sheet", description=__doc__)
     options.add_argument("--seed", type=int, default=0, help="which clip; training has those from 1000000 on")
     options.add_argument("--out", type=Path, required=True, help="PNG file")

@@ -23,14 +23,14 @@ class Thinning:
         entering: the share of the tokens that enters the language model.
         middle: the share of these that the layers from the first of `DEPTHS` on see.
         deep: the share of those that the layers from the second on see.
-        favour: tokens go in the order of a random number, which is multiplied by this where a shape is seen: at 1 all
+        favor: tokens go in the order of a random number, which is multiplied by this where a shape is seen: at 1 all
             tokens are alike, and the smaller it is, the more of the ground goes before any of a shape.
     """
 
     entering: tuple[float, float]
     middle: tuple[float, float]
     deep: tuple[float, float]
-    favour: tuple[float, float] = (1.0, 1.0)
+    favor: tuple[float, float] = (1.0, 1.0)
 
 
 EVENLY = Thinning((0.3, 1.0), (0.5, 1.0), (0.05, 0.5))
@@ -38,7 +38,7 @@ GROUND_FIRST = Thinning((0.2, 1.0), (0.3, 1.0), (0.03, 0.5), (0.0, 0.3))
 
 
 def shows_shape(clip: Clip, grid: int) -> NDArray[np.bool_]:
-    """Which tokens show a part of a shape, ``[8 * grid * grid]``: those that a square around a shape touches."""
+    """Return which tokens show a part of a shape, ``[8 * grid * grid]``: those that a square around a shape touches."""
     middles = (np.arange(grid) + 0.5) / grid
     shown = np.zeros((FRAMES, grid, grid), dtype=bool)
     for frame, places in enumerate(clip.places):
@@ -50,12 +50,12 @@ def shows_shape(clip: Clip, grid: int) -> NDArray[np.bool_]:
 
 
 def leaving_order(shown: NDArray[np.bool_], thinning: Thinning, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A number for each token, ``[b, n]``: the larger, the sooner it goes."""
-    return rng.random(shown.shape) * np.where(shown, rng.uniform(*thinning.favour), 1.0)
+    """Return a number for each token, ``[b, n]``: the larger, the sooner it goes."""
+    return rng.random(shown.shape) * np.where(shown, rng.uniform(*thinning.favor), 1.0)
 
 
 def entering_tokens(order: NDArray[np.float64], share: float, *, each_frame: bool) -> Tensor:
-    """The tokens that enter the language model, ``[b, k]`` int64 ascending.
+    """Return the tokens that enter the language model, ``[b, k]`` int64 ascending.
 
     Args:
         order: Of :func:`leaving_order`.
@@ -72,7 +72,8 @@ def entering_tokens(order: NDArray[np.float64], share: float, *, each_frame: boo
 def thinned_masks(
     mask: Tensor, first: int, order: NDArray[np.float64], thinning: Thinning, rng: np.random.Generator
 ) -> list[Tensor]:
-    """The masks ``[b, 1, length, length]`` of the three parts of the language model: fewer visual tokens in each.
+    """Return the masks ``[b, 1, length, length]`` of the three parts of the language model: fewer visual tokens in
+    each.
 
     A token that is gone is seen by none but itself, so that its row is never empty.
 

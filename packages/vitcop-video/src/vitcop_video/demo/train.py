@@ -24,7 +24,7 @@ from vitcop_video.processing import ClipProcessor
 
 
 def parser() -> argparse.ArgumentParser:
-    """The settings; the defaults are those of the weights in the package."""
+    """Return the settings; the defaults are those of the weights in the package."""
     options = argparse.ArgumentParser(
         prog="python -m vitcop_video.demo.train", description="Train the demo video model."
     )
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def stored_features(
     model: LlavaNextVideoForConditionalGeneration, processor: ClipProcessor, args: argparse.Namespace
 ) -> Tensor:
-    """The tower's features of the training clips, from the file where it is there."""
+    """Return the tower's features of the training clips, from the file where it is there."""
     if args.features is not None and args.features.exists():
         return torch.from_numpy(np.load(args.features))
     features = clip_features(model, processor, args.clips, args.device)
@@ -62,7 +62,7 @@ def stored_features(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Renders, trains and saves; the log is one JSON object a line."""
+    """Render, train and save; the log is one JSON object a line."""
     args = parser().parse_args(arguments)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

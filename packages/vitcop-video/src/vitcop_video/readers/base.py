@@ -71,8 +71,9 @@ class Deadline:
     def error(self, path: object) -> VideoError:
         """Return what to raise once the time is over."""
         return VideoError(
-            f"path: reading {path} took longer than time_limit, which is {self.limit:g} s; give a window with start "
-            "and end, ask for key frames or for fewer frames, or give a larger time_limit"
+            f"path must be a video that is read within time_limit, got {path}, which takes longer than {self.limit:g} "
+            "s; "
+            "give a window with start and end, ask for key frames or for fewer frames, or give a larger time_limit"
         )
 
 

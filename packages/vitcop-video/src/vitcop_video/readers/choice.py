@@ -30,7 +30,7 @@ because it needs no second process to be safe.
 
 
 def backend_status() -> dict[str, str | None]:
-    """Every backend by name: None where it can run on this machine, or why it cannot.
+    """Return every backend by name: None where it can run on this machine, or why it cannot.
 
     The first one that can is what ``backend="auto"`` uses.
     """
@@ -38,7 +38,7 @@ def backend_status() -> dict[str, str | None]:
 
 
 def choose(name: str) -> Backend:
-    """The backend of a name, or for "auto" the preferred one that is here.
+    """Return the backend of a name, or for "auto" the preferred one that is here.
 
     Raises:
         ValueError: there is none of that name, or it cannot run here; or PyAV is missing.
@@ -48,7 +48,7 @@ def choose(name: str) -> Backend:
     if name == "auto":
         return next(backend for backend in BACKENDS.values() if backend.missing() is None)
     if reason := BACKENDS[name].missing():
-        raise ValueError(f"backend must be one that can run here; {name!r} cannot: {reason}")
+        raise ValueError(f"backend must be one that can run here, got {name!r}: {reason}")
     return BACKENDS[name]
 
 

@@ -100,7 +100,7 @@ def _asked(request: dict[str, Any], size: int, threads: int, deadline: Deadline,
 
 
 def _search_path() -> list[str]:
-    """Where the process finds this package and PyAV: where this one did."""
+    """Return where the process finds this package and PyAV: where this one did."""
     own = str(Path(__file__).parents[2])
     return [own, *(entry for entry in sys.path if entry)]
 
@@ -119,7 +119,7 @@ def _failure(path: Path, error: Exception, size: int, deadline: Deadline) -> Vid
         return deadline.error(path)
     if isinstance(error, MemoryLimitError):
         return VideoError(
-            f"path: reading {path} takes more than {size >> 20} MiB, which is all that it may take beside the frames "
-            "that were asked for; ask for fewer frames, or encode it again with smaller frames"
+            f"path must be a video that is read in {size >> 20} MiB beside the frames that were asked for, got {path}, "
+            "which takes more; ask for fewer frames, or encode it again with smaller frames"
         )
-    return VideoError(f"path: {path} cannot be read: {error}")
+    return VideoError(f"path must be a video that can be read, got {path}: {error}")

@@ -32,17 +32,17 @@ def _answer(request: dict[str, Any], answer: BinaryIO) -> None:
     _limit_memory(request["bytes"])
     reader = decord.VideoReader(request["path"])
     if len(reader) != request["count"]:
-        raise ValueError(f"counts {len(reader)} frames, not {request['count']}")
+        raise ValueError(f"frames must be {request['count']}, got {len(reader)}")
     times = reader.get_frame_timestamp([0, *request["frames"]])[:, 0].astype(np.float64)
     # Single precision: a quarter of a millisecond after an hour.
     if not np.allclose(times[1:] - times[0], request["seconds"], rtol=1e-6, atol=2e-3):
-        raise ValueError("gives frames of other times")
+        raise ValueError("frames must have the same times, got others")
     frames, whole, at_a_time = request["frames"], request["shape"], request["at_a_time"]
     for start in range(0, len(frames), at_a_time):
         part = frames[start : start + at_a_time]
         pixels = reader.get_batch(part).asnumpy()
         if list(pixels.shape) != [len(part), *whole[1:]]:
-            raise ValueError(f"gives frames of shape {list(pixels.shape)}, not {whole}")
+            raise ValueError(f"frames must be of shape {whole}, got {list(pixels.shape)}")
         if not start:
             answer.write(b"{}\n")
         answer.write(np.ascontiguousarray(pixels).data)

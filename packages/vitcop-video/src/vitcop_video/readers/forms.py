@@ -38,7 +38,7 @@ class Form:
     boxes: mp4.Boxes | None = None
 
 
-def recognise(path: Path, deadline: Deadline) -> Form:
+def recognize(path: Path, deadline: Deadline) -> Form:
     """Return what a regular file is.
 
     Raises:
@@ -80,7 +80,9 @@ def _name(head: bytes) -> str | None:
 
 
 def _is_plain_avi(file: BinaryIO, size: int) -> bool:
-    """Whether the header is small, and lists no further indexes: each can name one of the others again and again."""
+    """Return whether the header is small, and lists no further indexes: each can name one of the others again and
+    again.
+    """
     file.seek(12)
     kind = file.read(12)
     length = int.from_bytes(kind[4:8], "little")

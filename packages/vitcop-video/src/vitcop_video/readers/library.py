@@ -29,7 +29,7 @@ def missing() -> str | None:
 def require_library() -> None:
     """Raise `VideoError` where PyAV is missing or too old."""
     if reason := missing():
-        raise VideoError(f"reading a video needs PyAV, pip install 'av>={OLDEST}': {reason}")
+        raise VideoError(f"path must be read with PyAV, got none: {reason}; pip install 'av>={OLDEST}'")
 
 
 def promised_entries(stream: Any) -> int:

@@ -75,7 +75,7 @@ class _Track:
     runs: list[tuple[int, int]] = field(default_factory=list)
 
     def total(self) -> int:
-        """How many entries FFmpeg may make of it."""
+        """Return how many entries FFmpeg may make of it."""
         ends = [*(first for first, _ in self.runs[1:]), self.chunks + 1]
         in_chunks = sum(max(0, end - first) * count for (first, count), end in zip(self.runs, ends, strict=False))
         return max(self.samples, in_chunks) * max(1, self.edits)
@@ -138,7 +138,7 @@ class _Walk:
             raise StrangeError
 
     def _at_top(self, kind: bytes, at: int, after: int) -> bool:
-        """Whether a box at the top is none that is known; notes it, and whether the file ends before it does."""
+        """Return whether a box at the top is none that is known; notes it, and whether the file ends before it does."""
         self._found.kinds.append(kind)
         known = kind in _CHILDREN[b""]
         if known and after > self._size:

@@ -20,30 +20,30 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     try:
         text = os.fsdecode(path)
     except TypeError:
-        raise TypeError(f"path must be a string or a path; got {path!r} ({type(path).__name__})") from None
+        raise TypeError(f"path must be a string or a path, got {path!r} ({type(path).__name__})") from None
     try:
         is_name = "\0" not in text and os.fsdecode(os.fsencode(text)) == text
     except UnicodeEncodeError:
         is_name = False
     if not is_name:
-        raise VideoError(f"path must be the name of a file; got {path!r}")
+        raise VideoError(f"path must be the name of a file, got {path!r}")
     # Absolute, so that FFmpeg sees no protocol in a name such as "concat:a". O_NONBLOCK: a pipe has no writer.
     full = Path(text).absolute()
     try:
         if "://" in text and not full.exists():
-            raise VideoError(f"path must be a file on this machine, not an address; got {text}")
+            raise VideoError(f"path must be a file on this machine, not an address, got {text}")
         _check_regular(full, full.stat())
         descriptor = os.open(full, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise FileNotFoundError(f"path: no such file: {text}") from None
+        raise FileNotFoundError(f"path must be an existing file, got {text}") from None
     except PermissionError:
-        raise PermissionError(f"path: no permission to read {text}") from None
+        raise PermissionError(f"path must be a file that you may read, got {text}") from None
     except VideoError:
         raise
     except IsADirectoryError:
         raise IsADirectoryError(f"path must be a file, got the folder {text}") from None
     except OSError as error:
-        raise VideoError(f"path: cannot read {text}: {error.strerror}") from error
+        raise VideoError(f"path must be a file that can be read, got {text}: {error.strerror}") from error
     os.close(descriptor)
     return full
 
@@ -52,6 +52,6 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError(f"path must be a regular file; got {path}, a pipe, socket or device")
+        raise VideoError(f"path must be a regular file, got {path}, a pipe, socket or device")
     if status.st_size == 0:
-        raise VideoError(f"path: {path} is empty")
+        raise VideoError(f"path must be a video that can be read, got {path}, which is empty")

@@ -100,15 +100,21 @@ def decode_frames(
                 deadline.check(index.path)
                 _check_memory(index)
                 where = _label(index, frames[max(run.wanted.values())])
-                raise VideoError(f"path: {index.path} is damaged at {where} or before ({error.strerror})") from error
+                raise VideoError(
+                    f"path must be a whole video, got {index.path}, which is damaged at {where} or before "
+                    f"({error.strerror})"
+                ) from error
         if missing := sorted(set(range(len(frames))) - done):
             _check_memory(index)
     if missing:
-        raise VideoError(f"path: {index.path} is damaged: {_label(index, frames[missing[0]])} cannot be decoded")
+        raise VideoError(
+            f"path must be a whole video, got {index.path}, which is damaged: {_label(index, frames[missing[0]])} "
+            "cannot be decoded"
+        )
 
 
 def _check_memory(index: Index) -> None:
-    """Raises `MemoryError` where a confined decoder cannot have failed for anything else: FFmpeg calls that damage."""
+    """Raise `MemoryError` where a confined decoder cannot have failed for anything else: FFmpeg calls that damage."""
     if index.is_confined:
         np.empty(index.width * index.height * WORST_BYTES, dtype=np.uint8)  # gone at once
 
@@ -118,7 +124,9 @@ def _opened(opening: Opening, deadline: Deadline) -> InputContainer:
         return open_container(opening, deadline)
     except av.FFmpegError as error:
         deadline.check(opening.path)
-        raise VideoError(f"path: {opening.path} cannot be opened again ({error.strerror})") from error
+        raise VideoError(
+            f"path must be a file that can be opened again, got {opening.path} ({error.strerror})"
+        ) from error
 
 
 def _runs(index: Index, frames: Sequence[int]) -> list[_Run]:
@@ -167,13 +175,16 @@ class _Packets:
             packet = next(self._iterator, None)
             self._deadline.check(self._index.path)
             if packet is None or packet.pts is None:
-                raise VideoError(f"path: {self._index.path} ended early when it was read again")
+                raise VideoError(
+                    f"path must be left alone while it is read, got {self._index.path}, which ended early when it was "
+                    "read again"
+                )
             self._next += 1
             if self._next > start:
                 yield packet
 
     def _seek(self, start: int) -> None:
-        """Moves to the packet ``start`` or one before it."""
+        """Move to the packet ``start`` or one before it."""
         keys = self._index.keys
         place = int(np.searchsorted(keys, start, side="right")) - 1
         step = 1
@@ -184,11 +195,13 @@ class _Packets:
             if landed is not None and landed <= start:
                 return
             if place == 0:
-                raise VideoError(f"path: {self._index.path} cannot be sought: its index is broken; remux it")
+                raise VideoError(
+                    f"path must be a video that can be sought, got {self._index.path}, whose index is broken; remux it"
+                )
             place, step = max(0, place - step), 2 * step
 
     def _land(self) -> int | None:
-        """The position of the next packet; None at the end."""
+        """Return the position of the next packet; None at the end."""
         iterator = iter(self._container.demux(self.stream))
         for packet in iterator:
             if packet.pts is None:
@@ -202,13 +215,15 @@ class _Packets:
 
 
 def _pixels(index: Index, frame: VideoFrame, number: int) -> NDArray[np.uint8]:
-    """The frame as it is coded, with square pixels: [H, W, 3], a view of memory of FFmpeg's."""
+    """Return the frame as it is coded, with square pixels: [H, W, 3], a view of memory of FFmpeg's."""
     if frame.is_corrupt:
-        raise VideoError(f"path: {index.path} is damaged: {_label(index, number)} is incomplete")
+        raise VideoError(
+            f"path must be a whole video, got {index.path}, which is damaged: {_label(index, number)} is incomplete"
+        )
     if (frame.width, frame.height) != (index.width, index.height):
         raise VideoError(
-            f"path: frames of {index.path} must have one size, {index.width} x {index.height}; "
-            f"{_label(index, number)} is {frame.width} x {frame.height}"
+            f"path {index.path} must have frames of one size, {index.width} x {index.height}, got "
+            f"{frame.width} x {frame.height} in {_label(index, number)}"
         )
     width = index.scaled_width
     shown = frame.reformat(width=width, format="rgb24", interpolation=Interpolation.BICUBIC)

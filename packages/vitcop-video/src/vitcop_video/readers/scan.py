@@ -64,7 +64,7 @@ class Opening:
 
 
 def open_container(opening: Opening, deadline: Deadline) -> InputContainer:
-    """Open a file that `check_path` accepted, as the container that was recognised and nothing else."""
+    """Open a file that `check_path` accepted, as the container that was recognized and nothing else."""
     left = TIMEOUT if deadline.left is None else min(TIMEOUT, max(0.001, deadline.left))
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     if not opening.is_confined:
@@ -88,14 +88,14 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
             return stream
-    raise VideoError(f"path: {path} has no video in it")
+    raise VideoError(f"path must be a video that can be read, got {path}, which has no video in it")
 
 
 def scan(opening: Opening, deadline: Deadline) -> Index:
     """Read the packets of a file, and decode its first frame.
 
     Raises:
-        VideoError: it is no video that can be read, it is damaged or truncated, or the time is over.
+        VideoError: it is not a video that can be read, it is damaged or truncated, or the time is over.
         UnplainError: it is not what it seemed to be.
     """
     path = opening.path
@@ -104,7 +104,9 @@ def scan(opening: Opening, deadline: Deadline) -> Index:
             return _read(container, opening, deadline)
     except av.FFmpegError as error:
         deadline.check(path)
-        raise VideoError(f"path: {path} is not a video that can be read, or is damaged ({error.strerror})") from error
+        raise VideoError(
+            f"path must be a video that can be read, got {path}, which is none, or is damaged ({error.strerror})"
+        ) from error
 
 
 @dataclass
@@ -129,21 +131,23 @@ def _read(container: InputContainer, opening: Opening, deadline: Deadline) -> In
     ):
         raise UnplainError
     if stream.time_base is None:
-        raise VideoError(f"path: {path} has a video without a clock")
+        raise VideoError(f"path must be a video that can be read, got {path}, which has no clock")
     context.options = {**context.options, "max_pixels": str(MAX_PIXELS if opening.is_confined else PLAIN_PIXELS)}
     found = _packets(container, stream, path, deadline)
     _check_whole(container, stream, path, found)
     if _name(container) == "avi" and stream.codec_context.has_b_frames and stream.name in _REORDERED_IN_AVI:
-        raise VideoError(f"path: {path} is an AVI with B-frames, which cannot say when they appear; encode it again")
+        raise VideoError(f"path must say when its frames appear, got {path}, an AVI with B-frames; encode it again")
     packets, keys = np.array(found.ticks, dtype=np.int64), np.array(found.keys, dtype=np.int64)
     order = np.argsort(packets, kind="stable")
     order = order[np.isin(order, np.array(found.hidden, dtype=np.int64), invert=True)]
     if (np.diff(packets[order]) == 0).any():
-        raise VideoError(f"path: {path} has frames that appear at the same time; encode it again")
+        raise VideoError(
+            f"path must say when its frames appear, got {path}, where some appear at the same time; encode it again"
+        )
     starts = _starts(packets, order, keys)
     order, starts = order[starts >= 0], starts[starts >= 0]
     if not len(order):
-        raise VideoError(f"path: {path} has no frame that can be decoded")
+        raise VideoError(f"path must be a video that can be read, got {path}, which has no frame that can be decoded")
     aspect = _pixel_aspect(stream, path)
     _check_size(path, scaled_width(found.first.width, aspect), found.first.height)
     return Index(
@@ -180,12 +184,14 @@ def _packets(container: InputContainer, stream: VideoStream, path: Path, deadlin
         if not size:
             continue
         if size > MAX_PACKET_BYTES:
-            raise VideoError(f"path: {path} has a coded frame of {size >> 20} MiB; at most {MAX_PACKET_BYTES >> 20}")
+            raise VideoError(
+                f"path {path} must have coded frames of at most {MAX_PACKET_BYTES >> 20} MiB, got {size >> 20} MiB"
+            )
         largest, ends_cut = max(largest, size), packet.is_corrupt
         if packet.pts is None:
-            raise VideoError(f"path: {path} does not say when its frames appear; encode it again")
+            raise VideoError(f"path must say when its frames appear, got {path}, which does not; encode it again")
         if len(ticks) == MAX_PACKETS:
-            raise VideoError(f"path: {path} has more than {MAX_PACKETS} frames")
+            raise VideoError(f"path {path} must have at most {MAX_PACKETS} frames, got more")
         if packet.is_keyframe:
             if first is None:
                 _check_size(path, stream.codec_context.width, stream.codec_context.height)
@@ -197,7 +203,7 @@ def _packets(container: InputContainer, stream: VideoStream, path: Path, deadlin
             latest, last_duration = packet.pts, packet.duration or 0
         ticks.append(packet.pts)
     if first is None:
-        raise VideoError(f"path: {path} has no frame that can be decoded")
+        raise VideoError(f"path must be a video that can be read, got {path}, which has no frame that can be decoded")
     _check_size(path, first.width, first.height)
     if last_duration <= 0 and len(ticks) > 1:
         last_duration = round((max(ticks) - min(ticks)) / (len(ticks) - 1))
@@ -226,14 +232,14 @@ def _look(stream: VideoStream, packet: Packet[Any]) -> VideoFrame | None:
 
 
 def _pixel_aspect(stream: VideoStream, path: Path) -> Fraction:
-    """The container's word on the shape of a pixel, or else the codec's; square where neither says."""
+    """Return the container's word on the shape of a pixel, or else the codec's; square where neither says."""
     aspect = stream.sample_aspect_ratio
     if aspect is None or aspect <= 0:
         return Fraction(1)
     if not Fraction(1, MAX_PIXEL_ASPECT) <= aspect <= MAX_PIXEL_ASPECT:
         raise VideoError(
-            f"path: pixels of {path} must be at most {MAX_PIXEL_ASPECT} times as wide as high, or as high as wide; "
-            f"their shape is {aspect.numerator}:{aspect.denominator}"
+            f"path {path} must have pixels at most {MAX_PIXEL_ASPECT} times as wide as high, or as high as wide, "
+            f"got {aspect.numerator}:{aspect.denominator}"
         )
     return aspect
 
@@ -258,18 +264,21 @@ def _check_size(path: Path, width: int, height: int, may_be_unknown: bool = Fals
         return
     if not 0 < width * height <= MAX_PIXELS:
         raise VideoError(
-            f"path: frames of {path} must have 1 to {MAX_PIXELS / 1e6:.0f} megapixels; they are {width} x {height}"
+            f"path {path} must have frames of 1 to {MAX_PIXELS / 1e6:.0f} megapixels, got {width} x {height}"
         )
 
 
 def _check_whole(container: InputContainer, stream: VideoStream, path: Path, found: _Packets) -> None:
-    """Refuses a file that ends before what its header promises, where the container makes such a promise."""
+    """Refuse a file that ends before what its header promises, where the container makes such a promise."""
     have, name = len(found.ticks), _name(container)
     promised = stream.frames if name == "avi" else promised_entries(stream)
     if name in ("avi", _MOV) and have < promised:
-        raise VideoError(f"path: {path} is truncated: its header promises {promised} frames, it holds {have}")
+        raise VideoError(
+            f"path must be a whole video, got {path}, which is truncated: its header promises {promised} frames, it "
+            f"holds {have}"
+        )
     if found.ends_cut and name.split(",")[0] in _MARKS_CUT_PACKETS:
-        raise VideoError(f"path: {path} is truncated: it ends in the midst of a frame")
+        raise VideoError(f"path must be a whole video, got {path}, which is truncated: it ends in the midst of a frame")
     text = {key.upper(): value for key, value in stream.metadata.items()}.get("DURATION")
     if text is None or stream.time_base is None or "matroska" not in _name(container):
         return
@@ -283,7 +292,9 @@ def _check_whole(container: InputContainer, stream: VideoStream, path: Path, fou
     slack = max(0.25, 2 * held / have)
     if held < promised_seconds - slack:
         raise VideoError(
-            f"path: {path} is truncated: its header promises {promised_seconds:.1f} s, it holds {held:.1f} s"
+            f"path must be a whole video, got {path}, which is truncated: its header promises {promised_seconds:.1f} "
+            "s, "
+            f"it holds {held:.1f} s"
         )
 
 

@@ -137,7 +137,7 @@ def _flv(file: BinaryIO, size: int) -> str | None:
 
 
 def _ogg(file: BinaryIO, size: int) -> str | None:
-    """Looks at the last page: it ends with the file, and says that a stream ends."""
+    """Look at the last page: it ends with the file, and says that a stream ends."""
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
     at = tail.rfind(b"OggS\0")

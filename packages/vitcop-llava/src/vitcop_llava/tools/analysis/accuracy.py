@@ -83,13 +83,13 @@ def top_tokens(share: Fraction) -> ViTCoP:
 def measure_accuracy(
     loaded: Loaded, asked: Sequence[Asked], shares: Sequence[Fraction], max_new_tokens: int
 ) -> Accuracy:
-    """Asks every question unpruned and on each share of the tokens; answers are greedy.
+    """Ask every question unpruned and on each share of the tokens; answers are greedy.
 
     Raises:
         ValueError: There are no questions, a share is not in (0, 1], or a question cannot be asked.
     """
     if not asked:
-        raise ValueError("asked: must be at least one question, got none")
+        raise ValueError("asked must be at least one question, got none")
     methods = [None, *(top_tokens(share) for share in shares)]
     right, unreachable = [0] * len(methods), dict[int, str]()
     for item in tqdm(asked, desc="questions", file=sys.stderr, disable=not sys.stderr.isatty()):

@@ -53,7 +53,7 @@ class Observation:
 
 @torch.no_grad()
 def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
-    """Runs the model on a prompt, without a cache, and leaves it as it was.
+    """Run the model on a prompt, without a cache, and leave it unchanged.
 
     Args:
         model: One that `prune` takes, unpruned.
@@ -70,9 +70,9 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
     """
     parts = locate(model)
     if active_settings(parts.base) is not None:
-        raise ValueError("model: must not be pruned while it is observed; remove() the pruner first")
+        raise ValueError("model must not be pruned while it is observed; remove() the pruner first")
     if parts.scored is None:
-        raise ValueError(f"model: {parts.obstacle}")
+        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
     check_scoring(parts.decoder_layers[0].self_attn)
     prompt = read_prompt(parts, inputs)
     recorder = _Recorder(parts, parts.scored, prompt)
@@ -94,7 +94,7 @@ class _Recorder:
         self._saliencies: list[Array] = []
 
     def attach(self) -> Iterator[RemovableHandle]:
-        """Registers the hooks, yielding the handle of each."""
+        """Register the hooks, yielding the handle of each."""
         parts = self._parts
         attentions = [("vision ", self._scored.attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
         for prefix, attention in attentions:
@@ -124,7 +124,9 @@ class _Recorder:
         )
         pooled = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
         if not bool(pooled.isfinite().all()):
-            raise ValueError("model: its vision tower gives attention that is not finite in this dtype; try float32")
+            raise ValueError(
+                "model must give finite attention in its vision tower, got others in this dtype; try float32"
+            )
         self._saliencies.append(pooled.float().cpu().numpy().reshape(-1, rows, columns))
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,12 +156,13 @@ class _Recorder:
         seen = found if self._prompt.padding is None else found[self._prompt.padding.cpu()]
         if not bool(seen.isfinite().all()):
             raise ValueError(
-                f"model: layer {index} gives {name.replace('_', ' ')} that are not finite in this dtype; try float32"
+                f"model must give finite {name.replace('_', ' ')} in layer {index}, got others in this dtype; try "
+                "float32"
             )
         self._rows[name].append(found)
 
     def observations(self) -> list[Observation]:
-        """What was seen of each row."""
+        """Return what was seen of each row."""
         units = [self._units(number) for number in range(len(self._saliencies))]
         rows = {name: torch.stack(values, dim=1).numpy() for name, values in self._rows.items()}
         found = []

@@ -21,7 +21,7 @@ _HEATS_ACROSS = 8
 
 
 def draw_figures(analysis: Analysis, model: str, view: Image.Image | None = None) -> dict[str, Figure]:
-    """Every figure that there is data for, by its name (``figure-2a`` and so on).
+    """Return every figure that there is data for, by its name (``figure-2a`` and so on).
 
     Args:
         analysis: The data.

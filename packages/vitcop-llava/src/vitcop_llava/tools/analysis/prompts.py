@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import read_clips
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice
 from vitcop_llava.hooks.counting import either, share_out
-from vitcop_llava.sequence.segment import places_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Prompt:
 
 
 def read_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
-    """Checks the inputs of a model, and works out where everything stands.
+    """Check the inputs of a model, and work out where everything stands.
 
     Raises:
         TypeError: ``input_ids`` are missing, or an input is of the wrong type.
@@ -84,16 +84,17 @@ def read_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         what = f"of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"input_ids: must be a tensor [rows, length], got {what}")
+        raise TypeError(f"input_ids must be a tensor [rows, length], got {what}")
     for name in ("past_key_values", "mm_encoder_outputs", "inputs_embeds"):
         if given.get(name) is not None:
-            raise ValueError(f"{name}: must not be given; a prompt is observed whole, from ids and pixels")
+            raise ValueError(f"{name} must not be given; a prompt is observed whole, from ids and pixels")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-        raise ValueError(f"attention_mask: must be of the shape of input_ids, {tuple(ids.shape)}")
+        what = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be of the shape of input_ids, {tuple(ids.shape)}, got {what}")
     check_feature_choice(given, parts)
     sources = [_source(parts, kind, given) for kind in parts.token_ids if _has(given, kind)]
     if not sources:
-        raise ValueError("pixel_values: must be given; what is observed is how a model looks at images")
+        raise ValueError("pixel_values must be given; what is observed is how a model looks at images")
     padding = None if mask is None or bool(mask.bool().all()) else mask.bool()
     visual = either([source.where for source in sources])
     rows = [_row(sources, number) for number in range(ids.shape[0])]
@@ -122,7 +123,7 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> Source:
     counts = share_out(where.sum(1).tolist(), [tiling.placeholders for tiling in tilings], kind)
     if sum(counts) != len(tilings):
         raise ValueError(
-            f"{PIXELS[kind]}: must be the {kind}s of the prompt, which has placeholders for {sum(counts)}, "
+            f"{PIXELS[kind]} must be the {kind}s of the prompt, which has placeholders for {sum(counts)}, "
             f"got {len(tilings)}"
         )
     return Source(kind, tilings, grid, pool, where, counts)
@@ -139,7 +140,7 @@ def _row(sources: list[Source], row: int) -> Row:
             start += tiling.placeholders
             found.append((int(own[0]), (number, image), np.delete(own, tiling.newline_places)))
     if not found:
-        raise ValueError(f"input_ids: row {row} must have an image or a clip, and has none")
+        raise ValueError(f"input_ids[{row}] must have an image or a clip, got none")
     found.sort(key=lambda each: each[0])
     number, _ = found[0][1]
     return Row(np.concatenate([each[2] for each in found]), [each[1] for each in found], sources[number].grid)

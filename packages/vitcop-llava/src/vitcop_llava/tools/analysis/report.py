@@ -33,7 +33,7 @@ _CAPTIONS = {
 def render_files(
     analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model: str, view: Image.Image | None = None
 ) -> dict[str, bytes]:
-    """Every file of the result, by name.
+    """Return every file of the result, by name.
 
     Args:
         analysis: The numbers.
@@ -65,7 +65,7 @@ Table = tuple[Sequence[str], Iterator[Sequence[Any]]]
 
 
 def tables(analysis: Analysis, verdict: Verdict) -> dict[str, Table]:
-    """The numbers of each figure: its name, a heading, and rows."""
+    """Return the numbers of each figure: its name, a heading, and rows."""
     curve = quartiles(100 * analysis.of("cls_curve"))
     text = np.median(analysis.of("text_correlation"), axis=0)
     kept, best = (np.median(analysis.of(name), axis=0) for name in ("kept", "kept_at_best"))
@@ -104,7 +104,7 @@ def tables(analysis: Analysis, verdict: Verdict) -> dict[str, Table]:
 
 
 def report(analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model: str, pictures: Sequence[str]) -> str:
-    """The report, as Markdown."""
+    """Return the report, as Markdown."""
     lines = ["# Does ViTCoP suit this model?", "", f"`{about['command']}`", ""]
     lines += [
         f"{model}: {analysis.num_layers} layers, {len(analysis.samples)} prompts.",
@@ -150,7 +150,7 @@ def report(analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model
 
 
 def claims(analysis: Analysis, about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What the paper says of LLaVA-1.5-7B, and what was measured: claim, paper, here."""
+    """Return what the paper says of LLaVA-1.5-7B, and what was measured: claim, paper, here."""
     low, median, high = quartiles(100 * analysis.of("cls_curve")[:, 10])
     found = [
         (
@@ -172,7 +172,7 @@ def claims(analysis: Analysis, about: Mapping[str, Any]) -> list[tuple[str, str,
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Writes them into a folder, each whole or not at all, and takes away what an earlier result left.
+    """Write them into a folder, each whole or not at all, and remove what an earlier result left.
 
     The folder is made if it is not there.
 

@@ -78,15 +78,17 @@ class Analysis:
     accuracy: Accuracy | None = None
 
     def of(self, name: str) -> Floats:
-        """A statistic of every sample, by its name there: ``[samples, L]``, or ``[samples, 101]`` of ``cls_curve``."""
+        """Return a statistic of every sample, by its name there: ``[samples, L]``, or ``[samples, 101]`` of
+        ``cls_curve``.
+        """
         return np.stack([getattr(sample, name) for sample in self.samples])
 
     def with_accuracy(self, accuracy: Accuracy) -> Analysis:
-        """The same with Figure 2b."""
+        """Return the same with Figure 2b."""
         return replace(self, accuracy=accuracy)
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers of all figures, rounded to four digits after the point."""
+        """Return the numbers of all figures, rounded to four digits after the point."""
         curve = dict(zip(("low", "median", "high"), quartiles(self.of("cls_curve")), strict=True))
         per_layer = {name: _rounded(self.of(name)) for name in ("visual_share", "effective_share")}
         proxy = ("correlation", "text_correlation", "kept", "kept_at_best")
@@ -126,7 +128,7 @@ def analyze(model: nn.Module, prompts: Iterable[Mapping[str, Any]]) -> Analysis:
 
 
 def summarize(observations: Iterable[Observation]) -> Analysis:
-    """The numbers of what was observed of one model, one prompt after the other.
+    """Return the numbers of what was observed of one model, one prompt after the other.
 
     Raises:
         ValueError: There are no observations, or they have too few layers for two cuts.
@@ -140,7 +142,7 @@ def summarize(observations: Iterable[Observation]) -> Analysis:
         for layer in {cut - 1 for cut in cuts}:
             points.setdefault(layer, []).append(_points(seen, layer))
     if first is None:
-        raise ValueError("prompts: must be at least one, got none")
+        raise ValueError("prompts must be at least one, got none")
     rows, columns = first.grid
     heat = first.attention[:, : rows * columns].reshape(-1, rows, columns)
     thinned = {layer: _thinned(np.concatenate(found)) for layer, found in sorted(points.items())}

@@ -25,14 +25,14 @@ def cumulative_share(attention: ArrayLike) -> Floats:
     """
     values = np.sort(np.asarray(attention, dtype=np.float64))[::-1]
     if values.ndim != 1 or not values.sum() > 0:
-        raise ValueError(f"attention: must be of shape [n] and not all 0, got shape {values.shape}")
+        raise ValueError(f"attention must be of shape [n] and not all 0, got shape {values.shape}")
     held = np.concatenate([[0.0], values.cumsum() / values.sum()])
     found: Floats = np.interp(np.linspace(0, len(values), PERCENTS), np.arange(len(values) + 1), held)
     return found
 
 
 def average_ranks(values: ArrayLike) -> Floats:
-    """``[n]`` to ``[n]`` float64: the rank of each value from 1 on; equal values share the mean of their ranks."""
+    """Return ``[n]`` float64: the rank of each value from 1 on; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     ranks: Floats = (counts.cumsum() - (counts - 1) / 2)[inverse]
     return ranks
@@ -53,7 +53,7 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> Floats:
     """
     pair = np.asarray(first), np.asarray(second)
     if pair[0].ndim != 2 or pair[0].shape != pair[1].shape:
-        raise ValueError(f"first, second: must be of one shape [L, n], got {pair[0].shape} and {pair[1].shape}")
+        raise ValueError(f"first, second must be of one shape [L, n], got {pair[0].shape} and {pair[1].shape}")
     left, right = (np.array([average_ranks(row) for row in values]) for values in pair)
     left, right = left - left.mean(1, keepdims=True), right - right.mean(1, keepdims=True)
     scale = np.sqrt((left**2).sum(1) * (right**2).sum(1))

@@ -121,7 +121,7 @@ class Verdict:
 
 
 def judge(analysis: Analysis) -> Verdict:
-    """What the rank correlations of an analysis come to."""
+    """Return what the rank correlations of an analysis come to."""
     values = analysis.of("correlation")
     layers = tuple(_judge_layer(layer, values[:, layer]) for layer in range(analysis.num_layers))
     kept, best = (np.median(analysis.of(name), axis=0) for name in ("kept", "kept_at_best"))
@@ -149,7 +149,7 @@ def _judge_layer(layer: int, values: np.ndarray[Any, np.dtype[np.float64]]) -> L
 
 
 def _layers_instead(layers: tuple[LayerVerdict, ...], cuts: tuple[int, int]) -> tuple[int, int] | None:
-    """The nearest pair of cut layers that read layers with the assumed direction."""
+    """Return the nearest pair of cut layers that read layers with the assumed direction."""
     reach = max(1, len(layers) // NEARBY)
     near = [
         [

@@ -40,7 +40,7 @@ def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
 
 
 def modules_of(model: Any, parts: Parts) -> list[tuple[nn.Module, str]]:
-    """Every module that is one of `PARTS`, with the part's name; none for the rest."""
+    """Return every module that is one of `PARTS`, with the part's name; none for the rest."""
     layers = [(layer, "layers") for layer in parts.decoder_layers]
     return [(parts.vision_tower, "tower"), (parts.projector, "projector"), *layers, (model.lm_head, "head")]
 

@@ -108,7 +108,7 @@ def _run(model: Any, prompt: Prompt, method: Method | None, new_tokens: int) -> 
 
 
 def _after(inputs: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The prompt as `decode` takes it for one more token than the ``step - 1`` that came after it."""
+    """Return the prompt as `decode` takes it for one more token than the ``step - 1`` that came after it."""
     mask = inputs["attention_mask"]
     return {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), step - 1)], dim=1)}
 

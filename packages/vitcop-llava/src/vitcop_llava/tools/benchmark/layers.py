@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _shallow(shape: Shape, layers: int) -> Shape:
-    """A shape with fewer decoder layers, and a small tower of as many patches: it is not measured."""
+    """Return a shape with fewer decoder layers, and a small tower of as many patches: it is not measured."""
     small = Vision(hidden=64, intermediate=128, layers=3, heads=4, side=shape.vision.side)
     return replace(shape, vision=small, language=replace(shape.language, layers=layers))
 

@@ -24,7 +24,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """A control group's number; None where there is none, or no limit (``max``)."""
+    """Return a control group's number; None where there is none, or no limit (``max``)."""
     try:
         text = path.read_text().strip()
     except OSError:

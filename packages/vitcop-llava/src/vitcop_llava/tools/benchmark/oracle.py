@@ -20,7 +20,7 @@ from vitcop_llava.tools.benchmark.prompts import Prompt
 
 
 def run_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> Tensor:
-    """Runs a prefill of the plan's lengths, for all rows alike.
+    """Run a prefill of the plan's lengths, for all rows alike.
 
     Returns:
         ``[B, 1, V]``, the logits of the last token; they mean nothing.

@@ -66,7 +66,7 @@ def make_prompt(
         ValueError: The model does not tile, or reads no clips, and is asked to; or there is too little text.
     """
     if text_tokens < 2:
-        raise ValueError(f"text_tokens: must be at least 2, before and after the image; got {text_tokens}")
+        raise ValueError(f"text_tokens must be at least 2, before and after the image, got {text_tokens}")
     tiling, pixels = _visual(parts, batch, image_size, frames)
     kind = "image" if frames is None else "video"
     generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
@@ -97,18 +97,20 @@ def largest_image(parts: Parts) -> tuple[int, int]:
 def _visual(
     parts: Parts, batch: int, image_size: tuple[int, int] | None, frames: int | None
 ) -> tuple[Tiling, tuple[int, ...]]:
-    """How an image or clip lies, and the shape of the batch's pixels."""
+    """Return how an image or clip lies, and the shape of the batch's pixels."""
     vision: Any = parts.vision_tower.config
     side = vision.image_size
     if frames is not None:
         if parts.video is None:
-            raise ValueError(f"frames: this model reads no clips; got {frames}")
+            raise ValueError(f"frames must be None for a model that reads no clips, got {frames}")
         if image_size is not None:
-            raise ValueError("image_size: does not go with frames, which make a clip")
+            raise ValueError(f"image_size must be None with frames, which make a clip, got {image_size}")
         return parts.video.clip(frames), (batch, frames, 3, side, side)
     if parts.anyres is None:
         if image_size is not None:
-            raise ValueError(f"image_size: this model sees every image at {side} x {side} pixels; leave it out")
+            raise ValueError(
+                f"image_size must be None for a model that sees every image at {side} x {side} pixels, got {image_size}"
+            )
         return parts.tiling, (batch, 3, side, side)
     width, height = image_size or largest_image(parts)
     tiling = parts.anyres.tile(height, width)

@@ -48,7 +48,7 @@ PART_HEADINGS = ("method", "tokens", *PARTS)
 
 
 def cells(row: Row) -> list[str]:
-    """A row under `HEADINGS`; empty where there is nothing to say, as in all of them for a missing measurement."""
+    """Return a row under `HEADINGS`; cells are empty where there is nothing to say."""
     found = [row.method, _tokens(row)]
     if row.prefill is None:
         return [*found, *[""] * (len(HEADINGS) - 2)]
@@ -65,7 +65,7 @@ def cells(row: Row) -> list[str]:
 
 
 def busy_cells(row: Row) -> list[str]:
-    """A row under `BUSY_HEADINGS`; no cells where no GPU was measured."""
+    """Return a row under `BUSY_HEADINGS`; no cells where no GPU was measured."""
     if row.busy_prefill is None or row.prefill is None:
         return []
     token, step = row.busy_token, row.token
@@ -83,7 +83,7 @@ def busy_cells(row: Row) -> list[str]:
 
 
 def part_cells(row: Row) -> list[str]:
-    """A row under `PART_HEADINGS`: seconds, and their share."""
+    """Return a row under `PART_HEADINGS`: seconds, and their share."""
     parts = row.parts or {}
     whole = sum(parts.values())
     shares = [f"{as_seconds(parts[name])} ({parts[name] / whole:.1%})" if name in parts else "" for name in PARTS]
@@ -96,7 +96,7 @@ def remarks(result: Result) -> list[str]:
 
 
 def as_bytes(count: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes for people."""
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
@@ -106,11 +106,11 @@ def _tokens(row: Row) -> str:
 
 
 def _seconds(spread: Spread) -> str:
-    """The median, and half of what lies between the quartiles."""
+    """Return the median, and half of what lies between the quartiles."""
     scale, unit = (1, "s") if spread.median >= 1 else (1e3, "ms")
     return f"{scale * spread.median:.3g} ± {scale * (spread.upper - spread.lower) / 2:.2g} {unit}"
 
 
 def as_seconds(seconds: float) -> str:
-    """A time for people."""
+    """Return a time for people."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """The spread of one measurement or more."""
+        """Return the spread of one measurement or more."""
         # Quartiles need two; of a single one they are itself.
         lower, median, upper = statistics.quantiles([*values] * (2 if len(values) == 1 else 1), method="inclusive")
         return cls(median, lower, upper, tuple(values))
@@ -89,7 +89,7 @@ class Row:
 
     @classmethod
     def load(cls, stored: dict[str, Any]) -> Self:
-        """A row from what ``dataclasses.asdict`` made of it, also by way of JSON."""
+        """Return a row from what ``dataclasses.asdict`` made of it, also by way of JSON."""
         spreads = {name: stored[name] for name in ("prefill", "token", "oracle", "over_oracle")}
         return cls(**stored | {name: plain and Spread(**plain) for name, plain in spreads.items()})
 

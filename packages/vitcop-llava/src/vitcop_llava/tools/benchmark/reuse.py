@@ -72,7 +72,7 @@ class Result:
 
 
 def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, repeats: int) -> Result:
-    """Times one question unpruned, one pruned, and all of them by reuse, in turn, after one round to warm up."""
+    """Time one question unpruned, one pruned, and all of them by reuse, in turn, after one round to warm up."""
     prompt = make_prompt(model, locate(model))
     given, visual = prompt.inputs, prompt.tiling.tokens
     runs = _runs(model, given["input_ids"][:, : TEXT_BEFORE + visual], given["pixel_values"], retain, sizes)
@@ -105,7 +105,7 @@ def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, rep
 def _runs(
     model: LlavaForConditionalGeneration, beginning: Tensor, pixels: Tensor, retain: int, sizes: Sizes
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, in an order in which each finds what it needs."""
+    """Return what is timed, in an order in which each finds what it needs."""
     generator = torch.Generator().manual_seed(2)
     questions = torch.randint(3, 31000, (sizes.questions, sizes.question_tokens), generator=generator)
     whole = torch.cat([beginning, questions[:1].to(model.device)], dim=1)

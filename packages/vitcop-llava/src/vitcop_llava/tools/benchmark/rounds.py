@@ -31,7 +31,7 @@ class Runs(Generic[Key, Found]):
 def interleave(
     groups: Sequence[Mapping[Key, Callable[[], Found]]], *, repeats: int, warm_up: int = 1, seed: int, what: str
 ) -> Runs[Key, Found]:
-    """Runs the variants of all groups, in an order that differs by round.
+    """Run the variants of all groups, in an order that differs by round.
 
     Groups are shuffled, and the variants within each, but a group stays together: what happens to the machine for a
     while happens to all of it. A variant that the device has no memory for is given up; the others go on.

@@ -106,7 +106,9 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
 
 
 def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[int]) -> tuple[list[Variant], list[Row]]:
-    """Every method at every budget that it can meet, and a row for each that it cannot, with the method's reason."""
+    """Return every method at every budget that it can meet, and a row for each that it cannot, with the method's
+    reason.
+    """
     variants, missing = [], []
     for tokens in settings.retained_tokens:
         for name in settings.methods:
@@ -122,13 +124,13 @@ def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[i
 
 
 def pruned_by(model: Any, method: Method | None) -> AbstractContextManager[Any]:
-    """The model under a method, or as it is."""
+    """Return the model under a method, or as it is."""
     return nullcontext() if method is None else prune(model, method)
 
 
 @contextmanager
 def _ready(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> Iterator[None]:
-    """The model under a variant's method, or as it is; with prefills recorded, where they are to be replayed."""
+    """Prepare the model under a variant's method, or as it is; with prefills recorded, if they are to be replayed."""
     if variant.method is None or not settings.capture:
         with pruned_by(model, variant.method):
             yield
@@ -161,7 +163,7 @@ def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> d
 def _watch_gpu(
     model: Any, parts: Parts, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
 ) -> dict[Variant, dict[str, Any]]:
-    """The fields of each variant's row about what a GPU works; none on a CPU."""
+    """Return the fields of each variant's row about what a GPU works; none on a CPU."""
     if prompt.inputs["input_ids"].device.type != "cuda":
         return {}
     runs = interleave(
@@ -214,7 +216,7 @@ def _medians(passes: Sequence[dict[str, float]]) -> dict[str, float] | None:
 
 
 def _in_order(rows: Sequence[Row], missing: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
-    """The unpruned model, then by budget, then by method, as they were asked for."""
+    """Return the unpruned model, then by budget, then by method, as they were asked for."""
 
     def place(row: Row) -> tuple[int, int]:
         if row.retained_tokens is None:

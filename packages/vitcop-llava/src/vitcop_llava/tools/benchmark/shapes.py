@@ -98,7 +98,7 @@ _NOISE = 1_000_003
 
 
 def skeleton(shape: Shape, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """The model without its weights, on the meta device.
+    """Return the model without its weights, on the meta device.
 
     Args:
         shape: What it looks like.
@@ -150,7 +150,7 @@ def weight_bytes(model: nn.Module) -> int:
 def random_model(
     shape: Shape, dtype: torch.dtype, device: torch.device | str, attention: str = "sdpa", seed: int = 0
 ) -> Any:
-    """A model with random weights, built without ever holding it twice; arguments as `skeleton`'s."""
+    """Return a model with random weights, built without ever holding it twice; arguments as `skeleton`'s."""
     model = skeleton(shape, dtype, attention).to_empty(device=device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(_NOISE, generator=generator, dtype=torch.float32, device="cpu").to(dtype).to(device)

@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 def _help(command: Callable[..., None]) -> str:
-    """The docstring without the line ends inside its paragraphs, which typer would print where they are."""
+    """Return the docstring without the line ends inside its paragraphs, which typer would print where they are."""
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
@@ -57,5 +57,5 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command line of this process."""
+    """Run the command line of this process."""
     app()

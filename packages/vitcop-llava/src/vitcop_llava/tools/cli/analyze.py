@@ -42,7 +42,7 @@ Questions = Annotated[
     ),
 ]
 Shares = Annotated[
-    str, typer.Option("--top-k", metavar="P,P,...", help="Figure 2b: percentages of the visual tokens to keep.")
+    str, typer.Option("--top-k", metavar="P,P,...", help="The percentages of the visual tokens that Figure 2b keeps.")
 ]
 Scenes = Annotated[
     int | None,
@@ -51,23 +51,25 @@ Scenes = Annotated[
         max=10**6,
         metavar="N",
         show_default=False,
-        help=f"Demo model: that many held-out scenes; default {DEMO_SCENES}.",
+        help=f"How many held-out scenes to show the demo model. Default: {DEMO_SCENES}.",
     ),
 ]
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
-ForceFolder = Annotated[bool, typer.Option("--force", metavar="", help="Write into a folder that is there already.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for the result.")]
+ForceFolder = Annotated[bool, typer.Option("--force", metavar="", help="Write into a folder even if it is not empty.")]
 
 
 def analyze(
     images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", show_default=False)] = None,
     question: Annotated[
         str | None,
-        typer.Option(help="The prompt beside each image; default: to say what is in it.", show_default=False),
+        typer.Option(help="The prompt beside each image. Default: a request to say what is in it.", show_default=False),
     ] = None,
     questions: Questions = None,
     scenes: Scenes = None,
     top_k: Shares = SHARES,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer in Figure 2b, in tokens.")] = 16,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=10**6, help="How long an answer in Figure 2b may be, in tokens.")
+    ] = 16,
     model: Model = None,
     out: Folder = Path("vitcop-analysis"),
     force: ForceFolder = False,
@@ -78,7 +80,7 @@ def analyze(
 ) -> None:
     """Measure whether ViTCoP suits a model: do its key norms stand for attention, and where?
 
-    Runs the unpruned model on each image, and writes the paper's Figures 2a, 2b, 3a, 4 and 6 with their numbers, and a
+    Run the unpruned model on each image, and write the paper's Figures 2a, 2b, 3a, 4 and 6 with their numbers, and a
     report with a verdict. Figure 2b needs questions with answers: those of --questions, or of the demo model's scenes.
     """
     check_folder(out, force)
@@ -177,7 +179,7 @@ def _write(
 
 
 def _view(loaded: Loaded, picture: Image.Image) -> Image.Image:
-    """The picture as Figure 6 shows it: what the model sees of it in its first unit."""
+    """Return the picture as Figure 6 shows it: what the model sees of it in its first unit."""
     from vitcop_llava.tools.pictures.survivors import as_seen
 
     return picture if loaded.parts.anyres is not None else as_seen(loaded.processor.image_processor, picture)

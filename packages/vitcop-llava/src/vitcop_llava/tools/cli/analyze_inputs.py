@@ -47,77 +47,77 @@ class Prompts:
 
 
 def parse_shares(text: str) -> list[Fraction]:
-    """The percentages of ``--top-k`` as shares, ascending, each once.
+    """Return the percentages of ``--top-k`` as shares, ascending, each once.
 
     Raises:
-        UserError: One is no number above 0 and up to 100.
+        UserError: One is not a number above 0 and up to 100.
     """
     found = set()
     for part in text.split(","):
         share = parse_decimal(part.strip().removesuffix("%").strip())
         if share is None or not 0 < share <= 100:
-            raise UserError(f"--top-k: must be percentages above 0 and up to 100, such as 5,10,20; got {text!r:.80}")
+            raise UserError(f"--top-k must be percentages above 0 and up to 100, such as 5,10,20, got {text!r:.80}")
         found.add(share / 100)
     return sorted(found)
 
 
 def check_folder(folder: Path, force: bool) -> None:
-    """Raises unless the result can go into ``folder``; asked before the work, so that it is not in vain.
+    """Raise unless the result can go into ``folder``; asked before the work, so that it is not in vain.
 
     Raises:
         UserError: It is a file, the folder that it is to be in is missing, or it holds something and is not forced.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out: must be a folder; {folder} is a file")
+        raise UserError(f"--out must be a folder, got the file {folder}")
     if not folder.parent.is_dir():
-        raise UserError(f"--out: the folder that it goes into must exist; there is no {folder.parent}")
+        raise UserError(f"--out must be in an existing folder, got {folder}")
     if folder.is_dir() and not force and any(folder.iterdir()):
-        raise UserError(f"--out: {folder} is there already and not empty; --force writes into it")
+        raise UserError(f"--out must be a new or empty folder, got {folder}; --force writes into it")
 
 
 def read_questions(path: Path) -> list[Item]:
-    """Reads a file of questions with answers, all of it.
+    """Read a file of questions with answers, all of it.
 
     Raises:
         UserError: It cannot be read, holds no question, or a line is not as it should be; the message has its number.
     """
     if not path.is_file():
-        raise UserError(f"--questions: must be a file of JSON lines; there is no file {path}")
+        raise UserError(f"--questions must be an existing file of JSON lines, got {path}")
     if path.stat().st_size > MAX_FILE:
-        raise UserError(f"--questions: {path} must have at most {MAX_FILE // 2**20} MiB, and has more")
+        raise UserError(f"--questions {path} must have at most {MAX_FILE // 2**20} MiB, got more")
     from vitcop_llava.tools.comparison.questions import Fault
 
     found = list["Item"]()
     for read in parsed_lines(path):
         if isinstance(read, Fault):
-            raise UserError(f"--questions: {path}, line {read.number}: {read.error}")
+            raise UserError(f"{path}, line {read.number}: {read.error}")
         found.append(read)
     if not found:
-        raise UserError(f"--questions: {path} must hold at least one question, and holds none")
+        raise UserError(f"--questions {path} must hold at least one question, got none")
     return found
 
 
 def check_given(
     images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int | None, model: str | None
 ) -> None:
-    """Raises for what would come out only after the model is loaded.
+    """Raise for what would come out only after the model is loaded.
 
     Raises:
         UserError: There are no pictures, scenes are asked for beside pictures, or the question is empty.
     """
     if question is not None and not question.strip():
-        raise UserError("--question: must not be empty")
+        raise UserError("--question must not be empty")
     has_pictures = bool(images) or lines is not None
     if scenes is not None and has_pictures:
-        raise UserError("--scenes: takes the place of images; got images or --questions beside it")
+        raise UserError("--scenes must be given without images and --questions, got both")
     if not has_pictures and scenes is None and model is not None:
-        raise UserError("IMAGE: at least one must be given, or --questions; got neither")
+        raise UserError("IMAGE or --questions must be given, got neither")
 
 
 def choose_prompts(
     side: int | None, images: Sequence[Path], question: str | None, lines: Sequence[Item] | None, scenes: int
 ) -> Prompts:
-    """Which pictures are looked at, with which text, and what is asked for Figure 2b.
+    """Return which pictures are looked at, with which text, and what is asked for Figure 2b.
 
     Args:
         side: Of the demo model's images, in pixels; None for a model that knows no scenes.
@@ -131,7 +131,7 @@ def choose_prompts(
     """
     if not images and lines is None:
         if side is None:
-            raise UserError("--scenes: are what the demo model knows, and --model is another; give it images")
+            raise UserError("--scenes must be given to the demo model, which knows them, got --model; give it images")
         return _of_scenes(scenes, side, question)
     asked = [] if lines is None else _asked(lines)
     left_out = None if asked else "the images come without questions and answers; --questions brings them"

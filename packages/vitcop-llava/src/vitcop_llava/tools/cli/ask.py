@@ -68,17 +68,20 @@ Batch = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.jsonl",
-        help='Many questions: a JSON object a line: "image" or "images" (or videos), "question", and "id" if wanted.',
+        help='Read many questions from a file, one JSON object a line: "image" or "images" (or videos), "question", '
+        'and "id" if you like.',
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE.jsonl", help="With --batch: where results go instead of stdout."),
+    typer.Option(
+        "--out", "-o", metavar="FILE.jsonl", help="With --batch: write results to this file instead of stdout."
+    ),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", metavar="", help="With --out: go on where an interrupted run of the same options left FILE.partial."
+        "--resume", metavar="", help="With --out: continue an interrupted run of the same options from FILE.partial."
     ),
 ]
 TIMES = "Times are wall time of a single run"
@@ -100,7 +103,7 @@ def ask(
     retain: Retain = None,
     method: MethodName = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", metavar="", help="Run the unpruned model as well.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens.")] = 64,
     frames: Frames = None,
     fps: Fps = None,
     indices: Indices = None,
@@ -120,7 +123,7 @@ def ask(
 ) -> None:
     """Answer a question about images and videos, with visual tokens pruned.
 
-    Prints the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
+    Print the answer, the visual tokens that each stage kept, what that saved, and the time it took. All images and
     videos go into one prompt, in order, before the question. With --batch the questions come from a file, and the
     results are JSON lines; a line that fails has an "error", the others go on, and the exit code is 1. A file of
     results gets its name when it is whole; until then it is FILE.partial.
@@ -130,7 +133,9 @@ def ask(
     if batch is None:
         check_question(question, paths)
         if out is not None or resume:
-            raise UserError(f"--{'out' if out else 'resume'}: goes with --batch; the answer to one question is printed")
+            raise UserError(
+                f"--{'out' if out else 'resume'} must be given with --batch; the answer to one question is printed"
+            )
         media = open_media(paths, sampling, notes.add)
     else:
         check_batch(batch, out, force, resume, paths, question)
@@ -167,11 +172,11 @@ class Asker:
     sampling: Sampling
 
     def check(self) -> None:
-        """Raises for a budget that fits no image."""
+        """Raise for a budget that fits no image."""
         start_pruning(self.loaded, self.method, self.budget).remove()
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on beside the questions."""
+        """Return what results depend on beside the questions."""
         from vitcop_llava.tools.model.environment import environment
 
         asked = {"method": repr(self.method), "compare": self.compare, "max_new_tokens": self.max_new_tokens}
@@ -179,13 +184,13 @@ class Asker:
         return {"run": asked, "packages": environment()["packages"]}
 
     def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Outcome:
-        """Asks a question about images and clips, pruned, and if wanted unpruned."""
+        """Ask a question about images and clips, pruned, and if wanted unpruned."""
         with quiet(notes):
             inputs = prepare_inputs(self.loaded, media, question, notes)
             return _run(self.loaded, inputs, self.method, self.budget, self.compare, self.max_new_tokens)
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """The result of a line of a batch."""
+        """Return the result of a line of a batch."""
         check_question(request.question, request.images)
         notes = Notes()
         media = open_media(request.images, self.sampling if has_video(request.images) else None, notes.add)
@@ -193,7 +198,7 @@ class Asker:
         return {"answer": outcome.pruned.text} | self.fields(outcome, media, notes)
 
     def fields(self, outcome: Outcome, media: Sequence[Medium], notes: Notes) -> dict[str, Any]:
-        """What is told of an answer, for machines."""
+        """Return what is told of an answer, for machines."""
         settings: dict[str, Any] = {"method": self.name, "retain": str(self.budget)}
         if clips := clips_of(media):
             settings["clips"] = [clip_fields(clip) for clip in clips]
@@ -290,7 +295,7 @@ def _as_json(loaded: Loaded, outcome: Outcome, notes: Notes) -> dict[str, Any]:
 
 
 def _answer(answer: Answer | None) -> dict[str, Any]:
-    """The fields of a run; None each where it was not run."""
+    """Return the fields of a run; None each where it was not run."""
     return {
         "answer": answer and answer.text,
         "generated_tokens": answer and answer.tokens,

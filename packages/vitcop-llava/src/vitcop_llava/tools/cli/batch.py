@@ -27,28 +27,32 @@ class Request:
 
 
 def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images: Sequence[Path], question: str) -> None:
-    """Raises for what would come out only after the model is loaded.
+    """Raise for what would come out only after the model is loaded.
 
     Raises:
         UserError: where there is no such file, ``out`` cannot be written or is there, or a question is given beside it.
     """
     if images or question:
         raise UserError(
-            f"--batch: the images and questions are in its file; got {str(question or images[0])!r} beside it"
+            f"--batch must be given alone, as its file holds images and questions, got {str(question or images[0])!r}"
         )
     if not path.is_file():
-        raise UserError(f"--batch: must be a file of JSON lines; there is no file {path}")
+        raise UserError(f"--batch must be an existing file of JSON lines, got {path}")
     if out is None:
         if resume:
-            raise UserError("--resume: goes with --out; what was printed cannot be gone on with")
+            raise UserError("--resume must be given with --out; what was printed cannot be gone on with")
         return
     if resume and force:
-        raise UserError("--resume: goes on with what is there; got --force, which starts again, as well")
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other starts again"
+        )
     if out.exists() and out.samefile(path):
-        raise UserError(f"--out: must not be the file of --batch, {path}")
+        raise UserError(f"--out must not be the file of --batch, {path}")
     if not force and not resume and partial_path(out).exists():
         raise UserError(
-            f"--out: an interrupted run left {partial_path(out)}; --resume goes on with it, --force starts again"
+            f"--out must not be what an interrupted run left, got {partial_path(out)}; --resume goes on with it, "
+            "--force "
+            "starts again"
         )
     try:
         check_writable(out, overwrite=force or resume)
@@ -57,7 +61,7 @@ def check_batch(path: Path, out: Path | None, force: bool, resume: bool, images:
 
 
 def names_video(path: Path) -> bool:
-    """Whether a line asks about a video: then the demo model is that for videos."""
+    """Return whether a line asks about a video: then the demo model is that for videos."""
     with open_file(path, "--batch") as lines:
         for _, line in numbered_lines(lines):
             try:
@@ -69,34 +73,36 @@ def names_video(path: Path) -> bool:
 
 
 def parse_request(line: bytes) -> Request:
-    """A line's images and question.
+    """Return a line's images and question.
 
     Raises:
         UserError: where it is no JSON object with these.
     """
     if len(line) > MAX_LINE:
-        raise UserError(f"must have at most {MAX_LINE} bytes, and has more")
+        raise UserError(f"line must have at most {MAX_LINE} bytes, got more")
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"must be a JSON object: {error}") from error
+        raise UserError(f"line must be a JSON object, got {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f'must be a JSON object such as {{"image": "a.png", "question": "..."}}, got {content!r:.80}')
+        raise UserError(
+            f'line must be a JSON object such as {{"image": "a.png", "question": "..."}}, got {content!r:.80}'
+        )
     if ("image" in content) == ("images" in content):
-        raise UserError('must have either "image" or "images"')
+        raise UserError(f'line must have either "image" or "images", got {"both" if "image" in content else "neither"}')
     images = [content["image"]] if "image" in content else content["images"]
     if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise UserError(f'"image" must be a file name, "images" a list of them; got {images!r:.80}')
+        raise UserError(f'"image" must be a file name, "images" a list of them, got {images!r:.80}')
     question, key = content.get("question"), content.get("id")
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f'"question" must be a text that is not empty; got {question!r:.80}')
+        raise UserError(f'"question" must be a text that is not empty, got {question!r:.80}')
     if isinstance(key, bool) or not isinstance(key, str | int | None):
-        raise UserError(f'"id" must be a text or an integer; got {key!r:.80}')
+        raise UserError(f'"id" must be a text or an integer, got {key!r:.80}')
     return Request([Path(image) for image in images], question, key)
 
 
 def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
+    """Yield the lines that are not blank, with their numbers from 1; of an overlong one the beginning alone."""
     number = 0
     while line := lines.readline(MAX_LINE + 1):
         number += 1
@@ -108,7 +114,7 @@ def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def open_file(path: Path, option: str) -> BinaryIO:
-    """Opens a file that an option names, to read it.
+    """Open a file that an option names, to read it.
 
     Raises:
         UserError: where it is none, or cannot be opened.
@@ -116,4 +122,4 @@ def open_file(path: Path, option: str) -> BinaryIO:
     try:
         return open_regular(path)
     except OSError as error:
-        raise UserError(f"{option}: cannot open {path}: {error.strerror or error}") from error
+        raise UserError(f"{option} must be a file that can be read, got {path}: {error.strerror or error}") from error

@@ -51,18 +51,24 @@ Shape = Annotated[
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeatable; default: all."),
+    typer.Option(
+        "--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeat the option for several. Default: all."
+    ),
 ]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(
         "--retain",
         metavar="N|N%,...",
-        help="Visual tokens an image or clip to keep on average, or their share; repeatable; default: 1/3, 2/9, 1/9.",
+        help="How many visual tokens of an image or clip to keep on average, or which share of them. Repeat the option "
+        "for several. Default: 1/3, 2/9, 1/9.",
     ),
 ]
 ImageSize = Annotated[
-    str | None, typer.Option(metavar="WxH", help="Pixels, for models that tile; default: the most tokens.")
+    str | None,
+    typer.Option(
+        metavar="WxH", help="The size in pixels, for models that tile. Default: the one with the most tokens."
+    ),
 ]
 Attention = Annotated[
     str | None,
@@ -86,29 +92,38 @@ def bench(
     model: Model = None,
     method: Methods = None,
     retain: Budgets = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Rounds, after one that warms up.")] = 5,
-    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Tokens to generate for each prompt.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at a time.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="How many rounds, after one that warms up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How many tokens to generate for each prompt.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts at a time.")] = 1,
     image_size: ImageSize = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="Of a clip, for video models; default: 8.")
+        int | None, typer.Option(min=1, max=10**6, help="How many frames of a clip, for video models. Default: 8.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="Tokens of text in a prompt.")] = 60,
+    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="How many tokens of text in a prompt.")] = 60,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = None,
-    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the prompt and of the order of runs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the prompt and of the order of runs.")] = 0,
     brief: Annotated[
-        bool, typer.Option("--brief", help="Only time to the first token, cache and MACs, in three lines and as bars.")
+        bool,
+        typer.Option(
+            "--brief",
+            help="Measure only time to the first token, cache and MACs, and print them as three lines and as bars.",
+        ),
     ] = False,
     host: Annotated[
-        bool, typer.Option("--host", help="Only what the host works, as ratios to unpruned; default shape: narrow.")
+        bool,
+        typer.Option(
+            "--host", help="Measure only the work of the host, as ratios to the unpruned model. Default shape: narrow."
+        ),
     ] = False,
     capture: Annotated[
         bool,
         typer.Option("--capture", help="Replay the prefills of methods as CUDA graphs; unpruned ones run as ever."),
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result in this file.")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -123,9 +138,9 @@ def bench(
     if out is not None:
         check_output(out, force, kind="JSON")
     if brief and host:
-        raise UserError("--brief: does not go with --host; leave one out")
+        raise UserError("--brief must not be given with --host; leave one out")
     if capture and host:
-        raise UserError("--capture: does not go with --host; leave one out")
+        raise UserError("--capture must not be given with --host; leave one out")
     notes = Notes()
     if host:
         device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
@@ -150,7 +165,7 @@ def bench(
 
 
 def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The methods of ``--method``, by the names that papers use; all where there is none.
+    """Return the methods of ``--method``, by the names that papers use; all where there is none.
 
     Raises:
         UserError: for one that is none.
@@ -158,12 +173,12 @@ def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
     names = [name.strip().lower() for text in given or () for name in text.split(",")] or [*METHODS]
     for name in names:
         if name not in method_names():
-            raise UserError(f"--method: must be one of {', '.join(method_names())}; got {name!r}")
+            raise UserError(f"--method must be one of {', '.join(method_names())}, got {name!r}")
     return tuple(METHODS.get(name, name) for name in dict.fromkeys(names))
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Where a method stands among all: those of vitcop in their order, then the others by name."""
+    """Return where a method stands among all: those of vitcop in their order, then the others by name."""
     known = [*METHODS.values()]
     return (known.index(name), "") if name in known else (len(known), name)
 
@@ -180,7 +195,7 @@ def parse_size(given: str | None) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(
         side.isascii() and side.isdecimal() and len(side) < 6 and int(side) > 0 for side in sides
     ):
-        raise UserError(f"--image-size: must be width and height in pixels, such as 672x336; got {given!r}")
+        raise UserError(f"--image-size must be width and height in pixels, such as 672x336, got {given!r}")
     return int(sides[0]), int(sides[1])
 
 
@@ -195,12 +210,12 @@ def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
 
 
 def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, ...]:
-    """The budgets in visual tokens of a prompt."""
+    """Return the budgets in visual tokens of a prompt."""
     every, retained = prompt.tiling.tokens, list[int | float]()
     for budget in budgets:
         tokens = budget.tokens or (budget.share or Fraction(1)) * every
         if tokens > every:
-            raise UserError(f"--retain: must be at most the {every} visual tokens of a prompt; got {budget}")
+            raise UserError(f"--retain must be at most the {every} visual tokens of a prompt, got {budget}")
         retained.append(int(tokens) if tokens.denominator == 1 else float(tokens))
     return tuple(dict.fromkeys(retained))
 
@@ -215,15 +230,15 @@ def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResu
     from vitcop_llava.tools.benchmark.host import measure_host
 
     if ready.model.device.type != "cpu":
-        raise UserError(f"--device: must be cpu with --host, got {ready.model.device.type}")
+        raise UserError(f"--device must be cpu with --host, got {ready.model.device.type}")
     if settings.new_tokens < 2:
-        raise UserError(f"--new-tokens: must be at least 2 with --host, got {settings.new_tokens}")
+        raise UserError(f"--new-tokens must be at least 2 with --host, got {settings.new_tokens}")
     with mistakes():
         return measure_host(ready.model, ready.parts, prompt, settings)
 
 
 def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, settings: dict[str, Any]) -> dict[str, Any]:
-    """The result with everything that it takes to repeat it."""
+    """Return the result with everything that it takes to repeat it."""
     from vitcop_llava.tools.model.environment import environment
 
     sizes = prompt.inputs.get("image_sizes")

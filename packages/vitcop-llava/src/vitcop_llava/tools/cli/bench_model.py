@@ -50,7 +50,7 @@ class BenchModel:
         }
 
     def describe(self) -> str:
-        """What ran, for people."""
+        """Return what ran, for people."""
         summary = self.summary
         return (
             f"{self.name}: {summary['layers']} layers, {summary['dtype']} on {summary['device']}, "
@@ -61,13 +61,13 @@ class BenchModel:
 def open_bench_model(
     shape: str | None, source: str | None, device: str, dtype: str, attention: str | None, notes: Notes
 ) -> BenchModel:
-    """Makes or loads the model; the demo model where neither is named.
+    """Make or load the model: the demo model if neither is named.
 
     Raises:
         UserError: where both are named, or what is asked for cannot be had.
     """
     if shape is not None and source is not None:
-        raise UserError(f"--shape: does not go with --model, which has a shape; got {shape!r} and {source!r}")
+        raise UserError(f"--shape must not be given with --model, which has a shape, got {shape!r} and {source!r}")
     if shape is not None:
         return _made(shape, device, dtype, attention or "sdpa", notes)
     loaded = open_model(source, device, dtype, notes)
@@ -86,9 +86,9 @@ def _made(name: str, device: str, dtype: str, attention: str, notes: Notes) -> B
         from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, skeleton
         from vitcop_llava.tools.model.loading import DTYPES, find_device
     if name not in SHAPES:
-        raise UserError(f"--shape: must be one of {', '.join(SHAPES)}; got {name!r}")
+        raise UserError(f"--shape must be one of {', '.join(SHAPES)}, got {name!r}")
     if dtype not in ("auto", *DTYPES):
-        raise UserError(f"--dtype: must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+        raise UserError(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     kind = DTYPES["bfloat16" if dtype == "auto" else dtype]
     with mistakes():
         where = find_device(device)
@@ -109,7 +109,7 @@ def _options(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def check_memory(name: str, empty: Any, device: torch.device) -> None:
-    """Raises unless a model's weights fit into what is free.
+    """Raise unless a model's weights fit into what is free.
 
     Args:
         name: Its shape.
@@ -134,18 +134,18 @@ def check_memory(name: str, empty: Any, device: torch.device) -> None:
     fitting = [other for other, shape in SHAPES.items() if sizes[shape.vision, shape.language] < free]
     instead = f"in {str(dtype).removeprefix('torch.')} these do: {', '.join(fitting)}" if fitting else "none does"
     raise UserError(
-        f"--shape: the weights must fit into the {as_bytes(free)} that are free on {device}; those of {name} take "
+        f"--shape must fit into the {as_bytes(free)} that are free on {device}, got {name}, whose weights take "
         f"{as_bytes(needed)}; {instead}"
     )
 
 
 def _check_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises where FlashAttention is asked for what it cannot do: it would fail in the middle of a run."""
+    """Raise where FlashAttention is asked for what it cannot do: it would fail in the middle of a run."""
     if attention is None or not attention.startswith("flash_attention"):
         return
     if device.type != "cuda" or dtype.itemsize != 2:
         kind = str(dtype).removeprefix("torch.")
-        raise UserError(f"--attention: {attention} needs CUDA, and float16 or bfloat16; got {kind} on {device}")
+        raise UserError(f"--attention {attention} must be used on CUDA, in float16 or bfloat16, got {kind} on {device}")
 
 
 @contextmanager
@@ -154,4 +154,4 @@ def _attention_mistakes(attention: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, ValueError, KeyError) as error:
-        raise UserError(f"--attention: {attention!r} cannot be had: {error}") from error
+        raise UserError(f"--attention must be one that is installed, got {attention!r}: {error}") from error

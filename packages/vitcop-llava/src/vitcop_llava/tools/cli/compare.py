@@ -60,7 +60,8 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[(SETTING=VALUE)]",
-        help="A method, with settings if wanted: vitcop(layers=(1, 6)); may be repeated, or hold several with commas.",
+        help="A method, with settings if you like: vitcop(layers=(1, 6)). Repeat the option, or separate several with "
+        "commas.",
     ),
 ]
 Preset = Annotated[
@@ -71,29 +72,34 @@ Retains = Annotated[
     typer.Option(
         "--retain",
         metavar="N|N%|M/N",
-        help="A budget; may be repeated, or hold several with commas. Default: 1/3, 2/9, 1/9 and 1/18; 1/9 for table-4 "
-        "and table-7.",
+        help="A budget. Repeat the option, or separate several with commas. Default: 1/3, 2/9, 1/9 and 1/18; 1/9 for "
+        "table-4 and table-7.",
         show_default=False,
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Questions to ask; default: 2000 of the demo's, all of a file's.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How many questions to ask. Default: 2000 of the demo's, all of a file's."),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Questions a batch; default: 50 for a demo model, else 8.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How many questions in a batch. Default: 50 for a demo model, else 8."),
 ]
 Longest = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="Longest answer, in tokens; default: 4 for a demo model, else 16.")
+    int | None,
+    typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens. Default: 4 for a demo model, else 16."),
 ]
-Timing = Annotated[int, typer.Option(min=0, max=10**6, help="Questions to take the time of; 0 for none.")]
-Seed = Annotated[int, typer.Option(min=0, max=10**9, help="Of the resampling behind the intervals.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where report, plot, JSON and answers go.")]
+Timing = Annotated[int, typer.Option(min=0, max=10**6, help="How many questions to measure the time of; 0 for none.")]
+Seed = Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the resampling behind the intervals.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for report, plot, JSON and answers.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", metavar="", help="Go on with an interrupted run of the same options, if there is one."),
+    typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one."),
 ]
 
 
@@ -135,9 +141,9 @@ def compare(
 ) -> None:
     """Compare pruning methods at equal budgets on one model and one set of questions.
 
-    Prints for each method and budget the tokens, multiply-accumulates and cache, the accuracy and what is kept of the
+    For each method and budget, print the tokens, multiply-accumulates and cache, the accuracy, its share of the
     unpruned model's with paired intervals, and the times. A report, a plot, the numbers and every answer go into a
-    folder. A budget that a method cannot reach is a line that says so.
+    folder. If a method cannot reach a budget, its line says so.
     """
     name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()
@@ -148,7 +154,7 @@ def compare(
         _tell(fault)
     have_video = asked is not None and asked.have_video
     if not have_video and (option := changed_option(sampling)):
-        raise UserError(f"{option}: is for videos; got questions about images alone")
+        raise UserError(f"{option} must be used with videos, got questions about images alone")
     # The real budgets take the place of this one. It imports torch, so it comes after what is known without.
     methods = parse_methods(method or (), Budget(tokens=Fraction(1)))
     loaded = open_model(model, device, dtype, notes, for_video=have_video)
@@ -166,40 +172,46 @@ def compare(
 
 
 def _check_preset(method: Sequence[str] | None, preset: str | None) -> str:
-    """The name of the preset."""
+    """Return the name of the preset."""
     if method and preset:
-        raise UserError(f"--preset: {preset} says which methods are compared; got --method {method[0]!r} beside it")
+        raise UserError(f"--preset must not be given with --method, got {preset} and {method[0]!r}")
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset: must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     return preset or "equal-budgets"
 
 
 def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]:
-    """The budgets by what was written; a preset may bring its own."""
+    """Return the budgets by what was written; a preset may bring its own."""
     if retain and name == "published":
-        raise UserError(f"--retain: the preset published has its own budgets; got {retain[0]!r}")
+        raise UserError(
+            f"--retain must not be given with --preset published, which has its own budgets, got {retain[0]!r}"
+        )
     return parse_budgets(retain, PRESET_BUDGETS.get(name, DEFAULT_BUDGETS))
 
 
 def _check_folder(out: Path, force: bool, resume: bool) -> None:
     if resume and force:
-        raise UserError("--resume: goes on with what is in the folder; got --force, which overwrites it, as well")
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other overwrites it"
+        )
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: must be a folder; got the file {out}")
+        raise UserError(f"--out must be a folder, got the file {out}")
     there = [name for name in (*FILES, partial_path(ANSWERS).name) if (out / name).exists()]
     if there and not force and not resume:
-        raise UserError(f"--out: {out / there[0]} is there already; --force overwrites it, --resume goes on with it")
+        raise UserError(
+            f"--out must not hold results yet, got {out / there[0]}; --force overwrites it, --resume goes on with it"
+        )
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: cannot make the folder {out}: {error.strerror or error}") from error
+        raise UserError(f"--out must be a folder that can be made, got {out}: {error.strerror or error}") from error
 
 
 def _demo_questions(loaded: Loaded, limit: int | None) -> QuestionSet:
     from vitcop_llava.tools.comparison.questions import DEMO_QUESTIONS, demo_questions
 
     if not loaded.knows_scenes:
-        raise UserError("--questions: must be given with a model of your own; the held-out questions are the demo's")
+        raise UserError("--questions must be given with a model of your own; the held-out questions are the demo's")
     with progress("drawing questions"):
         return demo_questions(limit or DEMO_QUESTIONS)
 
@@ -219,7 +231,7 @@ def _options(
 
     size = batch_size or (50 if loaded.knows_scenes else 8)
     if size > 1 and loaded.processor.tokenizer.pad_token is None:
-        raise UserError(f"--batch-size: must be 1, as the model's tokenizer has no padding token; got {size}")
+        raise UserError(f"--batch-size must be 1, as the model's tokenizer has no padding token, got {size}")
     return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed, sampling)
 
 
@@ -255,7 +267,7 @@ def _tell(fault: Fault) -> None:
 
 
 def _command(context: typer.Context) -> str:
-    """The command line, without what changes no number."""
+    """Return the command line, without what changes no number."""
     words = ["vitcop", "compare"]
     for option in context.command.params:
         name = option.name or ""

@@ -31,7 +31,7 @@ class Finding:
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Say what is installed, which kernels and attention backends are live, and why not."""
+    """Say what is installed, which kernels and attention backends are in use, and why others are not."""
     with progress("looking around"):
         findings = [*_versions(), *_devices(), *_attention(), *_kernels(), _torchvision(), *_video(), _demo_weights()]
     if as_json:
@@ -156,7 +156,9 @@ def _torchvision() -> Finding:
 
 
 def _video() -> list[Finding]:
-    """The readers, in the order in which they are preferred; the first that is there reads where none is asked for."""
+    """Return the readers, in the order in which they are preferred; the first that is there reads where none is asked
+    for.
+    """
     if _version("vitcop-video") is None:
         return [Finding("video", "reading", False, "vitcop-video is not installed")]
     try:

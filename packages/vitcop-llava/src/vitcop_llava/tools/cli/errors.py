@@ -29,15 +29,17 @@ _CALLERS = frozenset(
 
 
 def cannot_write(option: str, path: Path, error: OSError) -> Exception:
-    """What to raise where ``path``, which ``option`` names, could not be written.
+    """Return what to raise where ``path``, which ``option`` names, could not be written.
 
     Returns:
         A `UserError` where another name would help, and otherwise an `OutputError`.
     """
     if isinstance(error, FileExistsError):
-        return UserError(f"{option}: {path} is there already; --force overwrites it")
-    said = f"{option}: cannot write {path}: {error.strerror or error}"
-    return UserError(said) if error.errno in _CALLERS else OutputError(said)
+        return UserError(f"{option} must be a new file, got {path}; --force overwrites it")
+    said = f"{path}: {error.strerror or error}"
+    if error.errno in _CALLERS:
+        return UserError(f"{option} must be a file that can be written, got {said}")
+    return OutputError(f"{option}: cannot write {said}")
 
 
 @contextmanager
@@ -65,7 +67,7 @@ class CommandGroup(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Runs a command line and exits."""
+        """Run a command line and exit."""
         given = list(sys.argv[1:] if args is None else args)
         flags = given[: given.index("--")] if "--" in given else given
         as_json, debug = "--json" in flags, "--debug" in flags
@@ -85,7 +87,7 @@ class CommandGroup(TyperGroup):
 
 
 def _report(error: Exception, as_json: bool, debug: bool) -> int:
-    """Prints an error, on stderr where stdout may be what failed; returns the exit code."""
+    """Print an error, on stderr where stdout may be what failed; returns the exit code."""
     # typer's errors are click's, and by version it brings its own click, so they are known by what they offer.
     parsing = getattr(error, "format_message", None)
     if parsing is not None:

@@ -28,30 +28,32 @@ Frames = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="So many, at equal distances; default: 8, or all of fewer.",
+        help="How many frames, at equal distances. Default: 8, or all if there are fewer.",
         rich_help_panel=_PANEL,
         min=1,
         max=10**6,
     ),
 ]
-Fps = Annotated[float | None, typer.Option(metavar="RATE", help="So many a second.", rich_help_panel=_PANEL)]
-Indices = Annotated[str | None, typer.Option(metavar="N,N,...", help="These, counted from 0.", rich_help_panel=_PANEL)]
+Fps = Annotated[float | None, typer.Option(metavar="RATE", help="How many frames a second.", rich_help_panel=_PANEL)]
+Indices = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", help="The numbers of the frames, counted from 0.", rich_help_panel=_PANEL),
+]
 KeyFrames = Annotated[
-    bool, typer.Option("--key-frames", metavar="", help="Those stored whole.", rich_help_panel=_PANEL)
+    bool, typer.Option("--key-frames", metavar="", help="The frames that are stored whole.", rich_help_panel=_PANEL)
 ]
 Start = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="None that appear earlier.", rich_help_panel=_PANEL)
+    float | None, typer.Option(metavar="SECONDS", help="Leave out frames that appear earlier.", rich_help_panel=_PANEL)
 ]
 End = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="None that appear then or later.", rich_help_panel=_PANEL)
+    float | None,
+    typer.Option(metavar="SECONDS", help="Leave out frames that appear at this time or later.", rich_help_panel=_PANEL),
 ]
 TimeLimit = Annotated[
     float,
-    typer.Option(
-        metavar="SECONDS", help="Longest that reading one file may take; 0: no limit.", rich_help_panel=_PANEL
-    ),
+    typer.Option(metavar="SECONDS", help="How long reading one file may take; 0 for no limit.", rich_help_panel=_PANEL),
 ]
-Reader = Annotated[str, typer.Option(help="What decodes: auto, pyav, decord or torchcodec.", rich_help_panel=_PANEL)]
+Reader = Annotated[str, typer.Option(help="The decoder: auto, pyav, decord or torchcodec.", rich_help_panel=_PANEL)]
 
 
 def parse_sampling(
@@ -74,22 +76,22 @@ def parse_sampling(
     given = {"--frames": frames, "--fps": fps, "--indices": indices, "--key-frames": key_frames or None}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise UserError(f"{named[0]}: must be the only one of {', '.join(given)}; got {' and '.join(named)}")
+        raise UserError(f"{named[0]} must be the only one of {', '.join(given)}, got {' and '.join(named)}")
     if indices is not None and (start is not None or end is not None):
-        raise UserError("--indices: cannot be combined with --start or --end")
+        raise UserError("--indices must not be given with --start or --end")
     numbers = None
     if indices is not None:
         parts = [part.strip() for part in indices.split(",")]
         if not all(part.isascii() and part.isdecimal() and len(part) < 12 for part in parts):
-            raise UserError(f"--indices: must be frame numbers with commas between them (0,30,60); got {indices!r}")
+            raise UserError(f"--indices must be frame numbers with commas between them (0,30,60), got {indices!r}")
         numbers = tuple(map(int, parts))
     if not 0 <= time_limit <= 1_000_000:
-        raise UserError(f"--time-limit: must be from 0 to 1000000 seconds, 0 for no limit; got {time_limit:g}")
+        raise UserError(f"--time-limit must be from 0 to 1000000 seconds, 0 for no limit, got {time_limit:g}")
     return Sampling(frames, fps, numbers, key_frames, start, end, reader, time_limit or None)
 
 
 def has_video(paths: Sequence[Path]) -> bool:
-    """Whether a video is among some files, by their names."""
+    """Return whether a video is among some files, by their names."""
     from vitcop_llava.tools.media.video_support import is_video
 
     return any(map(is_video, paths))
@@ -98,7 +100,7 @@ def has_video(paths: Sequence[Path]) -> bool:
 def open_media(
     paths: Sequence[Path], sampling: Sampling | None = None, note: Callable[[str], None] = print_note
 ) -> list[Medium]:
-    """Reads pictures, and frames of videos.
+    """Read pictures, and frames of videos.
 
     Args:
         paths: files; one with a video's name is read as a video.
@@ -111,7 +113,7 @@ def open_media(
     from vitcop_llava.tools.media.video_support import Sampling, is_video, need_support
 
     if not has_video(paths) and (option := changed_option(sampling or Sampling())):
-        raise UserError(f"{option}: is for videos; got {', '.join(map(str, paths))}")
+        raise UserError(f"{option} must be used with videos, got {', '.join(map(str, paths))}")
     found: list[Medium] = []
     for path in paths:
         check_file(path)
@@ -137,7 +139,7 @@ def _read_image(path: Path, note: Callable[[str], None]) -> Image.Image:
 
 
 def check_file(path: Path) -> None:
-    """Raises unless there is a file of that name: asked of all before anything slow is imported or read.
+    """Raise unless there is a file of that name: asked of all before anything slow is imported or read.
 
     Raises:
         UserError: where there is none.
@@ -149,16 +151,18 @@ def check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         if _ADDRESS.match(str(path)):
-            raise UserError(f"{path}: must be a file on this machine, not an address") from None
-        raise UserError(f"{kind}: no such file: {path}") from None
+            raise UserError(f"{kind} must be a file on this machine, got the address {path}") from None
+        raise UserError(f"{kind} must be an existing file, got {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise UserError(f"{kind}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{kind} must be a file that can be read, got {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if S_ISDIR(status.st_mode):
-        raise UserError(f"{kind}: must be a file, got the folder {path}")
+        raise UserError(f"{kind} must be a file, got the folder {path}")
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Reads pictures alone.
+    """Read pictures alone.
 
     Raises:
         UserError: for one that cannot be used.
@@ -170,14 +174,14 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
 
 
 def clips_of(media: Sequence[Medium]) -> list[Clip]:
-    """The clips among them."""
+    """Return the clips among them."""
     from vitcop_llava.tools.media.video_support import Clip
 
     return [each for each in media if isinstance(each, Clip)]
 
 
 def clip_fields(clip: Clip) -> dict[str, Any]:
-    """Which frames were looked at, for --json."""
+    """Return which frames were looked at, for --json."""
     return {
         "path": str(clip.path),
         "frames": clip.length,
@@ -189,14 +193,14 @@ def clip_fields(clip: Clip) -> dict[str, Any]:
 
 
 def describe_clip(clip: Clip) -> str:
-    """Which frames were looked at, for people."""
+    """Return which frames were looked at, for people."""
     times = [f"{second:.2f}" for second in clip.seconds]
     shown = ", ".join(times if len(times) <= 16 else [*times[:8], "...", *times[-4:]])
     return f"{clip.path}: {len(times)} of {clip.length} frames, at {shown} s ({clip.reader})"
 
 
 def changed_option(sampling: Sampling) -> str | None:
-    """The option that the first setting other than the usual came from; None where all are as usual."""
+    """Return the option that the first setting other than the usual came from; None where all are as usual."""
     names = {"keyframes": "--key-frames", "backend": "--reader", "time_limit": "--time-limit"}
     usual = vars(type(sampling)())
     changed = (name for name, value in vars(sampling).items() if value != usual[name])

@@ -21,26 +21,26 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[(SETTING=VALUE)]",
-        help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip; with settings if wanted: vitcop(layers=(1, 6)).",
+        help="vitcop, fastv, pyramiddrop, sparsevlm or visionzip, with settings if you like: vitcop(layers=(1, 6)).",
     ),
 ]
 
 
 def find_method(text: str, budget: Budget) -> Method:
-    """The one method that ``--method`` says, for a budget.
+    """Return the one method that ``--method`` says, for a budget.
 
     Raises:
         UserError: for a method or setting that there is none of, several methods, or a value that does not fit.
     """
     found = parse_methods([text], budget)
     if len(found) != 1:
-        raise UserError(f"--method: must be one method; got {text!r:.80}")
+        raise UserError(f"--method must be one method, got {text!r:.80}")
     (method,) = found.values()
     return method
 
 
 def parse_methods(given: Sequence[str], budget: Budget) -> dict[str, Method]:
-    """The methods of repeated ``--method`` by label; several may stand in one, with commas between.
+    """Return the methods of repeated ``--method`` by label; several may stand in one, with commas between.
 
     Args:
         given: what was written.
@@ -54,5 +54,9 @@ def parse_methods(given: Sequence[str], budget: Budget) -> dict[str, Method]:
         try:
             found.update(find_methods(text, **budget.settings, source="--retain"))
         except ValueError as error:
-            raise UserError(f"--method: {str(error).removeprefix('text ')}") from error
+            raise UserError(
+                f"--method {str(error).removeprefix('text ')}"
+                if str(error).startswith("text ")
+                else f"--method: {error}"
+            ) from error
     return found

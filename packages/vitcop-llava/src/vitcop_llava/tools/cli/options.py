@@ -23,21 +23,21 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|ID",
-        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf; default: the demo model.",
+        help="A local folder, or a hub id such as llava-hf/llava-1.5-7b-hf. Default: the demo model.",
     ),
 ]
 Retain = Annotated[
     str | None,
     typer.Option(
         metavar="N|N%|M/N|all",
-        help="Visual tokens an image or clip to keep on average (64), or their share (11.1%, 1/9), or all; "
-        "default: 1/9.",
+        help="How many visual tokens of an image or clip to keep on average (64), which share of them (11.1%, 1/9), "
+        "or all. Default: 1/9.",
         show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
 
@@ -70,7 +70,7 @@ DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
 
 
 def parse_budget(text: str | None) -> Budget:
-    """The budget that ``--retain`` says; one ninth where it is not given.
+    """Return the budget that ``--retain`` says; one ninth where it is not given.
 
     Raises:
         UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
@@ -83,29 +83,31 @@ def parse_budget(text: str | None) -> Budget:
     if _FRACTION.fullmatch(word):
         above, below = map(int, word.split("/"))
         if not 0 < above <= below:
-            raise UserError(f"--retain: a fraction must be above 0 and at most 1; got {text!r:.80}")
+            raise UserError(f"--retain must be above 0 and at most 1 as a fraction, got {text!r:.80}")
         return Budget(share=Fraction(above, below))
     digits = word.removesuffix("%").strip()
     value = parse_decimal(digits)
     if value is None:
-        raise UserError(f"--retain: must be a number of tokens (64), a share (1/9 or 11.1%) or all; got {text!r:.80}")
+        raise UserError(f"--retain must be a number of tokens (64), a share (1/9 or 11.1%) or all, got {text!r:.80}")
     if word.endswith("%"):
         if not 0 < value <= 100:
-            raise UserError(f"--retain: a percentage must be above 0 and at most 100; got {text!r:.80}")
+            raise UserError(f"--retain must be above 0 and at most 100 as a percentage, got {text!r:.80}")
         return Budget(share=value / 100)
     if value < 1:
-        raise UserError(f"--retain: a number of tokens must be at least 1 (a share is written 11.1%); got {text!r:.80}")
+        raise UserError(
+            f"--retain must be at least 1 as a number of tokens (a share is written 11.1%), got {text!r:.80}"
+        )
     return Budget(tokens=value)
 
 
 def parse_decimal(text: str) -> Fraction | None:
-    """The number that a text is, of at most nine digits on either side of its point; None where it is none."""
+    """Return the number that a text is, of at most nine digits on either side of its point; None where it is none."""
     is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
     return Fraction(text) if is_one else None
 
 
 def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:
-    """The budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
+    """Return the budgets of repeated ``--retain``, each of which may be a list with commas, by what was written.
 
     Raises:
         UserError: for one that is none.
@@ -115,7 +117,7 @@ def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[s
 
 
 def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tuple[Path, ...] = ()) -> None:
-    """Raises unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
+    """Raise unless such a file can be written to ``path``: asked before the work, so that it is not in vain.
 
     Raises:
         UserError: where it is not such a file's name, its folder is missing, it is there already, or it is one of the
@@ -123,28 +125,28 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
     """
     suffix = f".{kind.lower()}"
     if path.suffix.lower() != suffix:
-        raise UserError(f"--out: must be the name of a {kind} file ({suffix}); got {path}")
+        raise UserError(f"--out must be the name of a {kind} file ({suffix}), got {path}")
     if not path.parent.is_dir():
-        raise UserError(f"--out: its folder must exist; there is no {path.parent}")
+        raise UserError(f"--out must be in an existing folder, got {path}")
     if path.is_dir():
-        raise UserError(f"--out: must be a file; {path} is a folder")
+        raise UserError(f"--out must be a file, got the folder {path}")
     try:
         check_writable(path, overwrite=force)
     except OSError as error:
         raise cannot_write("--out", path, error) from error
     if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
-        raise UserError(f"--out: must not be the input {path}")
+        raise UserError(f"--out must not be the input {path}")
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:
-    """Writes a picture as PNG; see `write_file`."""
+    """Write a picture as PNG; see `write_file`."""
     data = BytesIO()
     picture.save(data, "PNG", optimize=True)
     write_file(data.getvalue(), path, force)
 
 
 def write_file(data: bytes, path: Path, force: bool) -> None:
-    """Writes a file whole; without ``force`` never over one, not even one that came since it was checked.
+    """Write a file whole; without ``force`` never over one, not even one that came since it was checked.
 
     Raises:
         UserError: where the file is there, or cannot be written under that name.

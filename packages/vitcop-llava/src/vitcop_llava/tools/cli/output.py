@@ -21,7 +21,7 @@ class OutputError(Exception):
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, which could move the cursor of a terminal or change its settings."""
+    """Return ``text`` without control characters, which could move the cursor of a terminal or change its settings."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -78,18 +78,18 @@ def silence_stdout() -> None:
 
 
 def print_note(text: str) -> None:
-    """A remark on stderr."""
+    """Print a remark on stderr."""
     Console(stderr=True).print(Text.assemble(("Note: ", "yellow"), printable(text)))
 
 
 def print_error(text: str) -> None:
-    """An error on stderr."""
+    """Print an error on stderr."""
     Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), printable(text)), soft_wrap=True)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """A spinner on stderr while something runs; nothing where stderr is no terminal."""
+    """Show a spinner on stderr while something runs, if stderr is a terminal."""
     console = Console(stderr=True)
     if console.is_terminal:
         with console.status(Text(printable(what))):
@@ -99,7 +99,7 @@ def progress(what: str) -> Iterator[None]:
 
 
 def make_table(headings: Iterable[str], title: str | None = None, caption: str | None = None) -> Table:
-    """An empty table in the style of all commands: the first column says what, the others are values."""
+    """Return an empty table in the style of all commands: the first column says what, the others are values."""
     table = Table(box=SIMPLE_HEAD, title=title, caption=caption, title_justify="left", caption_justify="left")
     for number, heading in enumerate(headings):
         table.add_column(heading, overflow="fold", no_wrap=number == 0)
@@ -107,7 +107,7 @@ def make_table(headings: Iterable[str], title: str | None = None, caption: str |
 
 
 def add_row(table: Table, *cells: str, style: str | None = None) -> None:
-    """A row of plain text: nothing in it is markup."""
+    """Add a row of plain text: nothing in it is markup."""
     table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
@@ -119,7 +119,7 @@ _BESIDE = 3
 
 
 def _parts(table: Table, width: int) -> list[Table]:
-    """The columns in as many tables as it takes for no cell to be torn apart, each with the first column.
+    """Return the columns in as many tables as it takes for no cell to be torn apart, each with the first column.
 
     Args:
         table: of plain text.
@@ -145,7 +145,7 @@ def _parts(table: Table, width: int) -> list[Table]:
 
 
 def _least_width(column: Column) -> int:
-    """The width at which a column breaks no word and no short cell; the first column has no line breaks."""
+    """Return the width at which a column breaks no word and no short cell; the first column has no line breaks."""
     least = 0
     for text in map(str, (column.header, *column.cells)):
         whole = column.no_wrap or cell_len(text) <= _SHORT

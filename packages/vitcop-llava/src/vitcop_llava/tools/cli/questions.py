@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_questions(path: Path, limit: int | None) -> QuestionSet:
-    """The questions of a file; lines that are none become faults.
+    """Return the questions of a file; lines that are none become faults.
 
     Args:
         path: a file with one JSON object a line: ``image`` or ``images``, ``question``, ``answer`` or ``answers``, and
@@ -38,12 +38,12 @@ def read_questions(path: Path, limit: int | None) -> QuestionSet:
             items.append(read)
     if not items:
         first = f"; line {faults[0].number}: {faults[0].error}" if faults else ""
-        raise UserError(f"--questions: {path} must hold at least one question that can be asked, and has none{first}")
+        raise UserError(f"--questions {path} must hold at least one question that can be asked, got none{first}")
     return QuestionSet(str(path), tuple(items), tuple(faults))
 
 
 def parsed_lines(path: Path) -> Iterator[Item | Fault]:
-    """The question of each line of ``--questions`` that is not blank, or what is wrong with it.
+    """Yield the question of each line of ``--questions`` that is not blank, or what is wrong with it.
 
     Raises:
         UserError: where the file cannot be read.
@@ -59,7 +59,7 @@ def parsed_lines(path: Path) -> Iterator[Item | Fault]:
 
 
 def parse_question(line: bytes, number: int) -> Item:
-    """A line's question.
+    """Return a line's question.
 
     Raises:
         UserError: where a field is missing or of the wrong kind.
@@ -69,11 +69,13 @@ def parse_question(line: bytes, number: int) -> Item:
     request = parse_request(line)
     content: dict[str, Any] = json.loads(line)
     if ("answer" in content) == ("answers" in content):
-        raise UserError('must have either "answer" or "answers"')
+        raise UserError(
+            f'line must have either "answer" or "answers", got {"both" if "answer" in content else "neither"}'
+        )
     answers = [content["answer"]] if "answer" in content else content["answers"]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise UserError(f'"answer" must be a text that is not empty, "answers" a list of them; got {answers!r:.80}')
+        raise UserError(f'"answer" must be a text that is not empty, "answers" a list of them, got {answers!r:.80}')
     kind = content.get("kind")
     if not isinstance(kind, str | None):
-        raise UserError(f'"kind" must be a text; got {kind!r:.80}')
+        raise UserError(f'"kind" must be a text, got {kind!r:.80}')
     return Item(number, request.question, tuple(answers), tuple(request.images), None, kind, request.key)

@@ -94,7 +94,7 @@ class Output:
             self._journal = None if out is None else Journal(out, [dict(run), *done.values()])
 
     def add(self, result: dict[str, Any]) -> None:
-        """Writes a result; it lasts when this returns."""
+        """Write a result; it lasts when this returns."""
         if self._journal is None:
             print_json(result)
             return
@@ -102,7 +102,7 @@ class Output:
             self._journal.add(result)
 
     def finish(self) -> None:
-        """Gives the file its name: every line has its result, in order."""
+        """Give the file its name: every line has its result, in order."""
         if self._journal is not None:
             with self._told():
                 _, *results = lines_of(self._journal.partial, MAX_RESULTS)
@@ -125,7 +125,7 @@ class Output:
 
 
 def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
-    """The results that an interrupted run left, by line; lines that failed are asked again.
+    """Return the results that an interrupted run left, by line; lines that failed are asked again.
 
     Args:
         path: the file of questions.
@@ -138,21 +138,31 @@ def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
     partial = partial_path(out)
     if not partial.exists():
         if out.exists():
-            raise UserError(f"--resume: {out} is whole already; --force starts again")
+            raise UserError(
+                f"--resume must go on with an interrupted run, got {out}, which is whole; --force starts again"
+            )
         return {}
     try:
         header, *results = lines_of(partial, MAX_RESULTS) or [None]
     except OSError as error:
-        raise UserError(f"--resume: cannot read {partial}: {error.strerror or error}") from error
+        raise UserError(
+            f"--resume must find a file that can be read, got {partial}: {error.strerror or error}"
+        ) from error
     if header is None:  # the run ended before its first line was written
         return {}
     if header != json.loads(json.dumps(run)):
-        raise UserError(f"--resume: {partial} is of a run with other options or versions; --force starts again")
+        raise UserError(
+            f"--resume must go on with the same options and versions, got {partial} of another run; --force starts "
+            "again"
+        )
     good = {result["line"]: result for result in results if "error" not in result}
     with _open_lines(path) as lines:
         for number, line in numbered_lines(lines):
             if number in good and not _is_result_of(good[number], line):
-                raise UserError(f"--resume: line {number} of {path} has changed since; --force starts again")
+                raise UserError(
+                    f"--resume must go on with the same questions, got a change in line {number} of {path}; --force "
+                    "starts again"
+                )
     return good
 
 

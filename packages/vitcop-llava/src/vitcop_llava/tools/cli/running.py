@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ VIDEO_DEMO_NOTE = (
     "others; --model runs a real one"
 )
 
+_SETTINGS = re.compile("(retained_tokens|retention_ratio) must be")
+
 
 @dataclass
 class Notes:
@@ -38,12 +41,12 @@ class Notes:
     found: list[str] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """Adds a remark, once."""
+        """Add a remark, once."""
         if text not in self.found:
             self.found.append(text)
 
     def print(self) -> None:
-        """Prints them to stderr."""
+        """Print them to stderr."""
         for text in self.found:
             print_note(text)
 
@@ -85,7 +88,7 @@ def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
 
 
 def open_model(source: str | None, device: str, dtype: str, notes: Notes, *, for_video: bool = False) -> Loaded:
-    """Loads a model.
+    """Load a model.
 
     Args:
         source: a folder or a hub id; None for the demo model.
@@ -120,7 +123,7 @@ def open_model(source: str | None, device: str, dtype: str, notes: Notes, *, for
 
 
 def prepare_inputs(loaded: Loaded, media: Sequence[Medium], question: str, notes: Notes) -> Any:
-    """The model's inputs; words that the model has no token for are noted.
+    """Return the model's inputs; words that the model has no token for are noted.
 
     Raises:
         UserError: for a question that cannot be asked.
@@ -160,30 +163,27 @@ def budget_mistakes(budget: Budget) -> Iterator[None]:
         raise _of_budget(budget, error) from error
 
 
-def _of_budget(budget: Budget, error: Exception) -> UserError:
-    """The error of a budget by the option's name, which a message has by those of a method's settings."""
-    message = str(error)
-    for name in ("retained_tokens", "retention_ratio"):
-        message = message.replace(f"{name} must be", "it must be")
-    return UserError(f"--retain {budget}: {message}")
+def _of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
+    """Return the error of a budget by the option's name, which a message has by those of a method's settings."""
+    return UserError(f"--retain {budget}: {_SETTINGS.sub('it must be', str(error))}")
 
 
 def check_question(question: str, images: Sequence[Path]) -> None:
-    """Raises for the ways in which images and question get mixed up.
+    """Raise for the ways in which images and question get mixed up.
 
     Raises:
-        UserError: where the question is missing or is a file, or there is no image.
+        UserError: where the question is missing or is a file, or there is not an image.
     """
     is_file = _names_file(question)
     if not images:
         what = (
             f"the file {question} alone" if is_file else f"the question {question!r} alone" if question else "neither"
         )
-        raise UserError(f"IMAGE... QUESTION: at least one image or video, then the question; got {what}")
+        raise UserError(f"IMAGE... QUESTION must be at least one image or video, then the question, got {what}")
     if is_file:
-        raise UserError(f"QUESTION: must be a text, and come after images and videos; got the file {question}")
+        raise UserError(f"QUESTION must be a text, and come after images and videos, got the file {question}")
     if not question.strip():
-        raise UserError("QUESTION: must not be empty")
+        raise UserError("QUESTION must not be empty")
 
 
 def _names_file(text: str) -> bool:
@@ -194,7 +194,7 @@ def _names_file(text: str) -> bool:
 
 
 def model_summary(loaded: Loaded) -> dict[str, Any]:
-    """What ran, for --json."""
+    """Return what ran, for --json."""
     from vitcop_llava.tools.model.loading import is_packaged
 
     video = loaded.parts.video
@@ -212,7 +212,7 @@ def model_summary(loaded: Loaded) -> dict[str, Any]:
 
 
 def describe(loaded: Loaded) -> str:
-    """What ran, for people."""
+    """Return what ran, for people."""
     summary = model_summary(loaded)
     name = "demo model" if summary["source"] == "demo" else summary["source"]
     most = "" if loaded.parts.anyres is None else "up to "

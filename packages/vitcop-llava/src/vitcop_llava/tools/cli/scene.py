@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 def scene(
     seed: Annotated[
-        int, typer.Option(min=0, max=10**9, help="Which scene; the model was trained on seeds from 1000000 on.")
+        int,
+        typer.Option(min=0, max=10**9, help="The number of the scene. The model was trained on seeds from 1000000 on."),
     ] = 0,
     clip: Annotated[
         bool,
-        typer.Option("--clip", metavar="", help="A video instead, for the demo model of vitcop-video: an MP4 file."),
+        typer.Option("--clip", metavar="", help="Draw a video for the demo model of vitcop-video, as an MP4 file."),
     ] = False,
     out: Annotated[
         Path | None,

@@ -122,7 +122,7 @@ def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, max_new_to
     with budget_mistakes(budget), start_pruning(loaded, method, budget) as pruner, progress("running the model"):
         answer = generate(loaded, inputs, max_new_tokens)
         if not pruner.report.pruned:
-            raise UserError(f"--retain: must leave something out for there to be a picture; got {budget}")
+            raise UserError(f"--retain must leave something out for there to be a picture, got {budget}")
         return answer.text, pruner.survivors()
 
 

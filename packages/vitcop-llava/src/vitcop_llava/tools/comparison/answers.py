@@ -66,17 +66,17 @@ class AnswerFile:
         self._journal = Journal(path, [dict(header), *self._lines.values()])
 
     def found(self, items: Sequence[Item]) -> list[Answered | Fault] | None:
-        """The results of a batch; None where it was not asked yet."""
+        """Return the results of a batch; None where it was not asked yet."""
         if items[0].number not in self._lines:
             return None
         return [_restored(self._lines[item.number], item) for item in items]
 
     def add(self, results: Sequence[Answered | Fault]) -> None:
-        """Appends the results of a batch, on the disk when this returns."""
+        """Append the results of a batch, on the disk when this returns."""
         self._journal.add(*map(_stored, results))
 
     def finish(self) -> None:
-        """Gives the file its name: all answers are in it."""
+        """Give the file its name: all answers are in it."""
         self._journal.finish()
 
     def __enter__(self) -> Self:
@@ -92,7 +92,9 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     if first is None:  # nothing was begun, or the run ended before its first line was written
         return {}
     if first != json.loads(json.dumps(header)):
-        raise ValueError(f"resume: {found} is of a run with other settings, questions or versions")
+        raise ValueError(
+            f"resume must go on with the same settings, questions and versions, got {found} of another run"
+        )
     return {line["number"]: line for line in lines if isinstance(line, dict) and isinstance(line.get("number"), int)}
 
 
@@ -130,7 +132,7 @@ class Asker:
         self._counters = {variant: CostCounter(variant.method, loaded.parts, 1) for variant in variants}
 
     def open(self, item: Item) -> list[Medium]:
-        """The images and clips of a question; scenes in the size that the vision tower sees.
+        """Return the images and clips of a question; scenes in the size that the vision tower sees.
 
         Raises:
             TypeError, ValueError: A file cannot be used.
@@ -139,7 +141,7 @@ class Asker:
         return item.open(vision.image_size, self._sampling)
 
     def answer(self, items: Sequence[Item]) -> list[Answered | Fault]:
-        """Asks every variant the questions, as one batch; those that cannot be asked are faults."""
+        """Ask every variant the questions, as one batch; those that cannot be asked are faults."""
         opened, inputs, faults = self._prepare(items)
         if not opened:
             return faults
@@ -157,7 +159,7 @@ class Asker:
         return sorted([*done, *faults], key=_number)
 
     def _prepare(self, items: Sequence[Item]) -> tuple[list[tuple[Item, Sizes]], Any, list[Answered | Fault]]:
-        """The questions that can be asked, with the sizes of what they are about; their inputs; the others."""
+        """Return the questions that can be asked, with the sizes of what they are about; their inputs; the others."""
         opened, faults = list[tuple[Item, Sizes]](), list[Answered | Fault]()
         asked: list[tuple[list[Medium], str]] = []
         for item in items:
@@ -201,7 +203,7 @@ def _can_plan(counter: CostCounter, sizes: Sizes) -> bool:
 
 
 def ask_all(asker: Asker, batches: Sequence[Sequence[Item]], file: AnswerFile) -> Iterator[list[Answered | Fault]]:
-    """The results batch by batch, those that the file has already among them; each is in the file when it comes."""
+    """Yield the results batch by batch, those that the file has already among them, each after it is in the file."""
     for batch in batches:
         results = file.found(batch)
         if results is None:

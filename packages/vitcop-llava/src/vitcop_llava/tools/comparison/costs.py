@@ -19,12 +19,12 @@ Sizes = tuple[tuple[int, ...], ...]
 
 
 def sizes_of(media: Sequence[Medium]) -> Sizes:
-    """The sizes of what a question is about."""
+    """Return the sizes of what a question is about."""
     return tuple(each.frames.shape[:3] if isinstance(each, Clip) else (each.height, each.width) for each in media)
 
 
 def tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
-    """What an image or clip of a size comes to."""
+    """Return what an image or clip of a size comes to."""
     if parts.video is not None and len(size) == 3:
         return parts.video.clip(size[0])
     return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)
@@ -63,7 +63,7 @@ class CostCounter:
         self._plans: dict[Sizes, RowReport] = {}
 
     def row(self, sizes: Sizes) -> RowReport:
-        """The plan of a question with images and clips of these sizes, and their newline tokens.
+        """Return the plan of a question with images and clips of these sizes, and their newline tokens.
 
         Raises:
             ValueError: The budget cannot be met for them.
@@ -77,7 +77,7 @@ class CostCounter:
         return self._plans[sizes]
 
     def mean(self, questions: Sequence[tuple[Sizes, int]]) -> Cost:
-        """The mean cost of questions: the sizes of what they are about, and their tokens of text.
+        """Return the mean cost of questions: the sizes of what they are about, and their tokens of text.
 
         Raises:
             ValueError: The budget cannot be met for one.

@@ -14,7 +14,7 @@ _MARKERS = "osD^vPX*<>"
 
 
 def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
-    """Writes a PNG.
+    """Write a PNG.
 
     Args:
         compared: The ``comparison`` of a result.

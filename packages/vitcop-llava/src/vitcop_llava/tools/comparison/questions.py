@@ -108,7 +108,7 @@ def demo_questions(limit: int = DEMO_QUESTIONS) -> QuestionSet:
 
 
 def scene_images(seed: int, side: int) -> list[Image.Image]:
-    """A scene, ``side`` pixels wide."""
+    """Return a scene, ``side`` pixels wide."""
     return [render(sample_scene(seed), side)]
 
 
@@ -123,5 +123,5 @@ def scene_questions(seed: int) -> list[Item]:
 
 
 def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """The batches that questions are asked in: consecutive ones, whatever becomes of them."""
+    """Return the batches that questions are asked in: consecutive ones, whatever becomes of them."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -10,12 +10,12 @@ TIMES = ("prefill (ms)", "token (ms)", "memory (MiB)")
 
 
 def headings(result: Row) -> list[str]:
-    """The headings of `cells`."""
+    """Return the headings of `cells`."""
     return [*COLUMNS, *(TIMES if result["timing"] else ())]
 
 
 def cells(result: Row) -> list[list[str]]:
-    """A line for each variant: what it is, what it costs, and how well it answers.
+    """Return a line for each variant: what it is, what it costs, and how well it answers.
 
     Args:
         result: The whole result, with ``comparison`` and ``timing``.
@@ -36,14 +36,14 @@ def cells(result: Row) -> list[list[str]]:
 
 
 def problem_cells(row: Row) -> tuple[str, str]:
-    """What stands in the place of accuracy and its share, where a budget is out of reach."""
+    """Return what stands in the place of accuracy and its share, where a budget is out of reach."""
     if row["nearest_tokens"] is None:
         return "does not fit", ""
     return "out of reach", f"nearest: {row['nearest_tokens']} tokens"
 
 
 def interval(found: Row | None) -> str:
-    """A share with its interval, where it has a width, in per cent."""
+    """Return a share with its interval, where it has a width, in per cent."""
     if found is None:
         return "-"
     if found["low"] is None or found["low"] == found["high"]:
@@ -78,7 +78,7 @@ def kinds_table(compared: Row) -> str | None:
 
 
 def asked(compared: Row) -> str:
-    """How many questions there were, and what the brackets mean."""
+    """Return how many questions there were, and what the brackets mean."""
     clips = compared.get("clips", 0)  # results stored before clips could be asked about do not have it
     about = "images" if not clips else "clips" if clips == compared["images"] else "images and clips"
     return (
@@ -89,7 +89,7 @@ def asked(compared: Row) -> str:
 
 
 def caption(result: Row) -> str:
-    """What the columns mean."""
+    """Return what the columns mean."""
     compared, timing = result["comparison"], result["timing"]
     whole = next(row for row in compared["variants"] if row["settings"] is None)
     said = (
@@ -104,7 +104,7 @@ def caption(result: Row) -> str:
 
 
 def markdown(result: Row) -> str:
-    """The whole report."""
+    """Return the whole report."""
     compared, model = result["comparison"], result["comparison"]["model"]
     per_frame = model.get("visual_tokens_per_frame")  # of models for clips alone
     a_frame = "" if per_frame is None else f" and {per_frame} a frame"

@@ -36,7 +36,7 @@ class Results:
     faults: list[Fault] = field(default_factory=list)
 
     def add(self, results: Sequence[Answered | Fault]) -> None:
-        """Takes in the results of a batch."""
+        """Take in the results of a batch."""
         for result in results:
             if isinstance(result, Fault):
                 self.faults.append(result)
@@ -44,11 +44,13 @@ class Results:
                 self.answered.append(result)
 
     def right(self, variant: Variant) -> list[bool]:
-        """Whether the variant answered each question right."""
+        """Return whether the variant answered each question right."""
         return [is_right(each.said[variant.name], each.item.answers) for each in self.answered]
 
     def costs(self, parts: Parts, bytes_per_element: int) -> dict[str, Cost]:
-        """The mean cost of each variant that can run; one whose budget does not fit some image joins the problems."""
+        """Return the mean cost of each variant that can run; one whose budget does not fit some image joins the
+        problems.
+        """
         found = {}
         questions = [(each.sizes, each.text_tokens) for each in self.answered]
         for variant in self.variants:
@@ -123,7 +125,7 @@ def _as_row(found: Estimates) -> Row:
 
 
 def timing(runs: Sequence[Timed], new_tokens: int) -> Row:
-    """Every run of each variant, and the medians."""
+    """Return every run of each variant, and the medians."""
     found: dict[str, Row] = {}
     for run in runs:
         row = found.setdefault(run.variant, {"runs": []})

@@ -55,7 +55,7 @@ def run(
     resume: bool = False,
     on_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> Row:
-    """Asks every variant and the unpruned model every question; the answers are in the folder as they come.
+    """Ask every variant and the unpruned model every question; the answers are in the folder as they come.
 
     Args:
         loaded: The model.
@@ -80,7 +80,7 @@ def run(
     able = [variant for variant in results.variants if variant.name not in results.problems]
     if len(able) == 1:
         said = "; ".join(f"{name}: {problem}" for name, problem in results.problems.items())
-        raise ValueError(f"no method fits the model at any budget asked for: {said}")
+        raise ValueError(f"variants must hold a method that fits the model at its budget, got none: {said}")
     batches = chunks(questions.items, options.batch_size)
     header = {"model": dict(model), "digest": questions.digest, "batch_size": options.batch_size}
     header |= {"max_new_tokens": options.max_new_tokens, "variants": {each.name: repr(each.method) for each in able}}
@@ -95,7 +95,10 @@ def run(
                 results.add(batch)
                 bar.update(len(batch))
         if not results.answered:
-            raise ValueError(f"none of {len(questions.items)} questions could be asked; {results.faults[0].error}")
+            raise ValueError(
+                f"questions must hold one that can be asked, got none of {len(questions.items)}: "
+                f"{results.faults[0].error}"
+            )
         file.finish()
     size = loaded.dtype.itemsize
     compared = {"model": dict(model), "batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
@@ -117,12 +120,12 @@ def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Resu
 
 
 def _bar(total: int, what: str) -> tqdm[Any]:
-    """A progress bar on stderr; nothing where that is no terminal."""
+    """Return a progress bar on stderr; nothing where that is no terminal."""
     return tqdm(total=total, desc=what, file=sys.stderr, disable=None, leave=False)
 
 
 def write(folder: Path, result: Row, title: str) -> None:
-    """Writes the numbers, the report and the plot, each whole or not at all.
+    """Write the numbers, the report and the plot, each whole or not at all.
 
     Args:
         folder: Where.

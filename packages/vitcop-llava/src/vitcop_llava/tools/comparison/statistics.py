@@ -58,9 +58,9 @@ def estimate(
         ValueError: There are no questions, or not as many answers as questions.
     """
     if not groups:
-        raise ValueError("groups: must hold at least one question, got none")
+        raise ValueError("groups must hold at least one question, got none")
     if wrong := [name for name, answers in right.items() if len(answers) != len(groups)]:
-        raise ValueError(f"right: must have an answer to each of {len(groups)} questions, got others for {wrong[0]}")
+        raise ValueError(f"right must have an answer to each of {len(groups)} questions, got others for {wrong[0]}")
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     which = np.array([places[group] for group in groups])
     # [groups, 1 + variants]: questions, and right answers of each variant. Whole numbers, so sums have no order.
@@ -85,7 +85,7 @@ def estimate(
 
 
 def _resample(counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """``[resamples, columns]``: the sums of each resample."""
+    """Return ``[resamples, columns]``: the sums of each resample."""
     rng, groups = np.random.default_rng(seed), len(counts)
     parts = []
     for _ in range(RESAMPLES // _CHUNK):

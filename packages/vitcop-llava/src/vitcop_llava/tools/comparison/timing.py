@@ -24,7 +24,8 @@ class Timed:
 def time_variants(
     loaded: Loaded, asker: Asker, variants: Sequence[Variant], items: Sequence[Item], new_tokens: int
 ) -> Iterator[list[Timed]]:
-    """Every variant on each question in turn, and once more before that on the first, to warm up; that is not reported.
+    """Yield every variant on each question in turn, and once more before that on the first, to warm up; that is not
+    reported.
 
     The variants take turns, and each question begins with another one, so that a noisy machine hits them alike.
 

@@ -52,7 +52,7 @@ UNPRUNED = Variant("unpruned", "all", None)
 
 
 def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Variant]:
-    """Every method at every budget.
+    """Return every method at every budget.
 
     Args:
         templates: Methods by label; their own budget is replaced.
@@ -70,12 +70,12 @@ def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Varian
 
 
 def equal_budgets() -> dict[str, Method]:
-    """The five methods by name."""
+    """Return the five methods by name."""
     return dict(reversed(presets.equal_budgets(1).items()))
 
 
 def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
-    """The variants of a named set.
+    """Return the variants of a named set.
 
     Args:
         name: One of `PRESETS`.
@@ -94,7 +94,7 @@ def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
         return at_budgets({_layers(pair): m for pair, m in presets.table_7(1, num_layers=layers).items()}, budgets)
     if name == "published":
         return _published(parts)
-    raise ValueError(f"preset: must be one of {', '.join(PRESETS)}; got {name!r}")
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
 
 
 def _layers(pair: tuple[int, int]) -> str:
@@ -106,8 +106,8 @@ def _published(parts: Parts) -> list[Variant]:
     if parts.anyres is not None or tokens != _PUBLISHED_TOKENS:
         most = "" if parts.anyres is None else "up to "
         raise ValueError(
-            f"preset: {name} has counts for images of {_PUBLISHED_TOKENS} visual tokens, as LLaVA-1.5 has; the model "
-            f"has {most}{tokens} an image"
+            f"preset {name} must be used with a model of {_PUBLISHED_TOKENS} visual tokens an image, as LLaVA-1.5 has, "
+            f"got {most}{tokens}"
         )
     found: dict[str, Mapping[int, Method]] = {
         "ViTCoP": {budget: ViTCoP(retained_tokens=budget) for budget in presets.BUDGETS},
@@ -131,7 +131,7 @@ def find_problem(variant: Variant, model: Any) -> str | None:
 
 
 def nearest_tokens(variant: Variant, num_layers: int, layouts: Iterable[Sequence[int]]) -> int | None:
-    """The whole number of tokens nearest to a budget that the method can meet.
+    """Return the whole number of tokens nearest to a budget that the method can meet.
 
     Args:
         variant: The method with its budget.

@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 
 def demo_config(grid: int) -> LlavaConfig:
-    """The configuration of a demo model with ``grid`` x ``grid`` visual tokens an image."""
+    """Return the configuration of a demo model with ``grid`` x ``grid`` visual tokens an image."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=384,
@@ -74,7 +74,7 @@ def demo_config(grid: int) -> LlavaConfig:
 
 
 def word_tokenizer(words: Sequence[str], **special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words.
+    """Return a tokenizer of whole words.
 
     Args:
         words: In the order of their ids, ``<pad>``, ``<s>``, ``</s>`` and ``<unk>`` among them.
@@ -97,7 +97,7 @@ def word_tokenizer(words: Sequence[str], **special: str) -> PreTrainedTokenizerF
 
 
 def demo_processor(grid: int) -> LlavaProcessor:
-    """A word-level tokenizer over the demo's vocabulary and CLIP's image processor at the demo's resolution."""
+    """Return a word-level tokenizer over the demo's vocabulary and CLIP's image processor at the demo's resolution."""
     tokenizer = word_tokenizer([*SPECIAL_TOKENS, *vocabulary()], image_token="<image>")
     size = grid * PATCH_SIZE
     images = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -113,7 +113,7 @@ def demo_processor(grid: int) -> LlavaProcessor:
 
 
 def initialised_model(grid: int) -> LlavaForConditionalGeneration:
-    """A demo model before training, with the initialisation that lets one this small learn to bind.
+    """Return a demo model before training, with the initialization that lets one this small learn to bind.
 
     transformers' default (a standard deviation of 0.02) leaves the residual stream of a 128-wide model near zero, and
     training stays at chance for thousands of steps. Here embeddings and projector outputs have unit scale, layer
@@ -139,7 +139,7 @@ def initialised_model(grid: int) -> LlavaForConditionalGeneration:
 
 
 def save_demo(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Writes weights (safetensors), configuration and processor as ``from_pretrained`` reads them."""
+    """Write weights (safetensors), configuration and processor as ``from_pretrained`` reads them."""
     model.generation_config.update(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with TemporaryDirectory() as name:
         model.save_pretrained(name)

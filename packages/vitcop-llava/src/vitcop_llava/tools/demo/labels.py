@@ -13,7 +13,9 @@ PRESENCE = len(COLORS) + len(SHAPES) + len(MARKS) + len(CELLS) + len(COLORS) * l
 
 
 def patch_labels(scene: Scene, grid: int) -> NDArray[np.int64]:
-    """What the shape over each patch is: ``[grid * grid, 5]``, color, shape, mark, cell (0: ground), centre flag."""
+    """Return what the shape over each patch is: ``[grid * grid, 5]``, color, shape, mark, cell (0: ground), center
+    flag.
+    """
     ids = shape_map(scene, grid * PATCH_SIZE).reshape(grid, PATCH_SIZE, grid, PATCH_SIZE)
     covered = np.stack([(ids == k).mean(axis=(1, 3)).ravel() for k in range(1, len(scene.shapes) + 1)])
     owner = np.where(covered.max(axis=0) >= 0.15, covered.argmax(axis=0), -1)
@@ -27,7 +29,7 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.int64]:
 
 
 def presence(scene: Scene) -> NDArray[np.float32]:
-    """Which colors, shapes, marks, cells and color-shape pairs the scene holds: ``[presence]`` of 0 and 1."""
+    """Return which colors, shapes, marks, cells and color-shape pairs the scene holds: ``[presence]`` of 0 and 1."""
     found = np.zeros(PRESENCE, dtype=np.float32)
     for item in scene.shapes:
         color, shape = list(COLORS).index(item.color), SHAPES.index(item.shape)

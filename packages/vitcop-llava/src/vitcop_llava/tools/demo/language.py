@@ -13,7 +13,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vitcop_llava.tools.demo.optimise import descend, optimizer_for, shuffled
+from vitcop_llava.tools.demo.optimize import descend, optimizer_for, shuffled
 from vitcop_llava.tools.demo.packing import IGNORED, Packer
 from vitcop_llava.tools.demo.questions import KINDS, Question, listing, sample_questions
 from vitcop_llava.tools.demo.scenes import Scene, sample_scene
@@ -69,7 +69,7 @@ class LanguageTrainer:
         return self._scored(embeds, positions, labels, mask)
 
     def _told(self, picks: list[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same about scenes told in words."""
+        """Return the same about scenes told in words."""
         rows = [_asked(sample_scene(FIRST_TRAINING_SEED + pick), rng) for pick in picks]
         tokens, positions, labels, mask = self._packer.batch(rows, [row[-1].answer for row in rows])
         embeds = self._model.model.language_model.embed_tokens(tokens.to(self._args.device))

@@ -11,7 +11,7 @@ from transformers import LlavaProcessor
 from vitcop_llava.tools.demo.questions import Question
 
 IGNORED = -100
-"""The label of places that nothing is learnt from."""
+"""The label of places that nothing is learned from."""
 
 
 class Packer:
@@ -31,7 +31,7 @@ class Packer:
         return self._cache[text]
 
     def row(self, questions: list[Question], told: str | None = None) -> NDArray[np.int64]:
-        """``[4, length]``: token, position, block (0 is the prefix) and label of every place.
+        """Return ``[4, length]``: token, position, block (0 is the prefix) and label of every place.
 
         The questions are about an image, or with ``told`` about that text in its place.
         """

@@ -31,7 +31,7 @@ class Question:
 
 
 def questions_about(scene: Scene) -> list[Question]:
-    """Every question that can be asked about a scene, in a fixed order."""
+    """Return every question that can be asked about a scene, in a fixed order."""
     shapes = scene.shapes
     found: list[Question] = []
     for item in shapes:
@@ -70,7 +70,7 @@ def sample_questions(scene: Scene, kind: str, count: int, rng: np.random.Generat
 
 
 def listing(scene: Scene) -> Question:
-    """The question that lists the scene in raster order: ``top left red circle with dot and ...``."""
+    """Return the question that lists the scene in raster order: ``top left red circle with dot and ...``."""
     parts = [
         f"{item.cell} {item.color} {item.shape}" + (f" with {item.mark}" if item.mark else "") for item in scene.shapes
     ]
@@ -78,12 +78,12 @@ def listing(scene: Scene) -> Question:
 
 
 def plural(shape: str) -> str:
-    """The plural of a shape's name."""
+    """Return the plural of a shape's name."""
     return shape + ("es" if shape == "cross" else "s")
 
 
 def vocabulary() -> list[str]:
-    """Every word of the questions, the answers and the prompt around them, sorted."""
+    """Return every word of the questions, the answers and the prompt around them, sorted."""
     words = set(
         "user assistant : ? . what color shape is the where mark on how many shapes are there in picture".split()
     )

@@ -31,7 +31,7 @@ _OVERSAMPLE = 2  # shapes are drawn at twice the size and reduced, which is what
 
 @dataclass(frozen=True)
 class SceneShape:
-    """One shape of a scene. ``x``, ``y`` (its centre) and ``radius`` are fractions of the picture's side."""
+    """One shape of a scene. ``x``, ``y`` (its center) and ``radius`` are fractions of the picture's side."""
 
     shape: str
     color: str
@@ -51,7 +51,7 @@ class Scene:
 
 
 def sample_scene(seed: int) -> Scene:
-    """Draws the scene of ``seed``: one to five shapes, no two alike in both color and shape."""
+    """Draw the scene of ``seed``: one to five shapes, no two alike in both color and shape."""
     rng = np.random.default_rng([seed, 0])
     count = int(rng.integers(1, MAX_SHAPES + 1))
     cells = sorted(int(c) for c in rng.choice(len(CELLS), size=count, replace=False))
@@ -68,7 +68,7 @@ def sample_scene(seed: int) -> Scene:
 
 
 def render(scene: Scene, size: int = 336) -> Image.Image:
-    """Draws a scene as an RGB picture of ``size`` x ``size`` pixels; the same scene and size give the same pixels."""
+    """Draw a scene as an RGB picture of ``size`` x ``size`` pixels; the same scene and size give the same pixels."""
     rng = np.random.default_rng([scene.seed, 1])
     picture = _ground(rng, size).resize((size * _OVERSAMPLE,) * 2, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
@@ -84,7 +84,7 @@ def render(scene: Scene, size: int = 336) -> Image.Image:
 
 
 def shape_map(scene: Scene, size: int) -> NDArray[np.uint8]:
-    """Which shape covers each pixel: ``[size, size]``, 0 for the ground, k + 1 for ``scene.shapes[k]``."""
+    """Return which shape covers each pixel: ``[size, size]``, 0 for the ground, k + 1 for ``scene.shapes[k]``."""
     picture = Image.new("L", (size, size))
     draw = ImageDraw.Draw(picture)
     for number, item in enumerate(scene.shapes, start=1):
@@ -93,7 +93,7 @@ def shape_map(scene: Scene, size: int) -> NDArray[np.uint8]:
 
 
 def _ground(rng: np.random.Generator, size: int) -> Image.Image:
-    """A muted ground with one of three textures: clouds, stripes or grain."""
+    """Return a muted ground with one of three textures: clouds, stripes or grain."""
     base = rng.uniform(90, 200) + rng.uniform(-18, 18, size=3)
     texture = rng.integers(3)
     if texture == 0:
@@ -124,7 +124,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, item: SceneShape, side: int, fill: tu
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, item: SceneShape, side: int, ink: tuple[int, int, int]) -> None:
-    """Marks are about a sixteenth of the picture wide, whatever the size of the shape that carries them."""
+    """Draw a mark, about a sixteenth of the picture wide, whatever the size of the shape that carries them."""
     x, y, u = item.x * side, item.y * side, side * 0.031
     if item.mark == "dot":
         draw.ellipse((x - 0.6 * u, y - 0.6 * u, x + 0.6 * u, y + 0.6 * u), fill=ink)

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vitcop_llava.tools.demo.labels import PATCH_CLASSES, PRESENCE
-from vitcop_llava.tools.demo.optimise import descend, optimizer_for, shuffled
+from vitcop_llava.tools.demo.optimize import descend, optimizer_for, shuffled
 from vitcop_llava.tools.demo.scenes import MAX_SHAPES
 
 
-def normalised(pixels: Tensor, processor: LlavaProcessor) -> Tensor:
+def normalized(pixels: Tensor, processor: LlavaProcessor) -> Tensor:
     """uint8 ``[n, side, side, 3]`` to the float32 ``[n, 3, side, side]`` that the image processor makes of it."""
     mean = torch.tensor(processor.image_processor.image_mean, device=pixels.device)
     std = torch.tensor(processor.image_processor.image_std, device=pixels.device)
@@ -35,14 +35,14 @@ class TowerHeads(nn.Module):
         self.count = nn.Linear(width, MAX_SHAPES + 1)
 
     def loss(self, selected: Tensor, pooled: Tensor, labels: Tensor, found: Tensor) -> Tensor:
-        """``selected`` [b, 1 + n, d] is the feature layer, CLS first; ``pooled`` [b, d] the tower's last CLS."""
+        """Return ``selected`` [b, 1 + n, d] is the feature layer, CLS first; ``pooled`` [b, d] the tower's last CLS."""
         cls, patches = selected[:, 0], selected[:, 1:]
         total = torch.zeros((), device=selected.device)
         for column, (name, head) in enumerate(self.dense.items()):
             weight = torch.ones(PATCH_CLASSES[name], device=selected.device)
             weight[0] = 0.3
             logits = head(patches).flatten(0, 1)
-            scale = 2.0 if name == "mark" else 1.0  # the finest detail, and the last to be learnt
+            scale = 2.0 if name == "mark" else 1.0  # the finest detail, and the last to be learned
             total = total + scale * functional.cross_entropy(logits, labels[..., column].flatten(), weight=weight)
         center = functional.binary_cross_entropy_with_logits(
             self.center(patches)[..., 0], labels[..., 4].float(), pos_weight=torch.tensor(5.0, device=selected.device)
@@ -82,7 +82,7 @@ def train_tower(
     for step in tqdm(range(args.tower_steps), desc="tower"):
         picks = torch.tensor([next(order) for _ in range(args.tower_batch)])
         pixels, labels, found = (part[picks].to(device) for part in scenes)
-        out = tower(normalised(pixels, processor), output_hidden_states=True)
+        out = tower(normalized(pixels, processor), output_hidden_states=True)
         loss = heads.loss(out.hidden_states[-2], out.pooler_output, labels.long(), found)
         descend(loss, optimizer, schedule, tower.parameters())
         if step % 50 == 0 or step == args.tower_steps - 1:
@@ -93,11 +93,11 @@ def train_tower(
 def tower_features(
     model: LlavaForConditionalGeneration, pixels: Tensor, processor: LlavaProcessor, args: argparse.Namespace
 ) -> Tensor:
-    """The selected feature of every scene, ``[n, grid * grid, d]`` in float16."""
+    """Return the selected feature of every scene, ``[n, grid * grid, d]`` in float16."""
     parts = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(pixels), 128), desc="features"):
-            batch = normalised(pixels[start : start + 128].to(args.device), processor)
+            batch = normalized(pixels[start : start + 128].to(args.device), processor)
             out = model.model.vision_tower(batch, output_hidden_states=True)
             parts.append(out.hidden_states[-2][:, 1:].half().cpu())
     return torch.cat(parts)

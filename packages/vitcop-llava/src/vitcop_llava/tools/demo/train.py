@@ -40,7 +40,7 @@ def _rendered(arguments: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def render_all(count: int, grid: int, workers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Renders the training scenes: pixels ``[n, side, side, 3]`` uint8, patch labels and presence."""
+    """Render the training scenes: pixels ``[n, side, side, 3]`` uint8, patch labels and presence."""
     jobs = [(FIRST_TRAINING_SEED + k, grid) for k in range(count)]
     side = grid * PATCH_SIZE
     pixels = torch.empty((count, side, side, 3), dtype=torch.uint8)
@@ -56,7 +56,7 @@ def render_all(count: int, grid: int, workers: int) -> tuple[Tensor, Tensor, Ten
 
 
 def parser() -> argparse.ArgumentParser:
-    """The settings; the defaults are those of the weights in the package."""
+    """Return the settings; the defaults are those of the weights in the package."""
     options = argparse.ArgumentParser(
         prog="python -m vitcop_llava.tools.demo.train", description="Train the demo model."
     )
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Renders, trains the stages and saves; the log is one JSON object a line."""
+    """Render, trains the stages and saves; the log is one JSON object a line."""
     args = parser().parse_args(arguments)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

@@ -19,7 +19,7 @@ NOTE = "the stages not run here were run before, as the lines above say"
 
 @contextmanager
 def training_log(args: argparse.Namespace, paths: Collection[str]) -> Iterator[Callable[..., None]]:
-    """Writes ``training.log`` into the folder ``args.out``, and first the settings and versions.
+    """Write ``training.log`` into the folder ``args.out``, and first the settings and versions.
 
     Until the block ends without an error it is ``training.log.partial``.
 

@@ -82,10 +82,12 @@ def read_image(path: str | Path) -> Image.Image:
     except (ImageError, MemoryError):
         raise
     except PictureError as error:
-        raise ImageError(f"image: {path} {error}") from error
+        raise ImageError(f"image {path} must {error}") from error
     # Pillow's decoders raise nearly anything for damaged data: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ImageError(f"image: {path} is damaged or truncated ({error})") from error
+        raise ImageError(
+            f"image {path} must be a whole file, got one that is damaged or truncated ({error})"
+        ) from error
     if picture.is_animated:
         warnings.warn(f"image: {path} is animated; its first frame alone is used", FirstFrameWarning, stacklevel=2)
     turn = _TURNS.get(picture.orientation)
@@ -93,19 +95,19 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _read(path: str | Path) -> bytes:
-    """The content of a regular file of bounded size."""
+    """Return the content of a regular file of bounded size."""
     try:
         data = read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
-        raise ImageError(f"image: no such file: {path}") from error
+        raise ImageError(f"image must be an existing file, got {path}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"image: must be a file, got the folder {path}") from error
+        raise ImageError(f"image must be a file, got the folder {path}") from error
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise ImageError(f"image: {path} must have at most {MAX_BYTES // 2**20} MiB, and has more") from error
-        raise ImageError(f"image: cannot read {path}: {error.strerror or error}") from error
+            raise ImageError(f"image {path} must have at most {MAX_BYTES // 2**20} MiB, got more") from error
+        raise ImageError(f"image must be a file that can be read, got {path}: {error.strerror or error}") from error
     if not data:
-        raise ImageError(f"image: {path} is empty")
+        raise ImageError(f"image must be a file with something in it, got {path}, which is empty")
     return data
 
 
@@ -115,26 +117,28 @@ def _parse(data: bytes) -> tuple[Picture, type[ImageFile]]:
             try:
                 return parse(data), kind
             except (struct.error, IndexError) as error:
-                raise PictureError(f"is damaged or truncated ({error})") from error
-    raise PictureError(f"is not an image that can be read; expected {', '.join(FORMATS)}")
+                raise PictureError(f"be a whole file, got one that is damaged or truncated ({error})") from error
+    raise PictureError(f"be one of {', '.join(FORMATS)}, got another file")
 
 
 def _check_size(path: str | Path, picture: Picture) -> None:
     (width, height), most = picture.size, MAX_JPEG_PIXELS if picture.format == "JPEG" else MAX_PIXELS
     if width * height > most:
         raise ImageError(
-            f"image: {path} must have at most {most / 1e6:.0f} megapixels, got {width} x {height} "
+            f"image {path} must have at most {most / 1e6:.0f} megapixels, got {width} x {height} "
             f"({width * height / 1e6:.0f} megapixels)"
         )
     if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
-        raise ImageError(f"image: {path} must not be longer than {MAX_ASPECT} times its width, got {width} x {height}")
+        raise ImageError(f"image {path} must not be longer than {MAX_ASPECT} times its width, got {width} x {height}")
 
 
 def _decode(picture: Picture, kind: type[ImageFile]) -> Image.Image:
     # Not by Image.open, which tries formats, and has a limit on pixels of its own.
     with kind(BytesIO(picture.data)) as image:
         if image.size != picture.size:
-            raise PictureError(f"is damaged or truncated (its size is {image.size} and {picture.size})")
+            raise PictureError(
+                f"be a whole file, got one that is damaged or truncated (its size is {image.size} and {picture.size})"
+            )
         width, height = picture.size
         shrink = next(by for by in (1, 2, 4, 8) if -(-width // by) * -(-height // by) <= MAX_PIXELS)
         if shrink > 1:
@@ -144,7 +148,7 @@ def _decode(picture: Picture, kind: type[ImageFile]) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB on white, made strip by strip: there is no third copy of all of it."""
+    """Return a picture as RGB on white, made strip by strip: there is no third copy of all of it."""
     (width, height), found = image.size, Image.new("RGB", image.size)
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
@@ -154,12 +158,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _strip_as_rgb(strip: Image.Image) -> Image.Image:
-    if strip.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    if strip.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         wide = np.asarray(strip).astype(np.uint32)
-        grey = ((wide * 255 + 32895) >> 16).astype(np.uint8)  # a 257th, rounded
+        gray = ((wide * 255 + 32895) >> 16).astype(np.uint8)  # a 257th, rounded
         if isinstance(clear := strip.info.get("transparency"), int):
-            grey[wide == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
+            gray[wide == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
     if "A" in strip.getbands() or "transparency" in strip.info:
         layer = strip.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

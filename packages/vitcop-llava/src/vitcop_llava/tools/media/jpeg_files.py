@@ -59,7 +59,7 @@ def parse_jpeg(data: bytes) -> Picture:
             frame = _read_frame(code, content, frame)
         elif code == _SOS:
             if frame is None:
-                raise PictureError("is damaged or truncated (it has no size)")
+                raise PictureError("be a whole file, got one that is damaged or truncated (it has no size)")
             scans, visits = scans + 1, visits + _scan_blocks(content, frame)
         elif code == _COM or (0xE0 <= code <= 0xEF and not _decides_colors(code, content)):
             kept.append(view[start : match.start()])
@@ -69,11 +69,9 @@ def parse_jpeg(data: bytes) -> Picture:
                 read = exif_orientation if name == b"Exif" else xmp_orientation
                 orientations.setdefault(name, read(bytes(content)))
     else:
-        raise PictureError(
-            f"must have at most {MAX_SEGMENTS:,} marker segments, and has more; save it again without them"
-        )
+        raise PictureError(f"have at most {MAX_SEGMENTS:,} marker segments, got more; save it again without them")
     if frame is None:
-        raise PictureError("is damaged or truncated (it has no size)")
+        raise PictureError("be a whole file, got one that is damaged or truncated (it has no size)")
     if frame.width * frame.height <= MAX_JPEG_PIXELS:  # or that is what is said
         _check_cost(frame, scans, visits)
     found = [orientations.get(b"Exif"), *orientations.values()]
@@ -84,22 +82,22 @@ def parse_jpeg(data: bytes) -> Picture:
 def _read_frame(code: int, content: memoryview, before: _Frame | None) -> _Frame:
     if code not in _READ_FRAMES:
         kind = "arithmetic coding" if code > 0xC8 else "lossless or hierarchical coding"
-        raise PictureError(f"must be a baseline or progressive JPEG file, got one in {kind}; save it again")
+        raise PictureError(f"be a baseline or progressive JPEG file, got one in {kind}; save it again")
     if before is not None:
-        raise PictureError("must hold one picture, and has several layers; save it again")
+        raise PictureError("hold one picture, got several layers; save it again")
     _, height, width, count = struct.unpack_from(">BHHB", content)
     parts = [struct.unpack_from(">BBB", content, 6 + 3 * number) for number in range(count)]
     wide = max((sampling >> 4 for _, sampling, _ in parts), default=0)
     high = max((sampling & 15 for _, sampling, _ in parts), default=0)
     if not (width and height and wide and high):
-        raise PictureError("is damaged or truncated (it has no size)")
+        raise PictureError("be a whole file, got one that is damaged or truncated (it has no size)")
     units = -(-width // (8 * wide)) * -(-height // (8 * high))
     blocks = {number: units * (sampling >> 4) * (sampling & 15) for number, sampling, _ in parts}
     return _Frame(width, height, blocks, _READ_FRAMES[code])
 
 
 def _scan_blocks(content: memoryview, frame: _Frame) -> int:
-    """The blocks that a scan goes through."""
+    """Return the blocks that a scan goes through."""
     parts = content[1 : 1 + 2 * content[0] : 2]
     return sum(frame.blocks.get(number, 0) for number in parts)
 
@@ -108,12 +106,13 @@ def _check_cost(frame: _Frame, scans: int, visits: int) -> None:
     whole = sum(frame.blocks.values())
     if visits > MAX_VISITS:
         raise PictureError(
-            f"must take fewer scans for its size: {scans:,} scans go through {visits / 1e6:,.0f} million blocks, and "
-            f"at most {MAX_VISITS / 1e6:.0f} million are read; save it again as a baseline JPEG file"
+            f"have scans that go through at most {MAX_VISITS / 1e6:.0f} million blocks, got {visits / 1e6:,.0f} "
+            "million in "
+            f"{scans:,} scans; save it again as a baseline JPEG file"
         )
     if (frame.is_progressive or scans > 1) and whole * 128 > MAX_COEFFICIENTS:
         raise PictureError(
-            f"must have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full color as a progressive "
+            f"have at most {MAX_COEFFICIENTS // 128 * 64 / 3e6:.0f} megapixels in full color as a progressive "
             f"JPEG file, got {frame.width} x {frame.height} ({frame.width * frame.height / 1e6:.0f} megapixels); save "
             "it again as a baseline JPEG file"
         )

@@ -23,7 +23,7 @@ MAX_RLE_PIXELS, MAX_RLE_BYTES = 10_000_000, 4 * 2**20
 
 
 class PictureError(ValueError):
-    """A file that is not decoded; the message goes on after the file's name."""
+    """A file that is not decoded; the message goes on after "must"."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def parse_png(data: bytes) -> Picture:
             break
     kind, width, height = struct.unpack_from(">4sII", data, 12)
     if kind != b"IHDR":
-        raise PictureError("is damaged or truncated (it does not begin with its size)")
+        raise PictureError("be a whole file, got one that is damaged or truncated (it does not begin with its size)")
     return Picture("PNG", (width, height), b"".join(kept), _png_orientation(found), frames > 1)
 
 
 def _inflated(name: bytes, text: bytes) -> bytes:
-    """A compressed text, where it is one that says how to hold the picture; of bounded size."""
+    """Return a compressed text, where it is one that says how to hold the picture; of bounded size."""
     if name != b"Raw profile type exif":
         return b""
     try:
@@ -125,18 +125,18 @@ def parse_gif(data: bytes) -> Picture:
             break
         _check_count(blocks, MAX_BLOCKS, "blocks before its picture")
     if not first:
-        raise PictureError("is damaged or truncated (it holds no picture)")
+        raise PictureError("be a whole file, got one that is damaged or truncated (it holds no picture)")
     return Picture("GIF", (width, height), first)
 
 
 def _after_blocks(data: bytes, position: int, limit: int) -> tuple[int, int]:
-    """Where a chain of blocks with their lengths before them ends, and how many they are."""
+    """Return where a chain of blocks with their lengths before them ends, and how many they are."""
     for count in range(limit):
         length = data[position] if position < len(data) else 0  # Pillow's decoder says what is missing
         position += 1 + length
         if not length:
             return min(position, len(data)), count + 1
-    raise PictureError(f"must have at most {limit:,} blocks in one chain, and has more")
+    raise PictureError(f"have at most {limit:,} blocks in one chain, got more")
 
 
 def parse_webp(data: bytes) -> Picture:
@@ -164,14 +164,14 @@ def parse_webp(data: bytes) -> Picture:
         elif kind in (b"EXIF", b"XMP "):
             found.setdefault(kind, bytes(chunk[8:]))
     if size is None:
-        raise PictureError("is damaged or truncated (it holds no picture)")
+        raise PictureError("be a whole file, got one that is damaged or truncated (it holds no picture)")
     body = b"".join(kept)
     orientation = exif_orientation(found.get(b"EXIF", b"")) or xmp_orientation(found.get(b"XMP ", b"")) or 1
     return Picture("WEBP", size, struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body, orientation, frames > 1)
 
 
 def _bitstream_size(kind: bytes, content: bytes) -> tuple[int, int] | None:
-    """The size that a file without a canvas of its own has."""
+    """Return the size that a file without a canvas of its own has."""
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", content, 6)
         return width & 0x3FFF, height & 0x3FFF
@@ -195,7 +195,7 @@ def parse_bmp(data: bytes) -> Picture:
     height = abs(height)  # negative where the first row is at the top
     if compression in (1, 2) and (width * height > MAX_RLE_PIXELS or len(data) > MAX_RLE_BYTES):
         raise PictureError(
-            f"must have at most {MAX_RLE_PIXELS / 1e6:.0f} megapixels in {MAX_RLE_BYTES // 2**20} MiB as a run-length "
+            f"have at most {MAX_RLE_PIXELS / 1e6:.0f} megapixels in {MAX_RLE_BYTES // 2**20} MiB as a run-length "
             f"coded BMP file, got {width} x {height} in {len(data):,} bytes; save it as PNG"
         )
     return Picture("BMP", (width, height), data)
@@ -203,4 +203,4 @@ def parse_bmp(data: bytes) -> Picture:
 
 def _check_count(count: int, limit: int, what: str) -> None:
     if count > limit:
-        raise PictureError(f"must have at most {limit:,} {what}, and has more; save it again without them")
+        raise PictureError(f"have at most {limit:,} {what}, got more; save it again without them")

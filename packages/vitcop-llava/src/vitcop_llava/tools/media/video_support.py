@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "vitcop.video"
 """The group of entry points under which an installed package offers a `VideoSupport`, by the name ``support``."""
 
-MISSING = "a video needs vitcop-video: pip install vitcop-video"
-
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # as readers know them
 )
@@ -84,10 +82,10 @@ class VideoSupport(Protocol):
         """Frames of a file; raises ValueError or TypeError, which names the file, for one that cannot be read."""
 
     def processor(self, name: str) -> Any:
-        """The processor of a checkpoint for videos; raises OSError or ValueError where it has none."""
+        """Return the processor of a checkpoint for videos; raises OSError or ValueError where it has none."""
 
     def readers(self) -> dict[str, str | None]:
-        """What can decode, in the order of preference: None each, or why it cannot."""
+        """Return what can decode, in the order of preference: None each, or why it cannot."""
 
     def write_demo(self, seed: int, path: Path, *, overwrite: bool = True) -> Sequence[Question]:
         """Draw a clip that the demo model knows into a file, whole or not at all; return the questions about it.
@@ -97,24 +95,24 @@ class VideoSupport(Protocol):
 
 
 def find_support() -> VideoSupport | None:
-    """What the installed vitcop-video offers; None without it."""
+    """Return what the installed vitcop-video offers; None without it."""
     for entry in entry_points(group=ENTRY_POINTS, name="support"):
         return cast("VideoSupport", entry.load())
     return None
 
 
 def need_support() -> VideoSupport:
-    """The same.
+    """Return the same.
 
     Raises:
         ValueError: vitcop-video is not installed.
     """
     support = find_support()
     if support is None:
-        raise ValueError(MISSING)
+        raise ValueError("video must be read by vitcop-video, got no such package; pip install vitcop-video")
     return support
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its name."""
+    """Return whether a file is a video, by its name."""
     return path.suffix.lower() in SUFFIXES

@@ -37,7 +37,7 @@ class Answer:
 
 
 def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
-    """The prompt for a question: by the processor's chat template, or else in LLaVA-1.5's format.
+    """Return the prompt for a question: by the processor's chat template, or else in LLaVA-1.5's format.
 
     Args:
         processor: of the model.
@@ -54,7 +54,7 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
 
 
 def prepare(loaded: Loaded, media: Sequence[Medium], question: str) -> Any:
-    """The model's inputs, on its device and in its dtype.
+    """Return the model's inputs, on its device and in its dtype.
 
     Args:
         loaded: the model.
@@ -69,7 +69,7 @@ def prepare(loaded: Loaded, media: Sequence[Medium], question: str) -> Any:
 
 
 def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]]) -> Any:
-    """The inputs of several questions, each with its pictures and clips, as a batch that is padded on the left.
+    """Return the inputs of several questions, each with its pictures and clips, as a batch that is padded on the left.
 
     Raises:
         ValueError: as `prepare`, or for several questions to a tokenizer that cannot pad.
@@ -80,21 +80,21 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
     images = [each for each in every if not isinstance(each, Clip)]
     if clips and loaded.parts.video is None:
         kind = type(loaded.model).__name__
-        raise ValueError(f"model: must read clips, for example a LlavaNextVideoForConditionalGeneration; got a {kind}")
+        raise ValueError(f"model must read clips, for example a LlavaNextVideoForConditionalGeneration, got a {kind}")
     prompts = [_checked_prompt(processor, media, question) for media, question in asked]
     # A template that writes the opening token itself would otherwise get it twice.
     opening = processor.tokenizer.bos_token
     given: dict[str, Any] = {"add_special_tokens": not (opening and prompts[0].startswith(opening))}
     if len(prompts) > 1:
         if processor.tokenizer.pad_token is None:
-            raise ValueError("model: its tokenizer has no padding token; ask one question at a time")
+            raise ValueError("model must have a tokenizer with a padding token, got none; ask one question at a time")
         given |= {"padding": True, "padding_side": "left"}
     given |= ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
     inputs = processor(text=prompts, return_tensors="pt", **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
         raise ValueError(
-            f"question: with what comes before it, it takes {length} tokens, and the model's context has {most}"
+            f"question must fit into the model's context of {most} tokens with what comes before it, got {length}"
         )
     inputs = inputs.to(loaded.device, loaded.dtype)
     if isinstance(listed := inputs.get("pixel_values_videos"), list):  # of clips that differ in length
@@ -106,22 +106,22 @@ def _checked_prompt(processor: Any, media: Sequence[Medium], question: str) -> s
     kinds, places = ["video" if isinstance(each, Clip) else "image" for each in media], _placeholders(processor)
     for token in places.values():
         if token in question:
-            raise ValueError(f"question: must not hold the placeholder {token!r}; images and clips come first")
+            raise ValueError(f"question must not hold the placeholder {token!r}; images and clips come first")
     prompt = build_prompt(processor, kinds, question)
     for kind, token in places.items():
         if (found := prompt.count(token)) != (needed := kinds.count(kind)):
-            raise ValueError(f"model: its chat template must leave a place for each of {needed} {kind}s, got {found}")
+            raise ValueError(f"model must have a chat template with a place for each of {needed} {kind}s, got {found}")
     return prompt
 
 
 def _placeholders(processor: Any) -> dict[str, str]:
-    """What stands in a prompt for each kind of thing that the processor takes."""
+    """Return what stands in a prompt for each kind of thing that the processor takes."""
     video = getattr(processor, "video_token", None)
     return {"image": processor.image_token} | ({} if video is None else {"video": video})
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words of ``text`` that the tokenizer has no token for, each once; punctuation is no word."""
+    """Return the words of ``text`` that the tokenizer has no token for, each once; punctuation is no word."""
     if tokenizer.unk_token_id is None or not tokenizer.is_fast:
         return []
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

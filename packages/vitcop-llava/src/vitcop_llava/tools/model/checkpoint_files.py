@@ -56,10 +56,12 @@ def check_files(folder: Path) -> None:
             with open_regular(path) as stream:
                 size = stream.seek(0, 2)
         except OSError as error:
-            raise ModelError(f"model: cannot read {path}: {error.strerror or error}") from error
+            raise ModelError(
+                f"model must be made of files that can be read, got {path}: {error.strerror or error}"
+            ) from error
         limit = MAX_TOKENIZER if path.name in _TOKENIZERS else MAX_CONFIG
         if is_text and size > limit:
-            raise ModelError(f"model: {path} must have at most {limit // 2**20} MiB, got {size:,} bytes")
+            raise ModelError(f"model must have at most {limit // 2**20} MiB in {path.name}, got {size:,} bytes")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -72,11 +74,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_bytes(path, MAX_CONFIG))
     except OSError as error:
-        raise ModelError(f"model: cannot read {path}: {error.strerror or error}") from error
+        raise ModelError(
+            f"model must be made of files that can be read, got {path}: {error.strerror or error}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"model: the configuration of {folder} cannot be used: {error}") from error
+        raise ModelError(f"model must have a configuration that can be used, got that of {folder}: {error}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"model: the configuration of {folder} cannot be used: it must be a JSON object")
+        raise ModelError(
+            f"model {folder} must have a configuration that is a JSON object, got a {type(config).__name__}"
+        )
     return config
 
 
@@ -92,7 +98,7 @@ def check_config(name: str, config: dict[str, Any]) -> None:
                 if not low <= value <= high:
                     got = str(value) if abs(value) < 1e18 else "a longer number"
                     raise ModelError(
-                        f"model: the configuration of {name} cannot be used: {key} must be {low} to {high}, got {got}"
+                        f"model {name} must have a configuration with {key} from {low} to {high}, got {got}"
                     )
                 break
 
@@ -104,7 +110,7 @@ def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         if len(value) > _MAX_LIST:
             raise ModelError(
-                f"model: {key} of its configuration must have at most {_MAX_LIST} entries, got {len(value)}"
+                f"model must have at most {_MAX_LIST} entries in {key} of its configuration, got {len(value)}"
             )
         for found in value:
             yield from _numbers(key, found)
@@ -124,10 +130,12 @@ def find_shards(folder: Path) -> list[str]:
             return sorted(names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise ModelError(f"model: {folder / WEIGHTS_INDEX} must map weights to safetensors files of that folder")
+    raise ModelError(
+        f"model must have an index that maps weights to safetensors files of its folder, got {folder / WEIGHTS_INDEX}"
+    )
 
 
-def check_weights(folder: Path, numbers: int, is_quantised: bool) -> None:
+def check_weights(folder: Path, numbers: int, is_quantized: bool) -> None:
     """Check that a folder's weights can be as many as the configuration asks for.
 
     What is not there transformers makes up, which takes the memory that the configuration says, and is then refused.
@@ -135,15 +143,15 @@ def check_weights(folder: Path, numbers: int, is_quantised: bool) -> None:
     Args:
         folder: Of the checkpoint.
         numbers: Parameters of the model.
-        is_quantised: Whether a byte may hold several.
+        is_quantized: Whether a byte may hold several.
 
     Raises:
         ModelError: They cannot.
     """
     names = [WEIGHTS] if (folder / WEIGHTS).is_file() else find_shards(folder)
     size = sum((folder / name).stat().st_size for name in names)
-    if numbers > size * (8 if is_quantised else 1):
+    if numbers > size * (8 if is_quantized else 1):
         raise ModelError(
-            f"model: the weights of {folder} cannot be used: config.json asks for {numbers:,} numbers, and they have "
-            f"{size:,} bytes"
+            f"model {folder} must have weights for the {numbers:,} numbers that config.json asks for, got {size:,} "
+            "bytes"
         )

@@ -78,7 +78,7 @@ class Loaded:
 
 
 def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """Loads a model that can be pruned.
+    """Load a model that can be pruned.
 
     Args:
         source: a local folder or a hub id; None for the demo model.
@@ -94,7 +94,7 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
     """
     where = find_device(device)
     if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype: must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     with torch.device("cpu"):  # whatever the default device is: the argument says where the model goes
         return _load(find_source(source), where, dtype)
 
@@ -112,13 +112,15 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
     except MemoryError:
         raise
     except Exception as error:  # as for the configuration
-        raise _of_hub(name, error) or ModelError(f"model: the processor of {name} cannot be used: {error}") from error
+        raise _of_hub(name, error) or ModelError(
+            f"model must have a processor that can be used, got that of {name}: {error}"
+        ) from error
     try:
         check_processor(name, processor, parts)
     except (ModelError, MemoryError):
         raise
     except Exception as error:  # whatever its settings are
-        raise ModelError(f"model: the processor of {name} cannot be used: {error}") from error
+        raise ModelError(f"model must have a processor that can be used, got that of {name}: {error}") from error
     words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
     # Or: a demo model that someone trained again.
     is_demo = is_packaged(name) or words == set(vocabulary())
@@ -126,13 +128,13 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether a source is a demo model of the packages."""
+    """Return whether a source is a demo model of the packages."""
     support = find_support()
     return name == str(DEMO_FOLDER) or (support is not None and name == str(support.demo_folder))
 
 
 def find_device(device: str) -> torch.device:
-    """The device of that name, ``auto`` among them.
+    """Return the device of that name, ``auto`` among them.
 
     Raises:
         ValueError: for a name that is none, or a device that is not there.
@@ -144,16 +146,16 @@ def find_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device: must be auto, cpu, cuda, cuda:N or mps; got {device!r}") from error
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}") from error
     count = torch.cuda.device_count() if found.type == "cuda" else 1
     missing = found.type == "mps" and not torch.backends.mps.is_available()
     if missing or not 0 <= (found.index or 0) < count or found.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device: {device!r} is not there; CUDA devices: {torch.cuda.device_count()}")
+        raise ValueError(f"device must be one that is there, got {device!r}; CUDA devices: {torch.cuda.device_count()}")
     return found
 
 
 def find_source(source: str | None) -> str:
-    """The folder or hub id that ``source`` means; a folder is looked through for what is missing.
+    """Return the folder or hub id that ``source`` means; a folder is looked through for what is missing.
 
     Raises:
         ModelError: where it is neither, or something is missing.
@@ -161,8 +163,8 @@ def find_source(source: str | None) -> str:
     if source is None:
         if not (DEMO_FOLDER / WEIGHTS).is_file():
             raise ModelError(
-                f"model: this installation holds no demo weights (expected {DEMO_FOLDER / WEIGHTS}); name a model, for "
-                "example llava-hf/llava-1.5-7b-hf or a local folder"
+                f"model must be given where the demo weights are not installed, got none at {DEMO_FOLDER / WEIGHTS}; "
+                "name a local folder or a hub id such as llava-hf/llava-1.5-7b-hf"
             )
         return str(DEMO_FOLDER)
     folder = Path(source).expanduser()
@@ -170,9 +172,11 @@ def find_source(source: str | None) -> str:
         _check_folder(folder)
         return str(folder)
     if folder.is_file():
-        raise ModelError(f"model: must be a folder or a hub id, got the file {source}")
+        raise ModelError(f"model must be a folder or a hub id, got the file {source}")
     if not _HUB_ID.fullmatch(source):
-        raise ModelError(f"model: no such folder: {source!r}, and it is no hub id such as llava-hf/llava-1.5-7b-hf")
+        raise ModelError(
+            f"model must be an existing folder, or a hub id such as llava-hf/llava-1.5-7b-hf, got {source!r}"
+        )
     return source
 
 
@@ -186,7 +190,7 @@ def _check_folder(folder: Path) -> None:
             missing += [name for name in find_shards(folder) if not (folder / name).is_file()]
         elif pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
             raise ModelError(
-                f"model: {folder} must hold safetensors weights ({WEIGHTS}); {pickles[0]} is a pickle, which can run "
+                f"model {folder} must hold safetensors weights ({WEIGHTS}), got {pickles[0]}, a pickle, which can run "
                 "code and is not read"
             )
         else:
@@ -198,7 +202,9 @@ def _check_folder(folder: Path) -> None:
     if missing:
         if "config.json" not in missing:
             _skeleton(str(folder), _read_config(str(folder)))  # a family that is not supported is worth saying first
-        raise ModelError(f"model: {folder} lacks {', '.join(missing)}")
+        raise ModelError(
+            f"model must be a folder with all files of a checkpoint, got {folder} without {', '.join(missing)}"
+        )
 
 
 def _read_config(name: str) -> PreTrainedConfig:
@@ -213,12 +219,12 @@ def _read_config(name: str) -> PreTrainedConfig:
         raise
     except Exception as error:  # whatever is in the file, it is the checkpoint's
         raise _of_hub(name, error) or ModelError(
-            f"model: the configuration of {name} cannot be used: {error}"
+            f"model must have a configuration that can be used, got that of {name}: {error}"
         ) from error
 
 
 def _of_hub(name: str, error: BaseException) -> Exception | None:
-    """What an error of the hub means; None for an error that is not the hub's."""
+    """Return what an error of the hub means; None for an error that is not the hub's."""
     if Path(name).is_dir():
         return None
     chain: list[BaseException] = []
@@ -226,17 +232,15 @@ def _of_hub(name: str, error: BaseException) -> Exception | None:
         chain.append(error)
         error = error.__cause__ or error.__context__ or error
     if any(isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError) for cause in chain):
-        return ModelError(f"model: there is no local folder {name!r}, and no model of that name on the hub for you")
+        return ModelError(f"model must be an existing folder, or a model on the hub that you may read, got {name!r}")
     if any(isinstance(cause, OSError) for cause in chain):
         first = str(chain[0]).strip().splitlines()[:1] or [type(chain[0]).__name__]
-        return HubError(
-            f"model: there is no local folder {name!r}, and it could not be had from the hub (offline?): {first[0]}"
-        )
+        return HubError(f"model must be an existing folder, or a hub id while you are online, got {name!r}: {first[0]}")
     return None
 
 
 def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
-    """The model's modules without their weights, of a family that is supported.
+    """Return the model's modules without their weights, of a family that is supported.
 
     Raises:
         ModelError: They cannot be built.
@@ -248,12 +252,14 @@ def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
     except (TypeError, ValueError, MemoryError):
         raise
     except Exception as error:  # a part is not what the family has, because of some setting
-        raise ModelError(f"model: the configuration of {name} cannot be used: {_told(error)}") from error
+        raise ModelError(
+            f"model must have a configuration that can be used, got that of {name}: {_told(error)}"
+        ) from error
     return model
 
 
 def _build(name: str, config: PreTrainedConfig) -> nn.Module:
-    """The modules of a model; of one without images, for the adapter to refuse by name."""
+    """Return the modules of a model; of one without images, for the adapter to refuse by name."""
     kinds: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModel)
     with torch.device("meta"):
         for kind in kinds:
@@ -264,12 +270,14 @@ def _build(name: str, config: PreTrainedConfig) -> nn.Module:
                 raise
             except Exception as error:  # whatever the settings are, they are the checkpoint's
                 if not str(error).startswith("Unrecognized configuration class"):
-                    raise ModelError(f"model: the configuration of {name} cannot be used: {_told(error)}") from error
-    raise ModelError(f"model: a {config.model_type} model is not supported")
+                    raise ModelError(
+                        f"model must have a configuration that can be used, got that of {name}: {_told(error)}"
+                    ) from error
+    raise ModelError(f"model must be of a family that is supported, got a {config.model_type}")
 
 
 def _told(error: Exception) -> str:
-    """An error's own words, after its kind where they say little: a key, or nothing."""
+    """Return an error's own words, after its kind where they say little: a key, or nothing."""
     kind = type(error).__name__
     return f"{kind}: {error}" if isinstance(error, KeyError | AssertionError | AttributeError) else str(error) or kind
 
@@ -288,9 +296,14 @@ def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever is in the files, it is the checkpoint's
-        raise _of_hub(name, error) or ModelError(f"model: the weights of {name} cannot be used: {error}") from error
+        raise _of_hub(name, error) or ModelError(
+            f"model must have weights that can be used, got those of {name}: {error}"
+        ) from error
     model, info = loaded
     # transformers fills in what is missing with random numbers, and the model then answers nonsense.
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"model: the weights of {name} lack {len(missing)} tensors, {missing[0]} among them")
+        raise ModelError(
+            f"model {name} must have weights for all parts, got none for {len(missing)} tensors, {missing[0]} among "
+            "them"
+        )
     return model.eval()

@@ -37,7 +37,7 @@ class Measured:
 
 
 def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Measured:
-    """Runs a prefill and generates greedily, on the model as it is: plain, or under `prune`.
+    """Run a prefill and generate greedily, on the model as it is: plain, or under `prune`.
 
     Args:
         model: A model with a language head, in evaluation mode.
@@ -49,7 +49,7 @@ def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Me
         ValueError: ``new_tokens`` is not positive.
     """
     if new_tokens < 1:
-        raise ValueError(f"new_tokens: must be at least 1, got {new_tokens}")
+        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
     device = inputs["input_ids"].device
     memory = _Memory(device)
     with torch.inference_mode():
@@ -129,7 +129,7 @@ class _Memory:
             return None
 
     def peak(self) -> int | None:
-        """The most above what was in use before, in bytes."""
+        """Return the most above what was in use before, in bytes."""
         if self._before is None:
             return None
         if self._device.type == "cuda":
@@ -139,7 +139,7 @@ class _Memory:
 
 
 def _status(field: str) -> int | None:
-    """A field of the process's status, in bytes; None where there is no such field."""
+    """Return a field of the process's status, in bytes; None where there is no such field."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

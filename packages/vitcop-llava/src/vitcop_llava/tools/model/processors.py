@@ -22,7 +22,8 @@ class ModelError(ValueError):
 
 
 def read_processor(name: str, parts: Parts) -> Any:
-    """The processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no torchvision.
+    """Return the processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no
+    torchvision.
 
     What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
     """
@@ -38,7 +39,7 @@ def read_processor(name: str, parts: Parts) -> Any:
 
 
 def _settings(parts: Parts) -> dict[str, Any]:
-    """What a processor that counts the model's placeholders has to be set to."""
+    """Return what a processor that counts the model's placeholders has to be set to."""
     vision, base = cast(Any, parts.vision_tower.config), cast(Any, parts.base.config)
     has_cls = any(name.endswith("class_embedding") for name, _ in parts.vision_tower.named_parameters())
     return {
@@ -49,18 +50,20 @@ def _settings(parts: Parts) -> dict[str, Any]:
 
 
 def check_processor(name: str, processor: Any, parts: Parts) -> None:
-    """Holds a processor against the model.
+    """Check that a processor fits the model.
 
     Raises:
         ModelError: Processor and model do not fit together.
     """
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
-            raise ModelError(f"model: the processor of {name} must have an {part}; it is a {type(processor).__name__}")
+            raise ModelError(f"model {name} must have a processor with an {part}, got a {type(processor).__name__}")
     vision: Any = parts.vision_tower.config
     words = parts.config.vocab_size
     if len(processor.tokenizer) > words:
-        raise ModelError(f"model: its tokenizer has {len(processor.tokenizer)} tokens, its embeddings only {words}")
+        raise ModelError(
+            f"model must have a tokenizer of at most its {words} embeddings, got {len(processor.tokenizer)} tokens"
+        )
     _check_numbers(processor)
     _check_image(processor, parts, vision.image_size)
     if parts.video is not None:
@@ -69,12 +72,12 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
     given = [[*point] for point in getattr(processor.image_processor, "image_grid_pinpoints", None) or ()]
     if pinpoints and given != pinpoints:
         raise ModelError(
-            f"model: its image processor tiles by {given}, and the model by image_grid_pinpoints {pinpoints}"
+            f"model must have an image processor that tiles by its image_grid_pinpoints {pinpoints}, got {given}"
         )
 
 
 def _check_numbers(processor: Any) -> None:
-    """Raises where a processor makes pictures or prompts that no model looks at, before it makes one."""
+    """Raise where a processor makes pictures or prompts that no model looks at, before it makes one."""
     images = processor.image_processor
     points = getattr(images, "image_grid_pinpoints", None) or ()
     found = {"image_grid_pinpoints": [side for point in points for side in point]}
@@ -86,29 +89,31 @@ def _check_numbers(processor: Any) -> None:
     for name, numbers in found.items():
         least = int(name != "num_additional_image_tokens")
         if not all(isinstance(number, int) and least <= number <= MAX_SIDE for number in numbers):
-            raise ModelError(f"model: {name} of its processor must be {least} to {MAX_SIDE}, got {str(numbers)[:80]}")
+            raise ModelError(
+                f"model must have a processor with {name} from {least} to {MAX_SIDE}, got {str(numbers)[:80]}"
+            )
 
 
 def _check_image(processor: Any, parts: Parts, side: int) -> None:
-    """Raises unless a plain image becomes the pixels and placeholders that the model expects."""
+    """Raise unless a plain image becomes the pixels and placeholders that the model expects."""
     try:
         inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
     except Exception as error:
         why = f"{type(error).__name__}: {error}{_explain(processor, parts)}"
-        raise ModelError(f"model: its processor fails on a plain image: {why}") from error
+        raise ModelError(f"model must have a processor that reads a plain image, got {why}") from error
     tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
     tiles = () if parts.anyres is None else (len(tiling.boxes),)
     if tuple(inputs["pixel_values"].shape) != (1, *tiles, 3, side, side):
         wanted = " x ".join(map(str, (*tiles, 3, side, side)))
         raise ModelError(
-            f"model: its image processor must give images of {wanted} for this vision tower, "
+            f"model must have an image processor that gives images of {wanted} for its vision tower, "
             f"got {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}"
         )
     _check_count(inputs, "an image", parts.image_token_id, tiling.placeholders, _explain(processor, parts))
 
 
 def _explain(processor: Any, parts: Parts) -> str:
-    """What of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
+    """Return what of a processor does not fit the model and may be why it counts wrong; empty where nothing is."""
     reasons = [
         f"its {setting} must be {value!r}, got {getattr(processor, setting)!r} (see processor_config.json)"
         for setting, value in _settings(parts).items()
@@ -126,16 +131,18 @@ def _explain(processor: Any, parts: Parts) -> str:
 
 
 def _check_clip(processor: Any, video: Video) -> None:
-    """The same for a clip of two plain frames."""
+    """Do the same for a clip of two plain frames."""
     side = video.frame_size
     try:
         inputs = processor(text=processor.video_token, videos=[np.zeros((2, side, side, 3), np.uint8)])
     except Exception as error:
-        raise ModelError(f"model: its processor fails on a plain clip: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"model must have a processor that reads a plain clip, got {type(error).__name__}: {error}"
+        ) from error
     shape = tuple(inputs["pixel_values_videos"].shape)
     if shape != (1, 2, 3, side, side):
         wanted, got = f"3 x {side} x {side}", " x ".join(map(str, shape[2:]))
-        raise ModelError(f"model: its processor must give frames of {wanted} for this vision tower, got {got}")
+        raise ModelError(f"model must have a processor that gives frames of {wanted} for its vision tower, got {got}")
     _check_count(inputs, "a clip of two frames", video.token_id, video.clip(2).placeholders)
 
 
@@ -143,6 +150,7 @@ def _check_count(inputs: Any, what: str, token: int, wanted: int, why: str = "")
     count = int((inputs["input_ids"] == token).sum())
     if count != wanted:
         raise ModelError(
-            f"model: its processor must give {wanted} placeholders {what} (token {token}), as many as the model has "
+            f"model must have a processor that gives {wanted} placeholders {what} (token {token}), as many as the "
+            "model has "
             f"visual tokens, got {count}{why}"
         )

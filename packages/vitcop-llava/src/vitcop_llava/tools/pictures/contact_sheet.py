@@ -27,7 +27,7 @@ def contact_sheet(
     grid: tuple[int, int],
     caption: str = "",
 ) -> Image.Image:
-    """Draws the frames of a clip and, under each, what every stage left of it.
+    """Draw the frames of a clip and, under each, what every stage left of it.
 
     Args:
         views: the frames as the model sees them.
@@ -41,7 +41,7 @@ def contact_sheet(
     """
     tokens = grid[0] * grid[1]
     if survivors.patches != len(views) * tokens:
-        raise ValueError(f"survivors: must be of one clip of {len(views) * tokens} tokens, got {survivors.patches}")
+        raise ValueError(f"survivors must be of one clip of {len(views) * tokens} tokens, got {survivors.patches}")
     looks, side = Looks.of(survivors), max(grid) * max(1, FRAME // max(grid))
     columns, rows = min(COLUMNS, len(views)), 1 + len(survivors.stages)
     bands = -(-len(views) // columns)

@@ -36,13 +36,13 @@ class Looks:
 
     @classmethod
     def of(cls, survivors: Survivors) -> Self:
-        """The looks of a row."""
+        """Return the looks of a row."""
         merging = [number for number, stage in enumerate(survivors.stages) if bool(stage.merged.any())]
         clusters = int(survivors.clusters.max()) + 1
         return cls(merging[0] if merging and clusters else None, bool(merging), clusters)
 
     def legend(self) -> list[tuple[str, str]]:
-        """The looks that occur, each with what it means."""
+        """Return the looks that occur, each with what it means."""
         keys = [("dropped", "dropped")]
         if self.clustered is not None:
             keys.append(("cluster", "color: its cluster"))
@@ -69,7 +69,7 @@ class Canvas:
         self._colors = cluster_colors(looks.clusters)
 
     def panel(self, number: int) -> Image.Image:
-        """What is left after a stage."""
+        """Return what is left after a stage."""
         stage, clustered = self._survivors.stages[number], number == self._looks.clustered
         alive = np.zeros(self._survivors.patches, dtype=bool)
         # Merged patches live on in their group's token: after the cut that merges, all of a cluster still count.
@@ -87,7 +87,7 @@ class Canvas:
         return rows.repeat(self._cell[1], 1)[..., None]
 
     def _lines(self) -> Pixels:
-        """What darkens the edges between patches: ``[height, width, 1]``."""
+        """Return what darkens the edges between patches: ``[height, width, 1]``."""
         factor = np.ones((*self._view.shape[:2], 1))
         factor[:: self._cell[0]] = _EDGE
         factor[:, :: self._cell[1]] = _EDGE
@@ -96,9 +96,9 @@ class Canvas:
     def _tinted(self, shown: Pixels, alive: NDArray[np.bool_]) -> Pixels:
         clusters = self._survivors.clusters.numpy()
         color = np.stack([self._spread(self._colors[clusters, band])[..., 0] for band in range(3)], axis=-1)
-        grey = self._view.mean(axis=-1, keepdims=True)
+        gray = self._view.mean(axis=-1, keepdims=True)
         # Shaded by the picture, so that what is underneath can still be told.
-        tinted = (1 - _TINT) * self._view + _TINT * color * (0.45 + 0.55 * grey / 255)
+        tinted = (1 - _TINT) * self._view + _TINT * color * (0.45 + 0.55 * gray / 255)
         return np.where(self._spread(alive.astype(np.float64)) > 0, tinted, shown)
 
     def _mark(self, draw: ImageDraw.ImageDraw, stage: StageSurvivors) -> None:
@@ -119,7 +119,7 @@ class Canvas:
 
 
 def cluster_colors(count: int) -> Pixels:
-    """``[count, 3]`` colors in 0 to 255; neighbours in number are far apart in hue."""
+    """Return ``[count, 3]`` colors in 0 to 255; neighbors in number are far apart in hue."""
     golden = 0.61803398875
     hues = [(0.58 + k * golden) % 1 for k in range(max(1, count))]
     rows = [colorsys.hsv_to_rgb(hue, 0.5 + 0.25 * (k % 2), 1.0 - 0.1 * (k % 3)) for k, hue in enumerate(hues)]
@@ -127,14 +127,14 @@ def cluster_colors(count: int) -> Pixels:
 
 
 def draw_outline(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
-    """How a token looks that is kept as it is, where others are merged."""
+    """Draw a token that is kept as it is, where others are merged."""
     width = max(2, (box[2] - box[0]) // 10)
     draw.rectangle(box, outline=INK, width=width + 1)
     draw.rectangle(box, outline=PAPER, width=width)
 
 
 def draw_disc(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: tuple[int, int, int]) -> None:
-    """How a token looks that stands for several."""
+    """Draw a token that stands for several."""
     inset = (box[2] - box[0]) // 6
     inner = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
     draw.ellipse(inner, fill=color, outline=INK, width=max(2, inset // 2))

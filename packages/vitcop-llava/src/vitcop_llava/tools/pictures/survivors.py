@@ -21,7 +21,9 @@ _LONGEST_LINE = 500  # characters, more than a picture is wide
 
 
 def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
-    """The part of the image that the model sees, as the processor resizes and crops it, but enlarged for a panel."""
+    """Return the part of the image that the model sees, as the processor resizes and crops it, but enlarged for a
+    panel.
+    """
     size, crop = dict(image_processor.size), dict(getattr(image_processor, "crop_size", None) or {})
     side = max(crop.values() or size.values())
     factor = -(-PANEL // side)
@@ -47,7 +49,7 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
     """
     base, (top, bottom, left, right) = tiling.counts[0], tiling.window
     if survivors.patches != tiling.tokens:
-        raise ValueError(f"survivors: must be of one image of {tiling.tokens} patches, got {survivors.patches}")
+        raise ValueError(f"survivors must be of one image of {tiling.tokens} patches, got {survivors.patches}")
     grids = [
         ("Small, as a whole", 0, base, tiling.grid),
         ("In tiles", base, tiling.tokens, (bottom - top, right - left)),
@@ -74,7 +76,7 @@ def survival_picture(
     title: str = "The image",
     looks: Looks | None = None,
 ) -> Image.Image:
-    """Draws the image and, beside it, what each stage left.
+    """Draw the image and, beside it, what each stage left.
 
     Args:
         view: the image as the model sees it, from `as_seen`; its sides are multiples of the grid's.
@@ -89,7 +91,7 @@ def survival_picture(
     """
     if survivors.patches != grid[0] * grid[1]:
         raise ValueError(
-            f"survivors: must be of one image with {grid[0]} x {grid[1]} patches, got {survivors.patches} patches"
+            f"survivors must be of one image with {grid[0]} x {grid[1]} patches, got {survivors.patches} patches"
         )
     looks = looks or Looks.of(survivors)
     canvas = Canvas(view, grid, survivors, looks)
@@ -99,7 +101,7 @@ def survival_picture(
 
 
 def stage_titles(survivors: Survivors) -> list[tuple[str, str]]:
-    """What to write over each stage: its name with how many tokens it leaves, and where it is."""
+    """Return what to write over each stage: its name with how many tokens it leaves, and where it is."""
     found, before = [], survivors.patches
     for stage in survivors.stages:
         where = "before the language model" if stage.layer is None else f"before layer {stage.layer}"
@@ -126,7 +128,7 @@ def _sheet(panels: list[tuple[str, str, Image.Image]], legend: list[tuple[str, s
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, legend: list[tuple[str, str]], top: int, width: int) -> None:
-    """A line of the looks that occur, each with what it means."""
+    """Draw a line of the looks that occur, each with its meaning."""
     left, side = GAP, 28
     for look, meaning in legend:
         box = (left, top, left + side - 1, top + side - 1)
@@ -147,7 +149,7 @@ def draw_legend(draw: ImageDraw.ImageDraw, legend: list[tuple[str, str]], top: i
 def write_line(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, color: tuple[int, int, int], width: int
 ) -> None:
-    """Writes a line, cut off where it would be wider than ``width``."""
+    """Write a line, cut off where it would be wider than ``width``."""
     font, line = ImageFont.load_default(size), text.replace("\n", " ")[:_LONGEST_LINE]
     if len(text) > len(line) or draw.textlength(line, font) > width:
         ends = range(1, len(line) + 1)

@@ -1,4 +1,4 @@
-"""The optimiser and the order of examples, alike in all stages of training."""
+"""The optimizer and the order of examples, alike in all stages of training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def descend(
 
 
 def shuffled(count: int, seed: int) -> Iterator[int]:
-    """Every index once in a new order, again and again."""
+    """Yield every index once in a new order, again and again."""
     rng = np.random.default_rng(seed)
     while True:
         yield from (int(index) for index in rng.permutation(count))
