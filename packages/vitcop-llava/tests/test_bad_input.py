@@ -216,7 +216,10 @@ def quantized() -> DynamicCache:
 
 
 CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "static": (lambda config: StaticCache(config=config, max_cache_len=200), "StaticCache cannot be pruned"),
+    "offloaded static": (
+        lambda config: StaticCache(config=config, max_cache_len=200, offloading=True),
+        "offloaded StaticCache cannot",
+    ),
     "quantised": (lambda config: quantized(), "layer 0 is a QuantizedLayer"),
     "offloaded": (lambda config: DynamicCache(config=config, offloading=True), "offloaded DynamicCache cannot"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class CallHooks:
         self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
     ) -> None:
         self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
+        self._names, self._base_names = (tuple(inspect.signature(m.forward).parameters) for m in (model, parts.base))
         self._signature = inspect.signature(parts.base.forward)
         self._identity = identity
         self._prune_in_python = eager(self._prune)
@@ -64,19 +65,19 @@ class CallHooks:
         if not self._identity:
             if hasattr(self._parts.base, PLACEHOLDER_MASK):
                 yield Replacement(self._parts.base, PLACEHOLDER_MASK, self._placeholder_mask)
-            announce, expect, expect_no_more = map(
-                self._unless_step, (self._announce, self._expect, self._expect_no_more)
-            )
+            announce = self._unless_step(self._announce, self._names)
+            expect = self._unless_step(self._expect, self._base_names)
+            expect_no_more = self._unless_step(self._expect_no_more, self._base_names)
             yield self._model.register_forward_pre_hook(announce, with_kwargs=True)
             yield self._parts.base.register_forward_pre_hook(expect, with_kwargs=True)
             yield self._parts.base.register_forward_hook(expect_no_more, with_kwargs=True, always_call=True)
 
-    def _unless_step(self, hook: Callable[..., None]) -> Callable[..., None]:
+    def _unless_step(self, hook: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
         """``hook`` as one that compiled code runs in Python, but does without in a step of decoding."""
         in_python = eager(hook)
 
         def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
-            if torch.compiler.is_compiling() and not args and is_step(kwargs, self._owner):
+            if torch.compiler.is_compiling() and is_step(_named(names, args, kwargs), self._owner):
                 return
             in_python(kwargs)
 
@@ -134,9 +135,10 @@ class CallHooks:
         expect_call(None)
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not args and is_step(kwargs, self._owner):
-            return self._step(original, kwargs)
-        if self._identity and torch.compiler.is_compiling() and not is_pruned(kwargs.get("past_key_values")):
+        named = _named(self._base_names, args, kwargs)
+        if is_step(named, self._owner):
+            return self._step(original, named)
+        if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get("past_key_values")):
             return original(*args, **kwargs)
         return self._prune_in_python(original, *args, **kwargs)
 
@@ -200,3 +202,8 @@ class CallHooks:
             if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
                 found[kind] = Source(layout.placeholders(given, self._parts, token_id))
         return found
+
+
+def _named(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
+    """All arguments of a forward by name."""
+    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
