@@ -30,7 +30,7 @@ from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call, Keys, Run
-from vitcop_llava.hooks.stepping import open_state, step_of, stepped
+from vitcop_llava.hooks.stepping import is_plain_step, open_state, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.foreign import remember
 from vitcop_llava.sequence.rotary import packed, reindexed
@@ -83,11 +83,14 @@ class LanguageHooks:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         if open_state(kwargs.get("past_key_values")) is not None:
             return args, stepped(self._parts, kwargs)
+        if torch.compiler.is_compiling() and is_plain_step(kwargs):
+            return None
         entered: tuple[Any, Kwargs] | None = self._enter_in_python(module, args, kwargs)
         return entered
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, output: Any) -> Any:
-        if open_state(kwargs.get("past_key_values")) is not None:
+        is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
+        if is_step or open_state(kwargs.get("past_key_values")) is not None:
             return None
         return self._leave_in_python(output)
 

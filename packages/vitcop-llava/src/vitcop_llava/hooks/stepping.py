@@ -37,6 +37,13 @@ def is_step(given: Kwargs, owner: int) -> bool:
     return not is_static_pruned(layer) or (layer.state.owner == owner and (mask is None or mask.ndim == 2))
 
 
+def is_plain_step(kwargs: Kwargs) -> bool:
+    """Whether the language model is given one token after a static cache that nothing was dropped in."""
+    cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    is_one = embeds is not None and embeds.shape[1] == 1
+    return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
+
+
 def open_state(cache: object) -> StaticState | None:
     """What the layers of a static cache share while a call continues what was pruned in it; None otherwise."""
     if not isinstance(cache, StaticCache) or not is_static_pruned(cache.layers[0]):
