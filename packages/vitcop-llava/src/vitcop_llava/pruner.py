@@ -74,7 +74,8 @@ class Pruner:
         parts, method, owner = self._parts, self._method, self._owner
         language = LanguageHooks(parts, method, planner, owner, identity=identity)
         vision = VisionHooks(parts, method, planner, owner)
-        self._handles.extend(CallHooks(model, parts, owner, self._finish, identity=identity).attach())
+        calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
+        self._handles.extend(calls.attach())
         tower = TowerHooks(parts, owner)
         features = FeatureHooks(parts, planner, owner, tower, cuts_tower=cuts_tower, identity=identity)
         self._handles.extend(features.attach())

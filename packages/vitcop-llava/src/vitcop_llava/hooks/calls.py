@@ -27,7 +27,7 @@ from vitcop_llava.hooks.active import (
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.hooks.counting import either
 from vitcop_llava.hooks.opening import check_continuing, check_opening
-from vitcop_llava.hooks.patching import Removable, Replacement, eager
+from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
 from vitcop_llava.hooks.stepping import is_step, whole_mask
@@ -47,9 +47,17 @@ class CallHooks:
     """
 
     def __init__(
-        self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
+        self,
+        model: nn.Module,
+        parts: Parts,
+        owner: int,
+        finished: Callable[[Call], None],
+        switch: HookSwitch,
+        *,
+        identity: bool,
     ) -> None:
         self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
+        self._switch = switch
         self._names, self._base_names = (tuple(inspect.signature(m.forward).parameters) for m in (model, parts.base))
         self._signature = inspect.signature(parts.base.forward)
         self._identity = identity
@@ -70,14 +78,15 @@ class CallHooks:
             expect_no_more = self._unless_step(self._expect_no_more, self._base_names)
             yield self._model.register_forward_pre_hook(announce, with_kwargs=True)
             yield self._parts.base.register_forward_pre_hook(expect, with_kwargs=True)
-            yield self._parts.base.register_forward_hook(expect_no_more, with_kwargs=True, always_call=True)
+            # Not one that is always called: compiled code would be good for this very hook alone.
+            yield self._parts.base.register_forward_hook(expect_no_more, with_kwargs=True)
 
     def _unless_step(self, hook: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
         """``hook`` as one that compiled code runs in Python, but does without in a step of decoding."""
         in_python = eager(hook)
 
         def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
-            if torch.compiler.is_compiling() and is_step(_named(names, args, kwargs), self._owner):
+            if torch.compiler.is_compiling() and is_step(_named(names, args, kwargs), self._switch):
                 return
             in_python(kwargs)
 
@@ -136,7 +145,7 @@ class CallHooks:
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = _named(self._base_names, args, kwargs)
-        if is_step(named, self._owner):
+        if is_step(named, self._switch):
             return self._step(original, named)
         if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get("past_key_values")):
             return original(*args, **kwargs)

@@ -20,7 +20,7 @@ from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks import layout
-from vitcop_llava.hooks.active import active_call, is_expected
+from vitcop_llava.hooks.active import active_call, expect_call, is_expected
 from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotary_of_group
 from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
 from vitcop_llava.hooks.counting import count_rows, without_padding
@@ -41,7 +41,11 @@ Kwargs = dict[str, Any]
 
 
 class LanguageHooks:
-    """The hooks on language model and decoder layers. Holds no state of any call."""
+    """The hooks on language model and decoder layers. Holds no state of any call.
+
+    Attributes:
+        switch: The hooks on the decoder layers.
+    """
 
     def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int, *, identity: bool) -> None:
         self._parts, self._method, self._planner, self._owner = parts, method, planner, owner
@@ -50,7 +54,7 @@ class LanguageHooks:
         self._guard, self._stays = unless_compiling if identity else eager, False
         self._enter_in_python, self._leave_in_python = self._guard(self._enter), self._guard(self._leave)
         before = (partial(self._before_layer, index) for index in range(len(parts.decoder_layers)))
-        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)])
+        self.switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)])
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -61,7 +65,7 @@ class LanguageHooks:
         """Register the hooks, yielding the handle of each."""
         yield self._parts.language_model.register_forward_pre_hook(self._before, with_kwargs=True)
         yield self._parts.language_model.register_forward_hook(self._after, with_kwargs=True)
-        yield self._switch
+        yield self.switch
         self._stay_if_compiled()
 
     def _stay_if_compiled(self) -> None:
@@ -70,13 +74,13 @@ class LanguageHooks:
         """
         if not self._stays and any_compiled(self.modules):
             self._stays = True
-            self._switch.guard(self._guard)
-            self._switch.hold()
+            self.switch.guard(self._guard)
+            self.switch.hold()
 
     def _hold_layers(self, run: Run) -> None:
         """Leave the layers' hooks on until the call closes."""
-        self._switch.hold()
-        run.held = self._switch
+        self.switch.hold()
+        run.held = self.switch
 
     # The language model: columns become slots, and slots columns.
 
@@ -99,7 +103,9 @@ class LanguageHooks:
         call = active_call(self._owner)
         cache: Any = kwargs.get("past_key_values")
         if call is None:
-            check_expected(is_opened=not is_expected(self._owner))
+            was_expected = is_expected(self._owner)
+            expect_call(None)
+            check_expected(is_opened=not was_expected)
             return None
         if call.placeholders is not None and not self._identity:
             given = self._begin(call, kwargs)
@@ -152,10 +158,9 @@ class LanguageHooks:
 
     def _hold_for(self, cache: StaticCache) -> None:
         """Leave the layers' hooks on for as long as a static cache lives: compiled steps trace them."""
-        for layer in cache.layers:
-            if isinstance(layer, PrunedStaticLayer) and layer.state.owner != self._owner:
-                self._switch.hold_for(layer.state)
-                layer.state.owner = self._owner
+        layer = cache.layers[0]
+        if isinstance(layer, PrunedStaticLayer):
+            self.switch.hold_for(layer.state)
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
         embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
 from threading import RLock
 from typing import Any, Protocol
-from weakref import finalize, ref
+from weakref import WeakSet, finalize, ref
 
 import torch
 from torch import nn
@@ -77,6 +77,8 @@ class HookSwitch:
     def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
         self._hooks, self._holders = hooks, 0
         self.handles: list[RemovableHandle] = []
+        self._lasting: WeakSet[Any] = WeakSet()
+        self.is_on = False  # a graph cannot look at handles
 
     def hold(self) -> None:
         """Put the hooks on until as many have let go as hold them."""
@@ -87,11 +89,18 @@ class HookSwitch:
                     module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
                     for module, hook in self._hooks
                 ]
+                self.is_on = True
 
     def hold_for(self, holder: object) -> None:
-        """Put the hooks on for as long as ``holder`` lives. It keeps nothing of the model alive."""
-        self.hold()
-        finalize(holder, _let_go, ref(self))
+        """Put the hooks on for as long as ``holder`` lives, which keeps nothing of the model alive."""
+        if holder not in self._lasting:
+            self.hold()
+            self._lasting.add(holder)
+            finalize(holder, _let_go, ref(self))
+
+    def stays_for(self, holder: object) -> bool:
+        """Whether the hooks are on for as long as ``holder`` lives. A graph keeps those that are on as it is made."""
+        return self.is_on if torch.compiler.is_compiling() else holder in self._lasting
 
     def guard(self, wrap: Callable[..., Any]) -> None:
         """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place."""
@@ -109,8 +118,10 @@ class HookSwitch:
         """Take the hooks off, whoever holds them."""
         with _switching:
             self._take_off()
+            self._lasting.clear()
 
     def _take_off(self) -> None:
+        self.is_on = False
         for handle in self.handles:
             handle.remove()
         self.handles = []

@@ -12,6 +12,7 @@ from transformers.cache_utils import StaticCache
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, step_of_group
 from vitcop_llava.hooks.checks import PIXELS
+from vitcop_llava.hooks.patching import HookSwitch
 from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
 Kwargs = dict[str, Any]
@@ -22,10 +23,10 @@ STEPS = "vitcop_steps"
 _ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 
 
-def is_step(given: Kwargs, owner: int) -> bool:
+def is_step(given: Kwargs, switch: HookSwitch) -> bool:
     """Whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
 
-    Its tokens are not pruned, or were pruned and ``owner``'s hooks are on the layers for as long as it lives.
+    Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
     """
     cache = given.get("past_key_values")
     if not isinstance(cache, StaticCache) or any(given.get(name) is not None for name in _ENCODED):
@@ -34,7 +35,7 @@ def is_step(given: Kwargs, owner: int) -> bool:
     if tokens.shape[1] != 1:
         return False
     layer, mask = cache.layers[0], given.get("attention_mask")
-    return not is_static_pruned(layer) or (layer.state.owner == owner and (mask is None or mask.ndim == 2))
+    return not is_static_pruned(layer) or ((mask is None or mask.ndim == 2) and switch.stays_for(layer.state))
 
 
 def is_plain_step(kwargs: Kwargs) -> bool:

@@ -17,21 +17,18 @@ from vitcop_llava.sequence.described import NOT_CONTINUED, Described
 
 
 class StaticState:
-    """What all layers of one static cache share. Copies of a cache get one of their own.
+    """What all layers of one static cache share. A deep copy of the cache gets one of its own, and is closed.
 
     Attributes:
-        owner: The number of the pruner whose hooks stay on the decoder layers for as long as this object lives; None
-            if none's do.
         is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
         is_filling: Whether that call is a prefill, which attends to the slots in use alone.
     """
 
     def __init__(self) -> None:
-        self.owner: int | None = None
         self.is_open = self.is_filling = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": None, "is_open": False, "is_filling": False}
+        return {"is_open": False, "is_filling": False}
 
 
 class PrunedStaticLayer(Described, StaticLayer):
