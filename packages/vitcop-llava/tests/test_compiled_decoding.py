@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, ViTCoP
+from vitcop_llava import FastV, ViTCoP
 
 Make = Callable[..., Tensor]
 METHOD = ViTCoP(ratios=(0.5, 0.25, 0.1), layers=(1, 2), cutoff_distance=3.0)
@@ -67,7 +67,7 @@ def padded(prompt: Make, pictures: Make, pad: Any) -> dict[str, Any]:
 
 
 def decoded(forward: Callable[..., Any], cache: Any, first: Tensor, mask: Tensor, tokens: int) -> list[Tensor]:
-    """The logits of so many tokens, each the likeliest after the one before."""
+    """The logits of so many tokens, each the likeliest after the one before; rows change places on the way."""
     logits, token, last = [], first, mask.sum(1, keepdim=True)
     whole = torch.nn.functional.pad(mask, (0, ROOM - mask.shape[1]), value=1)
     hides = None if bool(mask.all()) else whole
@@ -76,6 +76,11 @@ def decoded(forward: Callable[..., Any], cache: Any, first: Tensor, mask: Tensor
         out = forward(input_ids=token, position_ids=places, attention_mask=hides, past_key_values=cache)
         logits.append(out.logits)
         token = out.logits[:, -1:].argmax(-1)
+        if step % 20 == 19:
+            order = torch.arange(len(token)).flip(0)
+            cache.reorder_cache(order)
+            token, last = token[order], last[order]
+            hides = None if hides is None else hides[order]
     return logits
 
 
@@ -86,8 +91,9 @@ def filled(model: Any, given: dict[str, Any]) -> tuple[StaticCache, Tensor]:
     return cache, model(**given, position_ids=places, past_key_values=cache).logits[:, -1:].argmax(-1)
 
 
-@pytest.mark.parametrize("rows", ["one", "padded"])
-@pytest.mark.parametrize("method", [METHOD, PyramidDrop(retained_tokens=60)], ids=["vitcop", "pyramiddrop"])
+@pytest.mark.parametrize(
+    ("method", "rows"), [(METHOD, "padded"), (FastV(retained_tokens=60), "one")], ids=["vitcop", "fastv"]
+)
 def test_generate_compiles_one_graph(
     own: Any, given: dict[str, Any], padded: dict[str, Any], method: Any, rows: str, pictures: Make
 ) -> None:
@@ -105,17 +111,6 @@ def test_generate_compiles_one_graph(
     assert not torch.equal(wanted, other)
 
 
-@pytest.mark.parametrize("beams", [2])
-def test_beams_compile_one_graph(own: Any, given: dict[str, Any], beams: int) -> None:
-    graphs = Graphs()
-    how: dict[str, Any] = {"cache_implementation": "static", "compile_config": settings_of(graphs)}
-    with vitcop_llava.prune(own, METHOD):
-        wanted = own.generate(**given, max_new_tokens=8, num_beams=beams)
-        assert torch.equal(own.generate(**given, max_new_tokens=8, num_beams=beams, **how), wanted)
-    # Versions of transformers differ in whether beam search compiles.
-    assert graphs.count <= 1
-
-
 @pytest.mark.parametrize("rows", ["one", "padded"])
 def test_compiled_forward_decodes_in_one_graph(
     own: Any, given: dict[str, Any], padded: dict[str, Any], rows: str
@@ -130,11 +125,15 @@ def test_compiled_forward_decodes_in_one_graph(
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=5e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor_decodes_so(own: Any, given: dict[str, Any]) -> None:
-    with vitcop_llava.prune(own, METHOD):
-        cache, token = filled(own, given)
-        wanted = decoded(own, copy.deepcopy(cache), token, given["attention_mask"], 64)
-        run = torch.compile(own.forward, fullgraph=True)
+    model = copy.deepcopy(own)
+    del model.model.language_model.layers[2]
+    model.config.text_config.num_hidden_layers = 2
+    with vitcop_llava.prune(model, FastV(retained_tokens=100, layer=1)):
+        cache, token = filled(model, given)
+        wanted = decoded(model, copy.deepcopy(cache), token, given["attention_mask"], 64)
+        run = torch.compile(model.forward, fullgraph=True)
         found = decoded(run, cache, token, given["attention_mask"], 64)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=1e-5)
@@ -148,7 +147,8 @@ def test_compiled_before_inside_and_after(own: Any, given: dict[str, Any]) -> No
     run = torch.compile(own.forward, backend=graphs, fullgraph=True)
     found = decoded(run, copy.deepcopy(plain_cache), plain_token, mask, 3)
     torch.testing.assert_close(found, plain, rtol=0, atol=5e-6)
-    for _ in range(2):
+    for counted in (0, 3):
+        assert counted in (0, graphs.count)
         with vitcop_llava.prune(own, METHOD):
             cache, token = filled(own, given)
             wanted = decoded(own, copy.deepcopy(cache), token, mask, 3)
@@ -160,6 +160,7 @@ def test_compiled_before_inside_and_after(own: Any, given: dict[str, Any]) -> No
         torch.testing.assert_close(found, plain, rtol=0, atol=5e-6)
         with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="was pruned by vitcop"):
             decoded(run, cache, token, mask, 1)
+    assert graphs.count == 3
     assert max(float((a - b).abs().max()) for a, b in zip(plain, wanted, strict=True)) > 1e-2
 
 
@@ -172,20 +173,8 @@ def test_prompt_in_one_graph_is_refused_with_the_way_out(own: Any, given: dict[s
         run(**given, past_key_values=fixed(own))
 
 
-def test_graphs_with_breaks_take_the_prompt_too(own: Any, given: dict[str, Any]) -> None:
-    mask = given["attention_mask"]
-    with vitcop_llava.prune(own, METHOD) as pruner:
-        cache, token = filled(own, given)
-        wanted = decoded(own, cache, token, mask, 4)
-        run = torch.compile(own, backend="eager")
-        cache = fixed(own)
-        token = run(**given, past_key_values=cache).logits[:, -1:].argmax(-1)
-        assert pruner.report.pruned
-        torch.testing.assert_close(decoded(run, cache, token, mask, 4), wanted, rtol=0, atol=5e-6)
-
-
 def test_compiled_model_in_place_generates(own: Any, given: dict[str, Any]) -> None:
-    """As the documentation of transformers has it: the forward is replaced, and generate calls it."""
+    """As the documentation of transformers has it: the forward is replaced, and generate calls it for the prompt too."""
     with vitcop_llava.prune(own, FastV(retained_tokens=60)):
         wanted = own.generate(**given, max_new_tokens=6)
     own.forward = torch.compile(own.forward, backend="eager")

@@ -72,6 +72,10 @@ class PrunedStaticLayer(Described, StaticLayer):
         """The logical column of every slot in use, ``[rows, physical_length]``."""
         return self.columns_of(self.physical_length, rows, device)
 
+    def describe(self, columns: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Records what the slots stand for; contiguous, as it is once rows have changed places."""
+        super().describe(columns.contiguous(), *args, **kwargs)
+
     def begin_filling(self, length: int) -> None:
         """Prepare for a prefill that follows ``length`` logical columns."""
         self.state.is_open = self.state.is_filling = True
