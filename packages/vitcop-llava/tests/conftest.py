@@ -5,6 +5,7 @@ What needs the extra ``tools`` is imported where it is used: the properties of p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
@@ -187,6 +188,25 @@ def build_sized() -> Callable[[int], Any]:
 @pytest.fixture(scope="session")
 def model(build: Callable[..., Any]) -> Any:
     return build()
+
+
+@pytest.fixture(scope="session")
+def small(build: Callable[..., Any]) -> Any:
+    """A model of few layers: compiling takes seconds."""
+    config = copy.deepcopy(build().config)
+    config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 2, 3
+    torch.manual_seed(0)
+    model = type(build())(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
+    model.generation_config = build().generation_config
+    return model
+
+
+@pytest.fixture
+def own(small: Any) -> Any:
+    return copy.deepcopy(small)
 
 
 @pytest.fixture(scope="session")

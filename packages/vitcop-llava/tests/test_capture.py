@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import CompileConfig
 
 import vitcop_llava
 from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
@@ -264,6 +265,21 @@ def test_new_weights_are_read(build: Callable[..., Any], prompt: Make, pictures:
         layer.weight.data.div_(2)
         assert torch.equal(model(**given).logits, found)
     assert not torch.equal(found, before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_static_caches_are_filled_by_replays_and_decoded_in_graphs(model: Any, prompt: Make, pictures: Make) -> None:
+    given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    how = {"max_new_tokens": 6, "do_sample": False}
+    settings: Any = CompileConfig(backend="eager", fullgraph=True)
+    settings._compile_all_devices = True
+    with vitcop_llava.prune(model, METHODS["key norms"]):
+        wanted = model.generate(**given, **how)
+    with vitcop_llava.prune(model, METHODS["key norms"], capture=True) as pruner:
+        for compiled in ({}, {}, {}, {"compile_config": settings}):
+            found = model.generate(**given, **how, cache_implementation="static", **compiled)
+            assert torch.equal(found, wanted)
+        assert pruner.uncaptured is None
 
 
 def test_threads_share_recordings(model: Any, prompt: Make, pictures: Make) -> None:

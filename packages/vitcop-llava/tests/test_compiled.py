@@ -1,6 +1,5 @@
 """Models that were compiled, before the block or inside it, whole or in part, are pruned as others are."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,25 +19,6 @@ def _forget() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-@pytest.fixture(scope="module")
-def small(build: Callable[..., Any]) -> Any:
-    """A model of few layers: compiling takes seconds."""
-    config = copy.deepcopy(build().config)
-    config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 2, 3
-    torch.manual_seed(0)
-    model = type(build())(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
-    model.generation_config = build().generation_config
-    return model
-
-
-@pytest.fixture
-def own(small: Any) -> Any:
-    return copy.deepcopy(small)
 
 
 @pytest.fixture
@@ -174,6 +154,6 @@ def test_export_of_a_pruned_model_is_refused(own: Any, given: dict[str, Tensor],
     inputs = given["input_ids"], given["pixel_values"]
     with (
         vitcop_llava.prune(own, method),
-        pytest.raises(ValueError, match="model: must not be exported or traced into one graph while it is pruned"),
+        pytest.raises(ValueError, match="model must not be exported or traced into one graph while it is pruned"),
     ):
         torch.export.export(Whole(), inputs, strict=False)

@@ -61,7 +61,7 @@ def test_rebuilt_cache_is_refused_after_a_long_text(
         model(input_ids=ids, pixel_values=pictures(), past_key_values=cache)
         layers: Any = cache.layers
         other = DynamicCache([(layer.keys.to(kind), layer.values.to(kind)) for layer in layers])
-        with pytest.raises(ValueError, match="past_key_values: must have as many tokens in every layer"):
+        with pytest.raises(ValueError, match="past_key_values must have as many tokens in every layer"):
             model(input_ids=prompt(5, seed=1)[:, 1 : 1 + step], past_key_values=other)
 
 
@@ -71,7 +71,7 @@ def test_rebuilt_cache_is_refused_under_keep_all(model: Any, prompt: Make, pictu
         model(input_ids=prompt(5, "image", 7), pixel_values=pictures(), past_key_values=cache)
     with (
         vitcop_llava.prune(model, ViTCoP(retention_ratio=1)),
-        pytest.raises(ValueError, match="past_key_values: must have as many tokens in every layer"),
+        pytest.raises(ValueError, match="past_key_values must have as many tokens in every layer"),
     ):
         model(input_ids=prompt(2), past_key_values=rebuilt(cache))
 

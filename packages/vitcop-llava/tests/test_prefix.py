@@ -158,11 +158,11 @@ def test_sampling_equals_from_scratch(
 def test_prompt_that_is_given_twice_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     with vitcop_llava.prune(model, budget()):
         prefix = vitcop_llava.encode_image(model, prompt(30, "image"), pictures())
-        with pytest.raises(ValueError, match=r"input_ids: must be what follows the prefix .* not with an assistant"):
+        with pytest.raises(ValueError, match=r"input_ids must be what follows the prefix .* not with an assistant"):
             model.generate(**prefix.inputs([[5, 6, 7]]), prompt_lookup_num_tokens=3, **HOW)
         given = prefix.inputs([[5, 6, 7]])
         del given["attention_mask"]
-        with pytest.raises(ValueError, match="input_ids: must be what follows the prefix"):
+        with pytest.raises(ValueError, match="input_ids must be what follows the prefix"):
             model(**given)
 
 

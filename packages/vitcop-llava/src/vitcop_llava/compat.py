@@ -16,6 +16,9 @@ PLACEHOLDER_MASK = "get_placeholder_mask"
 """The step of a forward that finds the placeholders, and holds their number against the features'. It waits for the
 device twice, with the tower still at work and before the first layer is launched."""
 
+GENERATE_MASKS = "create_masks_for_generate"
+"""The method of a model, where it has one, that makes the masks which `generate` passes with a static cache."""
+
 
 def checkpoints_rerun_hooks() -> bool:
     """Return whether gradient checkpointing runs a layer's hooks a second time, outside of the call: before 5.20 it

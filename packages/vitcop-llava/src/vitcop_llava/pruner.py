@@ -82,7 +82,8 @@ class Pruner:
         lower = TowerCapture(parts, owner, graphs) if self._captures and not identity else None
         language = LanguageHooks(parts, method, planner, owner, segments, identity=identity)
         vision = VisionHooks(parts, method, planner, owner)
-        self._handles.extend(CallHooks(model, parts, owner, self._finish, identity=identity).attach())
+        calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
+        self._handles.extend(calls.attach())
         tower = TowerHooks(parts, owner)
         features = FeatureHooks(parts, planner, owner, tower, lower, cuts_tower=cuts_tower, identity=identity)
         self._handles.extend(features.attach())

@@ -10,6 +10,10 @@ from torch import Tensor
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.state import Keys, Run
 from vitcop_llava.sequence.masks import segment_mask, slot_padding
+from vitcop_llava.sequence.static import PrunedStaticLayer
+
+Step = dict[str, Any]
+"""What one layer is given in place of the first one's arguments."""
 
 
 def keys_of(parts: Parts, run: Run, like: Tensor, layer: int) -> Keys:
@@ -63,3 +67,33 @@ def rotary_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> dict[st
         assert run.positions is not None  # set where the call began
         run.rotaries[held.group] = parts.rotary(like, run.positions - held.shift)
     return {"position_embeddings": run.rotaries[held.group]}
+
+
+def step_of_group(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
+    """The arguments of a layer of a static cache that differ from layer to layer, for tokens that follow.
+
+    Nothing in it depends on how many tokens the cache holds but values on the device.
+
+    Args:
+        parts: The model's.
+        held: The layer.
+        like: ``[B, Q, d]``, for batch size, dtype and device.
+        mask: The caller's ``[B, columns]`` mask, or None. What stands after its end is not attended to.
+        positions: ``[B or 1, Q]`` position ids, less what was lost at the entry.
+    """
+    rows, queries, room, device = like.shape[0], like.shape[1], held.room, like.device
+    past, padding = held.cumulative_length.to(device) - held.lost, None
+    if mask is not None or held.has_padding:
+        columns = held.columns_of(room, rows, device)
+        padding = columns >= 0
+        if mask is not None:
+            shown = mask.to(device=device, dtype=torch.bool).gather(1, columns.clamp(0, mask.shape[1] - 1))
+            padding = padding & shown & (columns < mask.shape[1])
+    if "flash" in (parts.config._attn_implementation or ""):
+        # These kernels know no offset of the queries: they are the last of what is not padding.
+        used = torch.arange(room, device=device) < past + queries
+        padding = used.expand(rows, -1) if padding is None else padding & used
+    step: Step = {"attention_mask": segment_mask(parts.config, like, queries, past, padding, keys=room)}
+    if isinstance(held.shift, Tensor) or held.shift:
+        step["position_embeddings"] = parts.rotary(like, positions - held.shift)
+    return step

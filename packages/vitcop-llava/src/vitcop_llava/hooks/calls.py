@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.masking_utils import create_masks_for_generate
 
-from vitcop_llava.compat import ENCODE_AHEAD, PLACEHOLDER_MASK
+from vitcop_llava.compat import ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import (
@@ -26,10 +27,13 @@ from vitcop_llava.hooks.active import (
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.hooks.counting import either
 from vitcop_llava.hooks.opening import check_continuing, check_opening
-from vitcop_llava.hooks.patching import Removable, Replacement, eager
+from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
+from vitcop_llava.hooks.stepping import is_step, whole_mask
 from vitcop_llava.hooks.vision import arguments_of, encoded_of
+from vitcop_llava.sequence.cache import cached_length, is_pruned
+from vitcop_llava.sequence.static import is_static_pruned
 
 Kwargs = dict[str, Any]
 
@@ -38,28 +42,67 @@ class CallHooks:
     """Opens and closes a call around the base module's forward. Holds no state of any call.
 
     Compiled code that calls the base module leaves it, and whatever is pruned, to Python. Where the budget keeps every
-    token there is nothing to leave.
+    token there is nothing to leave, nor in a step of decoding with a static cache: that asks for no call, compiled or
+    not.
     """
 
     def __init__(
-        self, model: nn.Module, parts: Parts, owner: int, finished: Callable[[Call], None], *, identity: bool
+        self,
+        model: nn.Module,
+        parts: Parts,
+        owner: int,
+        finished: Callable[[Call], None],
+        switch: HookSwitch,
+        *,
+        identity: bool,
     ) -> None:
         self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
+        self._switch = switch
+        self._names, self._base_names = (tuple(inspect.signature(m.forward).parameters) for m in (model, parts.base))
         self._signature = inspect.signature(parts.base.forward)
         self._identity = identity
+        self._prune_in_python = eager(self._prune)
 
     def attach(self) -> Iterator[Removable]:
         """Put the hooks on, yielding what takes each off."""
-        yield Replacement(self._parts.base, "forward", self._run if self._identity else eager(self._run))
+        yield Replacement(self._parts.base, "forward", self._run)
         yield Replacement(self._model, "generate", self._generate)
         if hasattr(self._model, ENCODE_AHEAD):
             yield Replacement(self._model, ENCODE_AHEAD, self._encode_ahead)
+        yield Replacement(self._model, GENERATE_MASKS, self._generate_masks, create_masks_for_generate)
         if not self._identity:
             if hasattr(self._parts.base, PLACEHOLDER_MASK):
                 yield Replacement(self._parts.base, PLACEHOLDER_MASK, self._placeholder_mask)
-            yield self._model.register_forward_pre_hook(eager(self._announce), with_kwargs=True)
-            yield self._parts.base.register_forward_pre_hook(eager(self._expect))
-            yield self._parts.base.register_forward_hook(eager(self._expect_no_more), always_call=True)
+            announce = self._unless_step(self._announce, self._names)
+            expect = self._unless_step(self._expect, self._base_names)
+            expect_no_more = self._unless_step(self._expect_no_more, self._base_names)
+            yield self._model.register_forward_pre_hook(announce, with_kwargs=True)
+            yield self._parts.base.register_forward_pre_hook(expect, with_kwargs=True)
+            # Not one that is always called: compiled code would be good for this very hook alone.
+            yield self._parts.base.register_forward_hook(expect_no_more, with_kwargs=True)
+
+    def _unless_step(self, hook: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
+        """``hook`` as one that compiled code runs in Python, but does without in a step of decoding."""
+        in_python = eager(hook)
+
+        def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
+            if torch.compiler.is_compiling() and is_step(_named(names, args, kwargs), self._switch):
+                return
+            in_python(kwargs)
+
+        return guarded
+
+    def _generate_masks(self, original: Callable[..., Any], **kwargs: Any) -> Any:
+        """The mask that `generate` gives the model for a static cache: of four dimensions, but for pruned layers, which
+        need one each and are given the caller's.
+        """
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if not isinstance(cache, StaticCache):
+            return original(**kwargs)
+        is_prompt = kwargs["inputs_embeds"].shape[1] > 1 or bool(kwargs.get("is_first_iteration"))
+        if is_static_pruned(cache.layers[0]):
+            return mask if is_prompt else whole_mask(mask, cache)
+        return mask if is_prompt and not self._identity else original(**kwargs)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config = args[1] if len(args) > 1 else kwargs.get("generation_config")
@@ -89,23 +132,42 @@ class CallHooks:
         masks = tuple(each[..., None].to(embeds.device) for each in found)
         return masks if len(masks) > 1 else masks[0]
 
-    def _announce(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> None:
+    def _announce(self, kwargs: Kwargs) -> None:
         # In `generate` the prompt ends where logits are first asked for: verifying candidates asks for all of theirs.
         last = kwargs.get("logits_to_keep") if active_generation(self._owner) is not None else None
         announce_continuation(self._owner, last - 1 if isinstance(last, int) and last > 0 else 0)
 
-    def _expect(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _expect(self, kwargs: Kwargs) -> None:
         expect_call(self._owner)
 
-    def _expect_no_more(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _expect_no_more(self, kwargs: Kwargs) -> None:
         expect_call(None)
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        named = _named(self._base_names, args, kwargs)
+        if is_step(named, self._switch):
+            return self._step(original, named)
+        if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get("past_key_values")):
+            return original(*args, **kwargs)
+        return self._prune_in_python(original, *args, **kwargs)
+
+    def _step(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
+        """One token more in a static cache: all that is known of it is on the cache."""
+        if not torch.compiler.is_compiling():
+            expect_call(None)
+        layer: Any = kwargs["past_key_values"].layers[0]
+        if not is_static_pruned(layer):
+            return original(**kwargs)
+        layer.is_open = True
+        try:
+            return original(**kwargs)
+        finally:
+            layer.is_open = False
+
+    def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            if self._identity:
-                return original(*args, **kwargs)
             raise ValueError(
-                "model: must not be exported or traced into one graph while it is pruned: what is cut differs from "
+                "model must not be exported or traced into one graph while it is pruned: what is cut differs from "
                 "call to call; leave the `with` block first, or compile with fullgraph=False"
             )
         given = kwargs
@@ -123,8 +185,8 @@ class CallHooks:
 
     def _open(self, call: Call, given: Kwargs) -> None:
         cache = given.get("past_key_values")
-        past = cache.get_seq_length() if isinstance(cache, DynamicCache) else 0
-        call.is_fresh = cache is None or (isinstance(cache, DynamicCache) and past == 0)
+        past = call.past = cached_length(cache)
+        call.is_fresh = cache is None or (isinstance(cache, DynamicCache | StaticCache) and past == 0)
         sources = self._sources(given)
         for kind, source in sources.items():
             output = (given.get("mm_encoder_outputs") or {}).get(kind)
@@ -149,3 +211,8 @@ class CallHooks:
             if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
                 found[kind] = Source(layout.placeholders(given, self._parts, token_id))
         return found
+
+
+def _named(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
+    """All arguments of a forward by name."""
+    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs

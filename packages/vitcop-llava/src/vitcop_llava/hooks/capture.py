@@ -156,6 +156,8 @@ class DecoderCapture:
         return self._own[layer]
 
     def _run_or_pass(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # steps of decoding: the layers' hooks stay on for a static cache
+            return original(*args, **kwargs)
         call = active_call(self._owner)
         run = None if call is None else call.run
         if run is None or run.replay is None or run.replay.is_off or not run.segments:

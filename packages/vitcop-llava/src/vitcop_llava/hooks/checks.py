@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.cache_utils import StaticCache
 
 from vitcop_llava.compat import checkpoints_rerun_hooks
 from vitcop_llava.families import Parts
@@ -194,6 +195,8 @@ def check_encoded(encoded: EncodedImages | None, owner: int) -> EncodedImages:
 def check_mask(given: Given, past: int) -> None:
     """Raise unless the attention mask is 2-D and covers the whole sequence, the cached part included.
 
+    Text that follows in a static cache may have a mask that is longer: its shape then stays from token to token.
+
     Raises:
         ValueError: It is not, or does not.
     """
@@ -204,6 +207,10 @@ def check_mask(given: Given, past: int) -> None:
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise ValueError(f"attention_mask must be 2-D, [batch, length], in a call that is pruned, got {shape}")
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+    is_text = all(given.get(name) is None for name in (*PIXELS.values(), "mm_encoder_outputs"))
+    is_longer = mask.shape[1] > past + tokens.shape[1]
+    if is_longer and is_text and isinstance(given.get("past_key_values"), StaticCache):
+        return
     if mask.shape[1] != past + tokens.shape[1]:
         raise ValueError(
             f"attention_mask must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "

@@ -12,14 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks import layout
-from vitcop_llava.hooks.active import active_call, is_expected
+from vitcop_llava.hooks.active import active_call, expect_call, is_expected
 from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotary_of_group
 from vitcop_llava.hooks.capture import DecoderCapture
 from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
@@ -30,16 +31,22 @@ from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call, Keys, Run
+from vitcop_llava.hooks.stepping import is_plain_step, open_state, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.foreign import remember
 from vitcop_llava.sequence.rotary import packed, reindexed
 from vitcop_llava.sequence.segment import Segment, take
+from vitcop_llava.sequence.static import PrunedStaticLayer, check_room
 
 Kwargs = dict[str, Any]
 
 
 class LanguageHooks:
-    """The hooks on language model and decoder layers. Holds no state of any call."""
+    """The hooks on language model and decoder layers. Holds no state of any call.
+
+    Attributes:
+        switch: The hooks on the decoder layers.
+    """
 
     def __init__(
         self,
@@ -55,9 +62,10 @@ class LanguageHooks:
         self._capture, self._identity = capture, identity
         # Where the budget keeps everything, hooks are there for caches that another pruner has cut.
         self._guard, self._stays = unless_compiling if identity else eager, False
+        self._enter_in_python, self._leave_in_python = self._guard(self._enter), self._guard(self._leave)
         before = (partial(self._before_layer, index) for index in range(len(parts.decoder_layers)))
         more = () if capture is None else capture.replacements
-        self._switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)], more)
+        self.switch = HookSwitch([*zip(parts.decoder_layers, before, strict=True)], more)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -66,9 +74,9 @@ class LanguageHooks:
 
     def attach(self) -> Iterator[Removable]:
         """Register the hooks, yielding the handle of each."""
-        yield self._parts.language_model.register_forward_pre_hook(self._guard(self._enter), with_kwargs=True)
-        yield self._parts.language_model.register_forward_hook(self._guard(self._leave))
-        yield self._switch
+        yield self._parts.language_model.register_forward_pre_hook(self._before, with_kwargs=True)
+        yield self._parts.language_model.register_forward_hook(self._after, with_kwargs=True)
+        yield self.switch
         self._stay_if_compiled()
 
     def _stay_if_compiled(self) -> None:
@@ -77,22 +85,38 @@ class LanguageHooks:
         """
         if not self._stays and any_compiled(self.modules):
             self._stays = True
-            self._switch.guard(self._guard)
-            self._switch.hold()
+            self.switch.guard(self._guard)
+            self.switch.hold()
 
     def _hold_layers(self, run: Run) -> None:
         """Leave the layers' hooks on until the call closes."""
-        self._switch.hold()
-        run.held = self._switch
+        self.switch.hold()
+        run.held = self.switch
 
     # The language model: columns become slots, and slots columns.
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
+        if open_state(kwargs.get("past_key_values")) is not None:
+            return args, stepped(self._parts, kwargs)
+        if torch.compiler.is_compiling() and is_plain_step(kwargs):
+            return None
+        entered: tuple[Any, Kwargs] | None = self._enter_in_python(module, args, kwargs)
+        return entered
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, output: Any) -> Any:
+        is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
+        if is_step or open_state(kwargs.get("past_key_values")) is not None:
+            return None
+        return self._leave_in_python(output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         self._stay_if_compiled()
         call = active_call(self._owner)
         cache: Any = kwargs.get("past_key_values")
         if call is None:
-            check_expected(is_opened=not is_expected(self._owner))
+            was_expected = is_expected(self._owner)
+            expect_call(None)
+            check_expected(is_opened=not was_expected)
             return None
         if call.placeholders is not None and not self._identity:
             given = self._begin(call, kwargs)
@@ -121,6 +145,8 @@ class LanguageHooks:
             call.placeholders = None
             return None
         call.run = run = self._new_run(call, cache, mask if is_padded else None)
+        if isinstance(cache, StaticCache):
+            self._begin_filling(cache, call.past, call.past + embeds.shape[1])
         self._hold_layers(run)
         layout.lay_out(call, run, self._planner, rows, position_ids)
         if cache is not None:
@@ -135,10 +161,28 @@ class LanguageHooks:
         given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
 
+    def _begin_filling(self, cache: StaticCache, past: int, length: int) -> None:
+        """Prepare a static cache of ``past`` tokens for a prefill that makes them ``length``."""
+        layers = [layer for layer in cache.layers if isinstance(layer, PrunedStaticLayer)]
+        check_room(length, min(layer.max_cache_len for layer in layers))
+        for layer in layers:
+            layer.begin_filling(past)
+        self._hold_for(cache)
+
+    def _hold_for(self, cache: StaticCache) -> None:
+        """Leave the layers' hooks on for as long as a static cache lives: compiled steps trace them."""
+        layer = cache.layers[0]
+        if isinstance(layer, PrunedStaticLayer):
+            self.switch.hold_for(layer.state)
+
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
-        embeds: Tensor = kwargs["inputs_embeds"]
+        embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+        if isinstance(cache, StaticCache):
+            call.run = self._new_run(call, cache, None)
+            self._hold_for(cache)
+            return stepped(self._parts, kwargs)
         mask = without_padding(kwargs.get("attention_mask"))
-        call.run = run = self._new_run(call, kwargs["past_key_values"], mask)
+        call.run = run = self._new_run(call, cache, mask)
         run.length = embeds.shape[1]
         positions = layout.logical_positions(kwargs.get("position_ids"), run, embeds.device) - run.entry_dropped
         run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
@@ -147,17 +191,17 @@ class LanguageHooks:
             self._hold_layers(run)
         return {**kwargs, "position_ids": positions, "attention_mask": mask}
 
-    def _new_run(self, call: Call, cache: DynamicCache | None, mask: Tensor | None) -> Run:
+    def _new_run(self, call: Call, cache: DynamicCache | StaticCache | None, mask: Tensor | None) -> Run:
         if cache is None:
             return Run(None, mask, past=0, continuation=call.continuation)
         layers = install_layers(cache, self._parts.shape.num_layers)
         for layer in layers:
             layer.is_open = True
-        run = Run(layers, mask, layers[0].get_seq_length(), call.continuation, layers[0].entry_dropped)
+        run = Run(layers, mask, call.past, call.continuation, layers[0].entry_dropped)
         run.shifts = [layer.shift for layer in layers]
         return run
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, output: Any) -> Any:
         call = active_call(self._owner)
         if call is None or call.run is None or call.placeholders is None or not call.run.segments:
             return None
@@ -178,6 +222,11 @@ class LanguageHooks:
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs | None = None
     ) -> tuple[tuple[Any, ...], Kwargs] | None:
+        step = None if kwargs is None else step_of(index, kwargs)
+        if step is not None:
+            return args, step
+        if torch.compiler.is_compiling():  # what a graph holds without steps is not pruned
+            return None
         call = active_call(self._owner)
         if kwargs is None or call is None or call.run is None or call.run.is_plain:
             return None
@@ -241,7 +290,7 @@ class LanguageHooks:
 
     def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
         segment = run.segment
-        held = None if run.layers is None else run.layers[index - 1].keys
+        held = None if run.layers is None else run.layers[index - 1].held_keys
         held = run.tap.keys if held is None and run.tap is not None else held
         if held is None:
             check_scoring(self._parts.decoder_layers[index - 1].self_attn)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
-from threading import Lock
+from threading import RLock
 from typing import Any, Protocol
+from weakref import WeakSet, finalize, ref
 
 import torch
 from torch import nn
@@ -29,12 +30,15 @@ class Replacement:
         module: The module.
         name: The method.
         around: What runs in its place; takes the original method, and then its arguments.
+        default: The original where the module has none.
     """
 
-    def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, around: Callable[..., Any], default: Callable[..., Any] | None = None
+    ) -> None:
         self._attributes, self._name = vars(module), name
         self._before = self._attributes.get(name)
-        self.original: Callable[..., Any] = getattr(module, name)
+        self.original: Callable[..., Any] = getattr(module, name) if default is None else getattr(module, name, default)
         original = self.original
 
         def method(*args: Any, **kwargs: Any) -> Any:
@@ -60,12 +64,13 @@ class Replacement:
             self._attributes[self._name] = self._before
 
 
-# Of all switches: one of their own could not be copied with what holds it.
-_switching = Lock()
+# Of all switches: one of their own could not be copied with what holds it. What holds hooks may be collected, and let
+# go of them, while the same thread puts on others.
+_switching = RLock()
 
 
 class HookSwitch:
-    """Forward pre-hooks that are on their modules only while a call holds them.
+    """Forward pre-hooks that are on their modules only while a call, or a static cache, holds them.
 
     A module without hooks costs nothing, and what a call has to do in every layer ends with its prefill. The hooks go
     before all others. Several threads may hold them at once.
@@ -83,6 +88,8 @@ class HookSwitch:
     ) -> None:
         self._hooks, self._more, self._holders = hooks, more, 0
         self.handles: list[Removable] = []
+        self._lasting: WeakSet[Any] = WeakSet()
+        self.is_on = False  # a graph cannot look at handles
 
     def hold(self) -> None:
         """Put the hooks on until as many have let go as hold them."""
@@ -94,6 +101,20 @@ class HookSwitch:
                     for module, hook in self._hooks
                 ]
                 self.handles += [make() for make in self._more]
+                self.is_on = True
+
+    def hold_for(self, holder: object) -> None:
+        """Put the hooks on for as long as ``holder`` lives, which keeps nothing of the model alive."""
+        if holder not in self._lasting:
+            self.hold()
+            self._lasting.add(holder)
+            finalize(holder, _let_go, ref(self))
+
+    def stays_for(self, holder: object) -> bool:
+        """Return whether the hooks are on for as long as ``holder`` lives. A graph keeps those that are on as it is
+        made.
+        """
+        return self.is_on if torch.compiler.is_compiling() else holder in self._lasting
 
     def guard(self, wrap: Callable[..., Any]) -> None:
         """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place, and nothing else."""
@@ -112,11 +133,19 @@ class HookSwitch:
         """Take the hooks off, whoever holds them."""
         with _switching:
             self._take_off()
+            self._lasting.clear()
 
     def _take_off(self) -> None:
+        self.is_on = False
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+
+def _let_go(switch: ref[HookSwitch]) -> None:
+    held = switch()
+    if held is not None:
+        held.let_go()
 
 
 class CleanCopies:
@@ -194,11 +223,17 @@ def _as_it_is(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return original(*args, **kwargs)
 
 
+_REASON = (
+    "vitcop prunes here; a graph without breaks holds steps of one token with a StaticCache: call the model itself for "
+    "the prompt, or compile with fullgraph=False"
+)
+
+
 def eager(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``hook`` as one that `torch.compile` leaves alone: it runs, and what it is called from is compiled around
     it.
     """
-    disabled: Callable[..., Any] = torch.compiler.disable(hook, reason="vitcop prunes here")
+    disabled: Callable[..., Any] = torch.compiler.disable(hook, reason=_REASON)
     return disabled
 
 

@@ -19,7 +19,7 @@ from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import head_states, rotate
 from vitcop_llava.hooks.state import Run
-from vitcop_llava.sequence.cache import PrunedLayer
+from vitcop_llava.sequence.cache import HeldLayer
 from vitcop_llava.sequence.masks import slot_padding
 from vitcop_llava.sequence.rotary import row_attention
 from vitcop_llava.sequence.segment import Segment, take, visual_mask
@@ -130,8 +130,8 @@ class Scoring:
             queries = self._queries(attention, take(normed, place), place, rotary)
         held = None if run.layers is None else run.layers[self.index]
         if held is not None and held.physical_length:
-            assert held.keys is not None  # it has a length
-            keys = torch.cat([held.keys.to(keys.device), keys], dim=2)
+            assert held.held_keys is not None  # it has a length
+            keys = torch.cat([held.held_keys.to(keys.device), keys], dim=2)
             padding = self._with_past(held, padding)
         weights = torch.ones_like(place, dtype=torch.float32)
         return self._visual(queries, keys, place, weights, attention, padding)
@@ -174,7 +174,7 @@ class Scoring:
         norm: Any = getattr(self.parts.decoder_layers[layer], "input_layernorm", None)
         return hidden if norm is None else norm(hidden)  # some norm after their attention
 
-    def _with_past(self, held: PrunedLayer, padding: Tensor | None) -> Tensor | None:
+    def _with_past(self, held: HeldLayer, padding: Tensor | None) -> Tensor | None:
         """Return the padding of a layer's cache and of the segment that is to follow, ``[B, S]``; None for none."""
         rows, slots = self.run.segment.columns.shape
         columns = held.slot_columns(rows, self.hidden.device)

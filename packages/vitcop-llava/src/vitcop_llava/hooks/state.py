@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -13,7 +14,7 @@ from vitcop_core import Plan
 from vitcop_llava.hooks.kept import Kept, PlannedImage
 from vitcop_llava.hooks.patching import HookSwitch
 from vitcop_llava.hooks.reading import HostPrompt
-from vitcop_llava.sequence.cache import KeyTap, PrunedLayer
+from vitcop_llava.sequence.cache import HeldLayer, KeyTap
 from vitcop_llava.sequence.segment import Segment
 
 
@@ -228,7 +229,7 @@ class Run:
         replay: How segments are replayed; None where nobody asked for it.
     """
 
-    layers: list[PrunedLayer] | None
+    layers: Sequence[HeldLayer] | None
     attention_mask: Tensor | None
     past: int
     continuation: int = 0
@@ -298,6 +299,7 @@ class Call:
         owner: The number of the pruner whose hooks run.
         outer: The call that was active before, put back at the end.
         is_fresh: Whether the prompt starts here: there is no cache, or an empty one.
+        past: Tokens in the cache, dropped ones included.
         continuation: Columns at the end that follow the prompt: candidates of assisted decoding, or an answer whose
             likelihood is asked for.
         placeholders: ``[B, L]`` bool, where this call's placeholders stand, of every kind; None for a call without
@@ -312,6 +314,7 @@ class Call:
     owner: int
     outer: Call | None = None
     is_fresh: bool = True
+    past: int = 0
     continuation: int = 0
     placeholders: Tensor | None = None
     sources: dict[str, Source] = field(default_factory=dict)

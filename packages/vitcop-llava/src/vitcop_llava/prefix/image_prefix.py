@@ -22,7 +22,7 @@ from vitcop_llava.families import Parts, locate
 from vitcop_llava.prefix.store import Identity, StoredPrefix, identity_of, read_prefix, write_prefix
 from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
 from vitcop_llava.report import Report
-from vitcop_llava.sequence.cache import PrunedLayer, install_layers
+from vitcop_llava.sequence.cache import PrunedLayer, grown_layers
 from vitcop_llava.sequence.segment import on_device
 from vitcop_llava.weights.fingerprint import check_same, mark
 
@@ -238,7 +238,7 @@ def encode_image(
         parts.base(input_ids=input_ids, past_key_values=cache, use_cache=True, **images)
     report = Report.of(calls[-1], method, parts)
     _check_positions(report)
-    layers = install_layers(cache, parts.shape.num_layers)
+    layers = grown_layers(cache, parts.shape.num_layers)
     for layer in layers:
         layer.entry_dropped = int(layer.entry_dropped)  # one number, whatever number of rows comes
     assert layers[0].keys is not None  # just filled

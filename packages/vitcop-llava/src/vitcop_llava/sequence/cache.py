@@ -7,29 +7,22 @@ layer, so that beam search, row selection and two conversations side by side nev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any, Self, cast
 
 import torch
 from torch import LongTensor, Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
+
+from vitcop_llava.sequence.described import NOT_CONTINUED, Described
+from vitcop_llava.sequence.static import STATIC_LAYERS, PrunedStaticLayer, static_layers
 
 
-class PrunedLayer(DynamicLayer):
+class PrunedLayer(Described, DynamicLayer):
     """A growing cache layer whose first slots stand for chosen columns of a longer prompt.
 
     Attributes:
-        columns: ``[B, P]`` int64, the logical column of each of the first P slots; -1 for padding. Slots after those
-            hold the columns that follow ``covered``, one each. None while nothing was dropped.
-        covered: Logical columns that the first P slots stand for.
-        entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
-            a position id is smaller than the logical position.
-        shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
-            the positions of what its cuts leave.
-        text_tail: Newest of the covered columns that hold text in every row, none of it dropped: a number, or int64 of
-            no dimension.
-        has_padding: Whether ``columns`` holds any padding.
-        group: Layers of one group hold the same columns, and share their attention mask.
         is_shared: Whether the layer is a `fork` that was not updated yet: one row, standing for as many as come.
         is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
     """
@@ -39,48 +32,19 @@ class PrunedLayer(DynamicLayer):
         self.is_shared = self.is_open = False
         self._forget()
 
-    def _forget(self) -> None:
-        self.columns: Tensor | None = None
-        self.covered = 0
-        self.entry_dropped: Tensor | int = 0
-        self.shift: Tensor | int = 0
-        self.text_tail: Tensor | int | None = None
-        self.has_padding = False
-        self.group = 0
-
     @property
     def physical_length(self) -> int:
         """Slots in use."""
         return super().get_seq_length()
 
     @property
-    def described(self) -> int:
-        """Slots that ``columns`` describes."""
-        return 0 if self.columns is None else self.columns.shape[1]
-
-    def describe(
-        self,
-        columns: Tensor,
-        covered: int,
-        entry_dropped: Tensor | int,
-        text_tail: Tensor | int | None,
-        *,
-        has_padding: bool,
-        group: int,
-        shift: Tensor | int = 0,
-    ) -> None:
-        """Records what the slots stand for, just before the update that appends the last of them."""
-        self.columns, self.covered = columns, covered
-        self.entry_dropped, self.text_tail = entry_dropped, text_tail
-        self.has_padding, self.group, self.shift = has_padding, group, shift
+    def held_keys(self) -> Tensor | None:
+        """``[B, G, physical_length, e]``: the keys of the slots in use."""
+        return self.keys
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
         """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
-        tail = torch.arange(self.physical_length - self.described, device=device) + self.covered
-        tail = tail.expand(rows, -1)
-        if self.columns is None:
-            return tail
-        return torch.cat([self.columns.expand(rows, -1) if self.is_shared else self.columns, tail], dim=1)
+        return self.columns_of(self.physical_length, rows, device)
 
     def fork(self) -> Self:
         """A layer with the content of this one, which has one row, for as many rows as its first update brings.
@@ -107,10 +71,7 @@ class PrunedLayer(DynamicLayer):
             RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
         """
         if self.columns is not None and not self.is_open:
-            raise RuntimeError(
-                "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
-                "`with vitcop_llava.prune(model, method)`, or start from a new cache"
-            )
+            raise RuntimeError(NOT_CONTINUED)
         if self.is_shared:
             self._unshare(key_states.shape[0])
         keys, values = super().update(key_states, value_states, *args, **kwargs)
@@ -144,7 +105,7 @@ class PrunedLayer(DynamicLayer):
             tail = int(tail.item())  # rolling back may wait for the device
         if not 0 <= count <= tail:
             raise ValueError(
-                f"tokens_to_remove: must be from {-newer - tail} to 0, minus the tokens after the last image, got "
+                f"tokens_to_remove must be from {-newer - tail} to 0, minus the tokens after the last image, got "
                 f"{-newer - count}; a pruned image cannot be cut in part"
             )
         self.columns, self.covered = self.columns[:, : self.described - count], self.covered - count
@@ -157,14 +118,6 @@ class PrunedLayer(DynamicLayer):
         self.is_initialized = self.is_shared = False
         super().reset()
         self._forget()
-
-    def _select(self, rows: Tensor) -> None:
-        if self.columns is not None:
-            self.columns = self.columns.index_select(0, rows.to(self.columns.device))
-        if isinstance(self.entry_dropped, Tensor):
-            self.entry_dropped = self.entry_dropped.index_select(0, rows.to(self.entry_dropped.device))
-        if isinstance(self.shift, Tensor):
-            self.shift = self.shift.index_select(0, rows.to(self.shift.device))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorders keys, values and row state."""
@@ -185,6 +138,10 @@ class PrunedLayer(DynamicLayer):
             self.entry_dropped = self.entry_dropped.repeat_interleave(repeats, dim=0)
         if isinstance(self.shift, Tensor):
             self.shift = self.shift.repeat_interleave(repeats, dim=0)
+
+
+HeldLayer = PrunedLayer | PrunedStaticLayer
+"""A layer that remembers what it dropped."""
 
 
 class KeyTap(Cache):
@@ -210,27 +167,39 @@ def check_cache(cache: object) -> None:
     """Raises unless ``cache`` can hold rows of different lengths in different layers, on the device.
 
     Raises:
-        ValueError: It is static, quantised, offloaded, of sliding windows, or anything else but a dynamic cache.
+        ValueError: It is quantised, offloaded, or anything else but a dynamic or a static cache.
     """
     if cache is None:
         return
-    supported = "a transformers.DynamicCache with full-attention layers, not offloaded, can"
-    if not isinstance(cache, DynamicCache):
-        raise ValueError(f"past_key_values: {type(cache).__name__} cannot be pruned; {supported}")
+    if not isinstance(cache, DynamicCache | StaticCache):
+        raise ValueError(
+            f"past_key_values must be a DynamicCache or StaticCache of transformers to be pruned, got a "
+            f"{type(cache).__name__}"
+        )
     if cache.offloading:
-        raise ValueError(f"past_key_values: an offloaded {type(cache).__name__} cannot be pruned; {supported}")
+        raise ValueError(
+            f"past_key_values must not be offloaded to be pruned, got an offloaded {type(cache).__name__}; make it "
+            "without offloading"
+        )
+    # Of a sequence that fits its window such a layer holds everything.
+    growing = (DynamicLayer, PrunedLayer, DynamicSlidingWindowLayer)
     for index, layer in enumerate(cache.layers):
-        # Of a sequence that fits its window such a layer holds everything.
-        if type(layer) not in (DynamicLayer, PrunedLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (STATIC_LAYERS if isinstance(cache, StaticCache) else growing):
             raise ValueError(
-                f"past_key_values: layer {index} is a {type(layer).__name__}, which cannot be pruned; {supported}"
+                f"past_key_values must have layers of full attention to be pruned, got a {type(layer).__name__} as "
+                f"layer {index}; give a DynamicCache or StaticCache, or none"
             )
+
+
+def cached_length(cache: object) -> int:
+    """Tokens in a dynamic or static cache, the dropped ones included; 0 in any other. Reads a static one's counter."""
+    return int(cache.get_seq_length()) if isinstance(cache, DynamicCache | StaticCache) else 0
 
 
 def is_pruned(cache: object) -> bool:
     """Whether some layer of ``cache`` dropped tokens."""
     layers = cache.layers if isinstance(cache, Cache) else []
-    return any(isinstance(layer, PrunedLayer) and layer.columns is not None for layer in layers)
+    return any(isinstance(layer, Described) and layer.columns is not None for layer in layers)
 
 
 def is_forked(cache: object) -> bool:
@@ -247,7 +216,7 @@ def check_follows(placeholders: Tensor) -> None:
     """
     if bool(placeholders.any()):  # waits for the device, once a conversation
         raise ValueError(
-            "input_ids: must be what follows the prefix in past_key_values, got image placeholders without images. "
+            "input_ids must be what follows the prefix in past_key_values, got image placeholders without images; "
             "generate skips what the cache holds, but not with an assistant or prompt lookup: transformers begins "
             "those with an empty cache. A direct call of the model takes the question's tokens alone"
         )
@@ -261,21 +230,26 @@ def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
     Raises:
         ValueError: It was pruned before other layers.
     """
-    groups = [layer.group if isinstance(layer, PrunedLayer) else 0 for layer in cache.layers]
+    groups = [layer.group if isinstance(layer, Described) else 0 for layer in cache.layers]
     if is_pruned(cache) and groups != [sum(index >= cut for cut in cut_layers) for index in range(len(groups))]:
         earlier = tuple(index for index in range(1, len(groups)) if groups[index] != groups[index - 1])
         raise ValueError(
-            f"past_key_values: was pruned before layers {earlier}, and an image that joins it now would be pruned "
-            f"before layers {cut_layers}; use the same cut layers throughout a conversation, or start from a new cache"
+            f"past_key_values must be pruned before layers {cut_layers} for an image that joins it now, got layers "
+            f"{earlier}; use the same cut layers throughout a conversation, or start from a new cache"
         )
 
 
-def install_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
+def install_layers(cache: Cache, num_layers: int) -> Sequence[HeldLayer]:
     """Puts pruned layers in place of the plain ones, with what those already hold."""
+    held = static_layers(cache) if isinstance(cache, StaticCache) else grown_layers(cache, num_layers)
+    cache.layers = [*held]
+    return held
+
+
+def grown_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
+    """The layers of a dynamic cache as pruned ones, with what they already hold, and those that it has yet to get."""
     layers = [_converted(layer) for layer in cache.layers]
-    layers += [PrunedLayer() for _ in range(num_layers - len(layers))]
-    cache.layers = [*layers]
-    return layers
+    return [*layers, *(PrunedLayer() for _ in range(num_layers - len(layers)))]
 
 
 def _converted(layer: Any) -> PrunedLayer:

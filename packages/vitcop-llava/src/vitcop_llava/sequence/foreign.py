@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from vitcop_llava.sequence.cache import PrunedLayer, is_pruned
+from vitcop_llava.sequence.cache import HeldLayer, is_pruned
 
 _REMEMBERED = 32
 """Prefills. A cache that is rebuilt later than that many prefills is not recognised."""
@@ -24,9 +24,9 @@ _prefills: deque[tuple[int, Tensor]] = deque(maxlen=_REMEMBERED)
 _known: WeakSet[Cache] = WeakSet()
 
 
-def remember(layers: Sequence[PrunedLayer] | None) -> None:
+def remember(layers: Sequence[HeldLayer] | None) -> None:
     """Remember the prefill that has just filled ``layers``: the last key of its first row, without waiting for it."""
-    keys = None if layers is None else layers[-1].keys
+    keys = None if layers is None else layers[-1].held_keys
     if keys is not None and layers is not None and layers[-1].columns is not None:
         _prefills.append((keys.shape[2], keys[0, :, -1].detach().clone()))
 
@@ -43,7 +43,7 @@ def check_foreign(cache: object) -> None:
     lengths = {layer.get_seq_length() for layer in layers}
     if len(lengths) > 1 or (layers and _holds_prefill(layers[-1].keys)):
         raise ValueError(
-            f"past_key_values: must have as many tokens in every layer, and all of its prompt's, got {sorted(lengths)} "
+            f"past_key_values must have as many tokens in every layer, and all of its prompt's, got {sorted(lengths)} "
             "of a pruned prompt: a cache that is rebuilt from keys and values has lost which tokens they stand for; "
             "pass on the cache itself"
         )

@@ -18,33 +18,48 @@ from transformers.masking_utils import create_causal_mask
 
 @dataclass(frozen=True)
 class PhysicalSizes:
-    """Stands in for a cache where masks are made: answers with physical lengths."""
+    """Stands in for a cache where masks are made: answers with physical lengths.
 
-    past: int
+    Attributes:
+        past: Slots before the queries; a tensor where only the device knows.
+        keys: Slots in all, the queries' own included; None for those in use.
+        is_compileable: As of a cache, which a mask may then not be left out for.
+    """
+
+    past: int | Tensor
+    keys: int | None = None
     is_compileable: bool = False
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
+    def get_query_offset(self, layer_idx: int = 0) -> int | Tensor:
         """Slots before the queries."""
         return self.past
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
         """Slots before the queries."""
         return self.past
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int | Tensor, int]:
         """Keys in all, and the first key's offset."""
-        return self.past + query_length, 0
+        return self.past + query_length if self.keys is None else self.keys, 0
 
 
-def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int, padding: Tensor | None) -> Any:
+def segment_mask(
+    config: PreTrainedConfig,
+    like: Tensor,
+    queries: int,
+    past: int | Tensor,
+    padding: Tensor | None,
+    keys: int | None = None,
+) -> Any:
     """Return the causal mask of ``queries`` new slots after ``past`` ones.
 
     Args:
         config: The language model's; its attention backend decides the form of the result.
         like: ``[B, ...]``, for batch size, dtype and device.
         queries: New slots.
-        past: Slots in the cache.
-        padding: ``[B, past + queries]`` bool, False where nothing may be attended to; None for no padding.
+        past: Slots in use in the cache; a tensor where only the device knows.
+        padding: ``[B, S]`` bool, False where nothing may be attended to; None for no padding.
+        keys: S, where that is more than the slots in use: those behind the queries are not attended to.
 
     Returns:
         What the backend takes: a 4-D float tensor to add, a 2-D one for FlashAttention, a block mask, or None.
@@ -53,12 +68,13 @@ def segment_mask(config: PreTrainedConfig, like: Tensor, queries: int, past: int
         config=config,
         inputs_embeds=torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
         attention_mask=padding,
-        past_key_values=cast(Cache, PhysicalSizes(past)),
+        past_key_values=cast(Cache, PhysicalSizes(past, keys, is_compileable=keys is not None)),
         layer_idx=0,
         # With a 2-D mask the factory would read its values back from the device to see whether it can be left out.
-        allow_is_causal_skip=padding is None,
+        allow_is_causal_skip=padding is None and keys is None,
     )
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 and padding is not None:
+    is_kept = padding is not None or keys is not None
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4 and is_kept:
         return _additive(mask, like.dtype)
     return mask
 

@@ -1,0 +1,84 @@
+"""Decoding in a static cache: calls of one token whose every need is on the cache, so that a graph can hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import StaticCache
+
+from vitcop_llava.families import Parts
+from vitcop_llava.hooks.attending import Step, step_of_group
+from vitcop_llava.hooks.checks import PIXELS
+from vitcop_llava.hooks.patching import HookSwitch
+from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
+
+Kwargs = dict[str, Any]
+
+STEPS = "vitcop_steps"
+"""The argument in which decoder layers find what is theirs: a `Step` for each."""
+
+_ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
+
+
+def is_step(given: Kwargs, switch: HookSwitch) -> bool:
+    """Whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
+
+    Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
+    """
+    cache = given.get("past_key_values")
+    if not isinstance(cache, StaticCache) or any(given.get(name) is not None for name in _ENCODED):
+        return False
+    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+    if tokens.shape[1] != 1:
+        return False
+    layer, mask = cache.layers[0], given.get("attention_mask")
+    return not is_static_pruned(layer) or ((mask is None or mask.ndim == 2) and switch.stays_for(layer.state))
+
+
+def is_plain_step(kwargs: Kwargs) -> bool:
+    """Whether the language model is given one token after a static cache that nothing was dropped in."""
+    cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    is_one = embeds is not None and embeds.shape[1] == 1
+    return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
+
+
+def open_state(cache: object) -> StaticState | None:
+    """What the layers of a static cache share while a call continues what was pruned in it; None otherwise."""
+    if not isinstance(cache, StaticCache) or not is_static_pruned(cache.layers[0]):
+        return None
+    state = cache.layers[0].state
+    return state if state.is_open and not state.is_filling else None
+
+
+def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
+    """The arguments of the language model for tokens that follow in a static cache that was pruned."""
+    embeds, mask, layers = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs["past_key_values"].layers
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        numbers = torch.arange(embeds.shape[1], device=embeds.device)
+        positions = (layers[0].cumulative_length.to(embeds.device) + numbers)[None]
+    positions = positions - layers[0].entry_dropped
+    groups: dict[int, Step] = {}
+    for layer in layers:
+        if layer.group not in groups:
+            groups[layer.group] = step_of_group(parts, layer, embeds, mask, positions)
+    steps = tuple(groups[layer.group] for layer in layers)
+    return {**kwargs, "position_ids": positions, "attention_mask": steps[0]["attention_mask"], STEPS: steps}
+
+
+def step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
+    """The arguments of decoder layer ``index``; None where it was given no steps."""
+    steps = kwargs.get(STEPS)
+    if steps is None:
+        return None
+    return {**{name: value for name, value in kwargs.items() if name != STEPS}, **steps[index]}
+
+
+def whole_mask(mask: Tensor | None, cache: StaticCache) -> Tensor | None:
+    """A mask ``[B, columns]`` as long as the cache, so that its shape stays from token to token."""
+    layer = cache.layers[0]
+    assert isinstance(layer, PrunedStaticLayer)  # only of a pruned cache
+    return None if mask is None else functional.pad(mask, (0, layer.max_cache_len - mask.shape[1]), value=1)

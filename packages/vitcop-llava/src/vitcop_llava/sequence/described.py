@@ -1,0 +1,79 @@
+"""What the slots of a cache layer stand for: the part that growing and fixed layers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NOT_CONTINUED = (
+    "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
+    "`with vitcop_llava.prune(model, method)`, or start from a new cache"
+)
+"""Why a pruned cache takes no tokens of a model that is not pruned."""
+
+
+class Described:
+    """Which columns of a longer prompt the slots of a layer stand for.
+
+    Attributes:
+        columns: ``[B, P]`` int64, the logical column of each of the first P slots; -1 for padding. Slots after those
+            hold the columns that follow ``covered``, one each. None while nothing was dropped.
+        covered: Logical columns that the first P slots stand for.
+        entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
+            a position id is smaller than the logical position.
+        shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
+            the positions of what its cuts leave.
+        text_tail: Newest of the covered columns that hold text in every row, none of it dropped: a number, or int64 of
+            no dimension.
+        has_padding: Whether ``columns`` holds any padding.
+        group: Layers of one group hold the same columns, and share their attention mask.
+    """
+
+    def _forget(self) -> None:
+        self.columns: Tensor | None = None
+        self.covered = 0
+        self.entry_dropped: Tensor | int = 0
+        self.shift: Tensor | int = 0
+        self.text_tail: Tensor | int | None = None
+        self.has_padding = False
+        self.group = 0
+
+    @property
+    def described(self) -> int:
+        """Slots that ``columns`` describes."""
+        return 0 if self.columns is None else self.columns.shape[1]
+
+    @property
+    def lost(self) -> int:
+        """Columns that no slot stands for."""
+        return self.covered - self.described
+
+    def describe(
+        self,
+        columns: Tensor,
+        covered: int,
+        entry_dropped: Tensor | int,
+        text_tail: Tensor | int | None,
+        *,
+        has_padding: bool,
+        group: int,
+        shift: Tensor | int = 0,
+    ) -> None:
+        """Records what the slots stand for, just before the update that appends the last of them."""
+        self.columns, self.covered = columns, covered
+        self.entry_dropped, self.text_tail = entry_dropped, text_tail
+        self.has_padding, self.group, self.shift = has_padding, group, shift
+
+    def columns_of(self, slots: int, rows: int, device: torch.device) -> Tensor:
+        """The logical column of each of the first ``slots`` slots, ``[rows, slots]`` int64, described or not."""
+        tail = (torch.arange(slots - self.described, device=device) + self.covered).expand(rows, -1)
+        return tail if self.columns is None else torch.cat([self.columns.expand(rows, -1), tail], dim=1)
+
+    def _select(self, rows: Tensor) -> None:
+        """Keep the state of some rows."""
+        if self.columns is not None:
+            self.columns = self.columns.index_select(0, rows.to(self.columns.device))
+        if isinstance(self.entry_dropped, Tensor):
+            self.entry_dropped = self.entry_dropped.index_select(0, rows.to(self.entry_dropped.device))
+        if isinstance(self.shift, Tensor):
+            self.shift = self.shift.index_select(0, rows.to(self.shift.device))

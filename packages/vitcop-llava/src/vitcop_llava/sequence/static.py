@@ -1,0 +1,216 @@
+"""Layers of a static cache whose buffers have the size that each layer's plan leaves.
+
+A static cache has room for a number of tokens, the caller's. A layer that dropped some needs as much less, and gets it.
+Which slot a new token goes to follows from a counter on the device, so that nothing on the host changes from token to
+token, and a graph that was compiled for one serves all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
+
+from vitcop_llava.sequence.described import NOT_CONTINUED, Described
+
+
+class StaticState:
+    """What all layers of one static cache share. A deep copy of the cache gets one of its own, and is closed.
+
+    Attributes:
+        is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
+        is_filling: Whether that call is a prefill, which attends to the slots in use alone.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = self.is_filling = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"is_open": False, "is_filling": False}
+
+
+class PrunedStaticLayer(Described, StaticLayer):
+    """A layer of fixed size whose first slots stand for chosen columns of a longer prompt.
+
+    Attributes:
+        state: What it shares with the cache's other layers.
+        physical_length: Slots in use, as far as the host knows: compiled steps are not counted. Exact in a prefill.
+    """
+
+    # StaticLayer counts with this; it is the logical length.
+    cumulative_length: Tensor
+
+    def __init__(self, max_cache_len: int, state: StaticState) -> None:
+        StaticLayer.__init__(self, max_cache_len)
+        self.state, self.physical_length = state, 0
+        self._forget()
+
+    @property
+    def is_open(self) -> bool:
+        """See `StaticState`."""
+        return self.state.is_open
+
+    @is_open.setter
+    def is_open(self, is_open: bool) -> None:
+        self.state.is_open = is_open
+        self.state.is_filling = False
+
+    @property
+    def room(self) -> int:
+        """Slots of its buffers: the tokens that the cache is for, less those that were dropped here."""
+        room: int = self.max_cache_len - self.lost
+        return room
+
+    @property
+    def held_keys(self) -> Tensor | None:
+        """``[B, G, physical_length, e]``: the keys of the slots in use."""
+        return self.keys[:, :, : self.physical_length] if self.is_initialized and self.keys is not None else None
+
+    def slot_columns(self, rows: int, device: torch.device) -> Tensor:
+        """The logical column of every slot in use, ``[rows, physical_length]``."""
+        return self.columns_of(self.physical_length, rows, device)
+
+    def describe(self, columns: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Records what the slots stand for; contiguous, as it is once rows have changed places."""
+        super().describe(columns.contiguous(), *args, **kwargs)
+
+    def begin_filling(self, length: int) -> None:
+        """Prepare for a prefill that follows ``length`` logical columns."""
+        self.state.is_open = self.state.is_filling = True
+        self.physical_length = length - self.lost
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make buffers as long as `room`, with what the old ones hold."""
+        held = None if self.keys is None or self.values is None else (self.keys, self.values)
+        used = slice(0, min(self.physical_length, self.room))
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.batch_size, self.num_heads = key_states.shape[:2]
+        self.k_head_dim, self.v_head_dim = key_states.shape[-1], value_states.shape[-1]
+        self.keys, self.values = (
+            torch.zeros((*like.shape[:2], self.room, like.shape[-1]), dtype=like.dtype, device=like.device)
+            for like in (key_states, value_states)
+        )
+        if held is not None:
+            self.keys[:, :, used], self.values[:, :, used] = (each[:, :, used] for each in held)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        if not torch.compiler.is_compiling():
+            # Steps that are captured as CUDA graphs write to where the buffers are.
+            for tensor in (self.keys, self.values, self.cumulative_length):
+                torch._dynamo.mark_static_address(tensor)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes keys and values behind the slots in use.
+
+        Returns:
+            The slots in use in a prefill, all slots otherwise.
+
+        Raises:
+            RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
+            ValueError: There is no room for them.
+        """
+        if self.columns is not None and not self.state.is_open:
+            raise RuntimeError(NOT_CONTINUED)
+        if self.state.is_filling:
+            return self._fill(key_states, value_states)
+        count = key_states.shape[-2]
+        if not torch.compiler.is_compiling():
+            check_room(self.physical_length + self.lost + count, self.max_cache_len)
+            self.physical_length += count
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None  # there by now
+        assert self.values is not None
+        slots = torch.arange(count, device=self.device) + (self.cumulative_length - self.lost)
+        self.cumulative_length.add_(count)
+        self.keys.index_copy_(2, slots, key_states)
+        self.values.index_copy_(2, slots, value_states)
+        return self.keys, self.values
+
+    def _fill(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.keys.shape[2] != self.room:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None  # there by now
+        assert self.values is not None
+        own = slice(self.physical_length, self.physical_length + key_states.shape[-2])
+        self.keys[:, :, own], self.values[:, :, own] = key_states, value_states
+        self.physical_length = own.stop
+        self.cumulative_length.fill_(own.stop + self.lost)
+        return self.keys[:, :, : own.stop], self.values[:, :, : own.stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The size of the buffers."""
+        return self.room, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorders keys, values and row state, the first two where they are."""
+        if self.is_initialized and self.keys is not None and self.values is not None:
+            for held in (self.keys, self.values):
+                held.copy_(held.index_select(0, beam_idx.to(held.device)))
+        self._select(beam_idx)
+
+    def reset(self) -> None:
+        """Empties the layer and forgets what was dropped. The buffers go: the next prompt's may have another size."""
+        self.keys = self.values = None
+        self.is_initialized, self.physical_length = False, 0
+        super().reset()
+        self._forget()
+
+
+def is_static_pruned(layer: object) -> TypeGuard[PrunedStaticLayer]:
+    """Whether ``layer`` is one of fixed size that dropped tokens, or goes with layers that did."""
+    return isinstance(layer, PrunedStaticLayer) and layer.columns is not None
+
+
+def check_room(needed: int, room: int) -> None:
+    """Raises unless a static cache has room for all tokens.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if needed > room:
+        raise ValueError(
+            f"past_key_values must have room for all tokens of the prompt and of the answer, got a StaticCache of "
+            f"{room} tokens for {needed}; give it a larger max_cache_len, which pruning does not lower"
+        )
+
+
+def static_layers(cache: StaticCache) -> list[PrunedStaticLayer]:
+    """The layers of a static cache as pruned ones, with what they already hold; waits for the device if they do."""
+    shared = next((layer.state for layer in cache.layers if isinstance(layer, PrunedStaticLayer)), StaticState())
+    return [_converted(layer, shared) for layer in cache.layers]
+
+
+_CONTENT = (
+    "keys",
+    "values",
+    "dtype",
+    "device",
+    "batch_size",
+    "num_heads",
+    "k_head_dim",
+    "v_head_dim",
+    "is_initialized",
+)
+"""What a fixed layer has once it holds something."""
+
+
+def _converted(layer: Any, state: StaticState) -> PrunedStaticLayer:
+    if isinstance(layer, PrunedStaticLayer):
+        return layer
+    pruned = PrunedStaticLayer(layer.max_cache_len, state)
+    length = int(layer.get_seq_length()) if layer.is_initialized else 0
+    if length:
+        pruned.physical_length = length
+        pruned.cumulative_length = torch.full_like(pruned.cumulative_length, length, device=layer.keys.device)
+        for name in _CONTENT:
+            setattr(pruned, name, getattr(layer, name))
+    return pruned
+
+
+STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer, PrunedStaticLayer)
+"""Kinds of fixed layers that can be pruned; a window is as long as its buffer, and a longer sequence is refused."""
