@@ -95,7 +95,7 @@ FourCalls("cuda", 0).kernels()
 torch.cuda.synchronize()
 """
 SMALL = ("--device", "cpu", "--shape", "small", "--method", "vitcop", "--retain", "64", "--repeats", "1")
-LAYERS, TOWER = (f"vitcop_llava.tools.benchmark.{name}" for name in ("layers", "tower"))
+LAYERS, TOWER, DECODING = (f"vitcop_llava.tools.benchmark.{name}" for name in ("layers", "tower", "decoding"))
 SEVEN, THIRTEEN = ("--shape", "llava-1.5-7b"), ("--shape", "llava-next-13b")
 
 FIRST = (
@@ -133,6 +133,15 @@ FIRST = (
             out="bench-llava-next-13b",
         ),
         why="too large for a trial; bench-7b goes the same way",
+    ),
+    Step(
+        "decoding",
+        180,
+        ("-m", DECODING, "--device", "cuda", "--modes", "dynamic", "compiled", "--out", "{out}/decoding.json"),
+        (
+            *("-m", DECODING, "--shape", "small", "--dtype", "float32", "--tokens", "4", "--repeats", "1"),
+            *("--modes", "dynamic", "static", "--out", "{out}/decoding.json"),
+        ),
     ),
     Step(
         "bench-kernels",

@@ -174,7 +174,7 @@ def test_prompt_in_one_graph_is_refused_with_the_way_out(own: Any, given: dict[s
 
 
 def test_compiled_model_in_place_generates(own: Any, given: dict[str, Any]) -> None:
-    """As the documentation of transformers has it: the forward is replaced, and generate calls it also for a prompt."""
+    """As the documentation of transformers has it: generate calls the compiled forward for the prompt too."""
     with vitcop_llava.prune(own, FastV(retained_tokens=60)):
         wanted = own.generate(**given, max_new_tokens=6)
     own.forward = torch.compile(own.forward, backend="eager")

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -75,6 +76,8 @@ def test_generates_so_in_other_decoders(
 @by_name
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generates_so_from_tiles(next_model: Any, next_inputs: Any, method: Any, beams: int) -> None:
+    if beams > 1 and "mm_encoder_outputs" not in inspect.signature(next_model.forward).parameters:
+        pytest.skip("this transformers encodes after it has made the beams, and repeats tensors alone for them")
     given = {**next_inputs([[2, (131, 77), 3], [4], [(48, 96), 2, (96, 96), 1]]), "num_beams": beams}
     with vitcop_llava.prune(next_model, method):
         wanted = next_model.generate(**given, max_new_tokens=4)

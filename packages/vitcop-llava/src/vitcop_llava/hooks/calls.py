@@ -158,11 +158,12 @@ class CallHooks:
         layer: Any = kwargs["past_key_values"].layers[0]
         if not is_static_pruned(layer):
             return original(**kwargs)
-        layer.is_open = True
+        state = layer.state  # whose attribute it is set by: not every version of dynamo traces a property's setter
+        state.is_open = True
         try:
             return original(**kwargs)
         finally:
-            layer.is_open = False
+            state.is_open = False
 
     def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

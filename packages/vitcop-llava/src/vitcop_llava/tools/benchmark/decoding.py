@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ class _Clock(StoppingCriteria):
 
 def measure(
     model: Any, inputs: Mapping[str, Tensor], variants: Sequence[tuple[str | None, Method | None, str]], **given: int
-) -> list[Decoding]:
-    """Time the variants one after the other: what is compiled under one method is none of another's.
+) -> Iterator[Decoding]:
+    """Time the variants one after the other, yielding each: what is compiled under one method is none of another's.
 
     Args:
         model: A model with a language head.
@@ -85,11 +85,9 @@ def measure(
         variants: Name, method and mode of each; the dynamic mode of a method before its others.
         given: ``tokens`` of an answer, and ``repeats``, the number of answers.
     """
-    floor, found, expected = (
-        weight_bytes(model.model.language_model) / _copy_rate(model.device),
-        [],
-        dict[Any, Tensor](),
-    )
+    # Of the embeddings a token reads a line; they stand for the head, which is as large.
+    floor = weight_bytes(model.model.language_model) / _copy_rate(model.device)
+    expected = dict[str | None, Tensor]()
     for name, method, mode in tqdm(variants, desc="variants", file=sys.stderr):
         torch.compiler.reset()
         vars(model).pop("_compiled_call", None)
@@ -111,8 +109,7 @@ def measure(
                 held = cache_bytes(output.past_key_values)
         same = all(torch.equal(answer, expected.setdefault(name, answers[0])) for answer in answers)
         median = statistics.median(token)
-        found.append(Decoding(name, mode, prefill, token, median, median / floor, held, same))
-    return found
+        yield Decoding(name, mode, prefill, token, median, median / floor, held, same)
 
 
 def _settings(mode: str, tokens: int) -> dict[str, Any]:
@@ -160,16 +157,17 @@ def main(arguments: list[str] | None = None) -> None:
     prompt = make_prompt(model, locate(model), batch=args.batch, text_tokens=args.text_tokens)
     methods: dict[str | None, Method | None] = {None: None, "ViTCoP": ViTCoP(retained_tokens=args.retain)}
     variants = [(name, method, mode) for name, method in methods.items() for mode in args.modes]
-    rows = measure(model, prompt.inputs, variants, tokens=args.tokens, repeats=args.repeats)
     given = {name: value for name, value in vars(args).items() if name != "out" and value is not None}
     words = (
         f"--{name.replace('_', '-')} {' '.join(map(_short, value)) if isinstance(value, list) else _short(value)}"
         for name, value in given.items()
     )
     command = f"python -m vitcop_llava.tools.benchmark.decoding {' '.join(words)}"
-    if args.out is not None:
-        stored = {"command": command, "environment": environment(), **given}
-        write_json(args.out, stored | {"rows": [asdict(row) for row in rows]})
+    stored, rows = {"command": command, "environment": environment(), **given}, list[Decoding]()
+    for row in measure(model, prompt.inputs, variants, tokens=args.tokens, repeats=args.repeats):
+        rows.append(row)
+        if args.out is not None:  # as it goes: compiling takes minutes
+            write_json(args.out, stored | {"rows": [asdict(each) for each in rows]})
     shown = Table("", "cache", "to the first", "a token", "of the weights' read", "bytes", "same tokens", title=command)
     for row in rows:
         seconds = (statistics.median(row.prefill), row.token_median)
