@@ -158,7 +158,12 @@ FIRST = (
         ("-m", LAYERS, "--device", "cuda", "--batch", "8", "--out", "{out}/layers.json"),
         why="`nox -s tests` runs it on a CPU",
     ),
-    Step("tower", 40, tower("cuda", "bfloat16", "--images", "8"), tower("cpu", "float32", "--tower", "small")),
+    Step(
+        "tower",
+        40,
+        tower("cuda", "bfloat16", "--images", "8"),
+        tower("cpu", "float32", "--tower", "small", "--rounds", "1"),
+    ),
     Step("tests", 120, (*PYTEST, "--backend", "cuda", "--require-cuda", "-n", "4"), why="`nox -s tests` does on a CPU"),
     sanitized("memcheck"),
 )
