@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
-from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, busy_cells, part_cells
+from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
 from vitcop_llava.tools.benchmark.result import Row
 from vitcop_llava.tools.comparison.plot import draw_tradeoff
@@ -87,25 +87,19 @@ def bench_table(stored: Stored) -> str:
 
 
 def headline(stored: Stored) -> str:
-    """One sentence: what 64 of LLaVA-1.5-7B's tokens cost under ViTCoP, beside all of them."""
-    rows = [Row.load(row) for row in stored["rows"]]
-    whole = rows[0]
-    pruned = next(row for row in rows if (row.method, row.retained_tokens) == ("ViTCoP", 64))
+    """One sentence: what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
+    whole, pruned = (Row.load(row) for row in stored["rows"])
     assert whole.prefill is not None
     assert pruned.prefill is not None
-    times = f"{pruned.prefill.median:.1f} s instead of {whole.prefill.median:.1f} s"
-    caches = f"{_mebibytes(pruned)} instead of {_mebibytes(whole)}"
-    place = stored["environment"]
+    assert whole.cache_bytes is not None
+    assert pruned.cache_bytes is not None
+    times = f"{1e3 * pruned.prefill.median:.0f} ms instead of {1e3 * whole.prefill.median:.0f} ms"
+    caches = f"{as_bytes(pruned.cache_bytes)} instead of {as_bytes(whole.cache_bytes)}"
     return (
-        f"**With 64 of its {stored['visual_tokens']} visual tokens, LLaVA-1.5-7B reaches its first token in {times}, "
-        f"and its key-value cache takes {caches}.** Measured on {place['cores']} cores of {place['processor']} in "
-        f"{stored['dtype']}, with random weights and {stored['text_tokens']} tokens of text."
+        f"**With {pruned.retained_tokens} of its {stored['visual_tokens']:,} visual tokens, LLaVA-NeXT-13B reaches its "
+        f"first token in {times}, and its key-value cache takes {caches}.** Measured on an {machine(stored)} in "
+        f"{stored['dtype']}, with random weights, {stored['text_tokens']} tokens of text and `capture=True`."
     )
-
-
-def _mebibytes(row: Row) -> str:
-    assert row.cache_bytes is not None
-    return f"{row.cache_bytes / 2**20:.0f} MiB"
 
 
 def overhead(stored: Stored) -> str:
@@ -186,6 +180,22 @@ def reuse_table(stored: Stored) -> str:
         f"`{stored['command']}`.",
     ]
     return "\n".join(lines)
+
+
+def decoding_table(stored: Stored) -> str:
+    """A token of ``generate`` in several caches, unpruned and pruned."""
+    lines = []
+    for row in stored["rows"]:
+        times = (f"{1e3 * each:.3g} ms" for each in (statistics.median(row["prefill"]), row["token_median"]))
+        lines.append(
+            [row["method"] or "unpruned", row["mode"], *times, f"{row['over_floor']:.2f}", as_bytes(row["cache_bytes"])]
+        )
+    headings = ["", "cache", "to the first token", "a token", "of reading the weights", "cache at the end"]
+    return (
+        f"{markdown_table(headings, lines)}\n\nMedians over {stored['repeats']} answers of {stored['tokens']} tokens: "
+        f"the shape of {stored['shape']}, random weights, {stored['dtype']}, on {machine(stored)}. "
+        f"`{stored['command']}`."
+    )
 
 
 def layers_table(stored: Stored) -> str:
@@ -302,7 +312,7 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "table-4": ("demo-table-4.json", ablation_table),
     "table-7": ("demo-table-7.json", ablation_table),
     "official": ("demo-official.json", ablation_table),
-    "headline": ("bench-llava-1.5-7b-cpu.json", headline),
+    "headline": ("bench-llava-next-13b-captured-h100.json", headline),
     "overhead": ("bench-llava-1.5-7b-cpu.json", overhead),
     "accuracy": ("demo-comparison.json", accuracy),
     "bench": ("bench-llava-1.5-7b-cpu.json", bench_table),
@@ -312,6 +322,9 @@ TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "busy-7b": ("bench-llava-1.5-7b-h100.json", busy_table),
     "bench-13b-gpu": ("bench-llava-next-13b-h100.json", bench_table),
     "busy-13b": ("bench-llava-next-13b-h100.json", busy_table),
+    "bench-7b-captured": ("bench-llava-1.5-7b-captured-h100.json", bench_table),
+    "bench-13b-captured": ("bench-llava-next-13b-captured-h100.json", bench_table),
+    "decoding": ("decoding-llava-1.5-7b-h100.json", decoding_table),
     "model-check": ("model-check-h100.json", check_table),
     "kernels-gpu": ("kernels-h100.json", kernels_table),
     "layers": ("layers-llava-1.5-7b-h100.json", layers_table),

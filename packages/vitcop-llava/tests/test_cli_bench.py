@@ -98,7 +98,9 @@ def test_bench_says_what_would_fit_into_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3 * 2**30)
     result = bench("--device", "cpu", "--shape", "llava-1.5-7b")
     assert result.exit_code == 2
-    assert "must fit into the 3 GiB that are free on cpu; those of llava-1.5-7b take 13.2 GiB" in result.stderr
+    assert (
+        "must fit into the 3 GiB that are free on cpu, got llava-1.5-7b, whose weights take 13.2 GiB" in result.stderr
+    )
     assert "in bfloat16 these do: medium, medium-next, medium-video, quarter, narrow, small, " in result.stderr
 
 

@@ -44,14 +44,18 @@ class Graph:
     def _record(self, device: torch.device, pool: Any) -> None:
         aside = torch.cuda.Stream(device)
         with torch.cuda.device(device):
-            aside.wait_stream(torch.cuda.current_stream())
+            own = torch.cuda.current_stream()
+            aside.wait_stream(own)
             with torch.cuda.stream(aside):
                 self._work(*self._inputs)  # libraries choose kernels and take memory when they are first called
-            torch.cuda.current_stream().wait_stream(aside)
+            own.wait_stream(aside)
             graph = self._graph = torch.cuda.CUDAGraph()
-            # Other threads may go on with their own work.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._outputs = self._work(*self._inputs)
+            try:
+                # Other threads may go on with their own work.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    self._outputs = self._work(*self._inputs)
+            finally:
+                torch.cuda.set_stream(own)  # torch leaves its own on where the recording fails
 
     def _fill(self, inputs: Sequence[Tensor]) -> None:
         torch._foreach_copy_(self._inputs, [*inputs])
