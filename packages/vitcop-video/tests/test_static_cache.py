@@ -34,10 +34,11 @@ def test_turns_equal_those_of_a_dynamic_cache(video_model: Any, video_inputs: In
         for cache in (DynamicCache(), StaticCache(config=video_model.config.text_config, max_cache_len=300)):
             before = video_model(**first, past_key_values=cache)
             plan = pruner.report.rows[0].plan
+            assert plan is not None
+            layers: Any = cache.layers
             if isinstance(cache, StaticCache):
                 lost = [plan.visual_tokens - tokens for tokens in plan.tokens_per_layer]
-                keys: list[Any] = [layer.keys for layer in cache.layers]
-                assert [each.shape[2] for each in keys] == [300 - less for less in lost]
+                assert [layer.keys.shape[2] for layer in layers] == [300 - less for less in lost]
             turn = video_model(input_ids=words, past_key_values=cache)
             joined = video_model(**second, past_key_values=cache)
             step = video_model(input_ids=words[:, :1], past_key_values=cache)

@@ -18,7 +18,9 @@ class Described:
     Attributes:
         columns: ``[B, P]`` int64, the logical column of each of the first P slots; -1 for padding. Slots after those
             hold the columns that follow ``covered``, one each. None while nothing was dropped.
+        is_described: Whether there are ``columns``. A graph that looked at them would be for their number alone.
         covered: Logical columns that the first P slots stand for.
+        lost: Columns that no slot stands for: ``covered - P``.
         entry_dropped: ``[B, 1]`` int64 or an int: visual tokens that each row lost before the language model, by which
             a position id is smaller than the logical position.
         shift: Likewise, by which position ids of tokens that follow are smaller yet in this layer, where a method packs
@@ -31,7 +33,8 @@ class Described:
 
     def _forget(self) -> None:
         self.columns: Tensor | None = None
-        self.covered = 0
+        self.is_described = False
+        self.covered = self.lost = 0
         self.entry_dropped: Tensor | int = 0
         self.shift: Tensor | int = 0
         self.text_tail: Tensor | int | None = None
@@ -42,11 +45,6 @@ class Described:
     def described(self) -> int:
         """Slots that ``columns`` describes."""
         return 0 if self.columns is None else self.columns.shape[1]
-
-    @property
-    def lost(self) -> int:
-        """Columns that no slot stands for."""
-        return self.covered - self.described
 
     def describe(
         self,
@@ -60,7 +58,8 @@ class Described:
         shift: Tensor | int = 0,
     ) -> None:
         """Records what the slots stand for, just before the update that appends the last of them."""
-        self.columns, self.covered = columns, covered
+        self.columns, self.covered, self.lost = columns, covered, covered - columns.shape[1]
+        self.is_described = True
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
         self.has_padding, self.group, self.shift = has_padding, group, shift
 

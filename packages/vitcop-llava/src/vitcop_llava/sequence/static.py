@@ -113,7 +113,7 @@ class PrunedStaticLayer(Described, StaticLayer):
             RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
             ValueError: There is no room for them.
         """
-        if self.columns is not None and not self.state.is_open:
+        if self.is_described and not self.state.is_open:
             raise RuntimeError(NOT_CONTINUED)
         if self.state.is_filling:
             return self._fill(key_states, value_states)
@@ -163,7 +163,7 @@ class PrunedStaticLayer(Described, StaticLayer):
 
 def is_static_pruned(layer: object) -> TypeGuard[PrunedStaticLayer]:
     """Whether ``layer`` is one of fixed size that dropped tokens, or goes with layers that did."""
-    return isinstance(layer, PrunedStaticLayer) and layer.columns is not None
+    return isinstance(layer, PrunedStaticLayer) and layer.is_described
 
 
 def check_room(needed: int, room: int) -> None:
