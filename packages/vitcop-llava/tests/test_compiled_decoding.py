@@ -40,15 +40,9 @@ class Graphs:
         return compiled(graph, inputs)
 
 
-<<<<<<< HEAD
 def settings_of(graphs: Graphs) -> Any:
     config: Any = CompileConfig(fullgraph=True, backend=graphs)
     config._compile_all_devices = True  # transformers compiles by itself on GPUs alone
-=======
-def settings_of(graphs: Graphs) -> CompileConfig:
-    config = CompileConfig(fullgraph=True, backend=graphs)
-    vars(config)["_compile_all_devices"] = True  # transformers compiles by itself on GPUs alone
->>>>>>> h-static
     return config
 
 

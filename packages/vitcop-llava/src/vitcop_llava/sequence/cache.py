@@ -167,7 +167,7 @@ def check_cache(cache: object) -> None:
     """Raises unless ``cache`` can hold rows of different lengths in different layers, on the device.
 
     Raises:
-        ValueError: It is quantised, offloaded, or anything else but a dynamic or a static cache.
+        ValueError: It is quantized, offloaded, or anything else but a dynamic or a static cache.
     """
     if cache is None:
         return

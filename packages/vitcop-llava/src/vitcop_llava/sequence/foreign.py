@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from vitcop_llava.sequence.cache import HeldLayer, is_pruned
 
 _REMEMBERED = 32
-"""Prefills. A cache that is rebuilt later than that many prefills is not recognised."""
+"""Prefills. A cache that is rebuilt later than that many prefills is not recognized."""
 
 _prefills: deque[tuple[int, Tensor]] = deque(maxlen=_REMEMBERED)
 _known: WeakSet[Cache] = WeakSet()
