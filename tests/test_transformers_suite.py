@@ -145,7 +145,7 @@ config.vision_feature_select_strategy = "full"
 refused = LlavaForConditionalGeneration(config)
 assert [is_hooked(m) for m in (model, copied, loaded, bare, refused)] == [True, True, True, True, False]
 assert wrapper.wrapped == {"LlavaForConditionalGeneration": 3, "LlavaModel": 1}, wrapper.wrapped
-assert len(wrapper.left_alone) == 1 and all("must be 'default'" in reason for reason in wrapper.left_alone)
+assert len(wrapper.left_alone) == 1 and all("instead of 'default'" in reason for reason in wrapper.left_alone)
 assert wrapper.release() == [] and not any(is_hooked(m) for m in (model, loaded, bare))
 """
 

@@ -101,7 +101,7 @@ def test_public_functions_run_on_the_kernels(kernels: Backend) -> None:
     features, positions, count = arguments_on(kernels, case)
     found = ops.vic(features, positions, count)
     assert_close("vic", listed(found), reference("vic", case.arguments(torch.float32)))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         ops.vic(features, positions, count)
     names = {event.key for event in profile.key_averages()}
     assert "vitcop::vic" in names

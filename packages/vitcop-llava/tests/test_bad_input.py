@@ -232,7 +232,10 @@ CACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize("case", CACHES)
 def test_cache_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budget: Any, case: str) -> None:
     make, message = CACHES[case]
-    cache = make(model.config)
+    try:
+        cache = make(model.config)
+    except RuntimeError as error:  # of transformers, which asks for a stream that torch's build for CUDA has with a GPU
+        pytest.skip(f"no such cache can be made here: {error}")
     with vitcop_llava.prune(model, budget()), pytest.raises(ValueError, match=f"past_key_values must .*{message}"):
         model(input_ids=prompt(3, "image", 8), pixel_values=pictures(), past_key_values=cache)
 

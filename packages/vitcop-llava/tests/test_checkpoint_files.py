@@ -146,7 +146,7 @@ MORE_FILES = ["chat_template.jinja", "model.safetensors", "tokenizer.model", "mo
 def test_pipe_in_a_checkpoint_is_refused_at_once(copy: Path, name: str) -> None:
     (copy / name).unlink(missing_ok=True)
     os.mkfifo(copy / name)
-    assert f"{name} must be a regular file, not a pipe" in refusal(copy)
+    assert f"{name}: must be a regular file, not a pipe" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", [*JSON_FILES, *EXTRA_FILES, "chat_template.jinja", "model.safetensors.index.json"])

@@ -128,7 +128,7 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["none.png"], "no such file: none.png"),
+        (["none.png"], "image must be an existing file, got none.png"),
         (["asked.jsonl"], "asked.jsonl must be one of"),
         ([], "IMAGE or --questions must be given"),
         (["a.png", "--scenes", "3"], "--scenes must be given without images"),
@@ -142,7 +142,7 @@ def test_folder_is_written_into_with_force_alone(checkpoint: Path, here: Path) -
         (["a.png", "--top-k", "5,."], "--top-k must be percentages above 0 and up to 100"),
         (["a.png", "--out", "a.png"], "--out must be a folder, got the file a.png"),
         (["a.png", "--out", "none/found"], "--out must be in an existing folder"),
-        (["--questions", "none.jsonl"], "there is no file none.jsonl"),
+        (["--questions", "none.jsonl"], "--questions must be an existing file of JSON lines, got none.jsonl"),
         (["--questions", "empty.jsonl"], "must hold at least one question"),
         (["--questions", "bad.jsonl"], 'bad.jsonl, line 2: line must have either "answer" or "answers"'),
         (["--questions", "worse.jsonl"], "worse.jsonl, line 1: line must be a JSON object"),

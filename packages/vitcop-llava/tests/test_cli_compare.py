@@ -115,7 +115,7 @@ def test_compare_goes_on_where_lines_cannot_be_asked(checkpoint: Path) -> None:
     for number, words in {
         2: 'must have either "answer" or "answers"',
         3: "bad.png must be one of",
-        4: "no such file: none.png",
+        4: "image must be an existing file, got none.png",
         6: "must not hold the placeholder",
         8: '"answers" a list of them, got []',
         9: '"kind" must be a text, got 3',
@@ -140,7 +140,7 @@ def test_compare_resumes_what_was_interrupted(checkpoint: Path, monkeypatch: pyt
     result = compare(checkpoint, *SHORT, *FEW, "--out", "part")
     assert result.exit_code != 0
     assert "the same command with --resume goes on" in result.stderr.replace("\n", " ")
-    assert "is there already" in compare(checkpoint, *SHORT, *FEW, "--out", "part").stderr
+    assert "must not hold results yet" in compare(checkpoint, *SHORT, *FEW, "--out", "part").stderr
     other = compare(checkpoint, *SHORT, *FEW, "--out", "part", "--resume", "--max-new-tokens", 3)
     assert other.exit_code == 2
     assert "must go on with the same settings" in other.stderr.replace("\n", " ")

@@ -4,11 +4,11 @@ import hashlib
 import json
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from vitcop_llava.tools.cli import app
@@ -25,7 +25,7 @@ def examine() -> dict[str, Any]:
 def test_doctor_lists_versions_devices_backends_and_kernels() -> None:
     content = examine()
     assert set(content) == {"versions", "devices", "attention", "kernels", "images", "video", "demo_model"}
-    assert content["versions"]["torch"] == {"found": True, "detail": torch.__version__}
+    assert content["versions"]["torch"] == {"found": True, "detail": version("torch")}
     assert {"eager", "sdpa", "flash_attention_2"} == set(content["attention"])
     assert content["devices"]["cpu"]["found"]
     assert content["kernels"]["reference"]["found"]

@@ -91,7 +91,7 @@ def test_presets_of_tables_are_the_papers_on_a_deep_model(demo: Loaded, build: A
 def test_published_settings_need_the_papers_number_of_tokens(demo: Loaded, tiled: Loaded) -> None:
     with pytest.raises(ValueError, match=r"576 visual tokens an image, as LLaVA-1\.5 has, got 144"):
         preset("published", demo.parts, {})
-    with pytest.raises(ValueError, match="the model has up to 180 an image"):
+    with pytest.raises(ValueError, match=r"576 visual tokens an image, .* got up to 180"):
         preset("published", tiled.parts, {})
     with pytest.raises(ValueError, match="preset must be one of equal-budgets, table-4"):
         preset("table-5", demo.parts, {})

@@ -115,7 +115,7 @@ def test_load_never_runs_a_checkpoints_code(copy: Path) -> None:
     (copy / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w')\nclass Evil: pass\n")
     auto = {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"}
     edit(copy / "config.json", lambda config: config.update(model_type="evil", auto_map=auto))
-    with pytest.raises(ModelError, match="configuration of"):
+    with pytest.raises(ModelError, match="must have a configuration that can be used, got that of"):
         load(str(copy))
     assert not (copy / "ran").exists()
 
@@ -123,7 +123,7 @@ def test_load_never_runs_a_checkpoints_code(copy: Path) -> None:
 def test_load_refuses_damaged_weights(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match=r"weights of .* cannot be used"):
+    with pytest.raises(ModelError, match=r"must have weights for the"):
         load(str(copy))
 
 
@@ -132,13 +132,13 @@ def test_load_refuses_weights_with_gaps(copy: Path) -> None:
     name = next(name for name in weights if "k_proj" in name)
     del weights[name]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="lack 1 tensors"):
+    with pytest.raises(ModelError, match="got none for 1 tensors"):
         load(str(copy))
 
 
 def test_load_refuses_damaged_configurations(copy: Path) -> None:
     (copy / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="configuration of"):
+    with pytest.raises(ModelError, match="must have a configuration that can be used, got that of"):
         load(str(copy))
 
 
@@ -158,7 +158,7 @@ def test_load_refuses_a_tokenizer_of_another_model(copy: Path) -> None:
 
 def test_load_refuses_another_placeholder(copy: Path) -> None:
     edit(copy / "config.json", lambda config: config.update(image_token_index=7))
-    with pytest.raises(ModelError, match="must give 16 placeholders an image"):
+    with pytest.raises(ModelError, match="must have a processor that gives 16 placeholders an image"):
         load(str(copy))
 
 
@@ -182,10 +182,10 @@ def test_load_refuses_a_decoder_without_projections_before_reading_weights(copy:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("./nowhere", "no such folder"),
-        ("/nowhere/at/all", "no such folder"),
-        ("a/b/c", "no such folder"),
-        ("", "no such folder"),
+        ("./nowhere", "model must be an existing folder, or a hub id"),
+        ("/nowhere/at/all", "model must be an existing folder, or a hub id"),
+        ("a/b/c", "model must be an existing folder, or a hub id"),
+        ("", "model must be an existing folder, or a hub id"),
     ],
 )
 def test_find_source_refuses_what_is_no_folder_and_no_id(source: str, said: str, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_load_says_that_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:999", "meta", "cpu:x"])
 def test_find_device_refuses_what_is_not_there(device: str) -> None:
-    with pytest.raises(ValueError, match="device: "):
+    with pytest.raises(ValueError, match="device must be "):
         find_device(device)
 
 

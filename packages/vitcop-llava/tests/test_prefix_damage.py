@@ -144,7 +144,7 @@ def test_header_is_bounded_before_it_is_parsed(
         assert time.process_time() - start < 1
     content = json.loads(json.loads(whole[8 : header_size(whole)])["__metadata__"]["vitcop-image-prefix"])
     write_sealed(tmp_path / "many", {f"keys.{k}": torch.zeros(0) for k in range(9999)}, "vitcop-image-prefix", content)
-    with pytest.raises(ValueError, match="its size must be that of a prompt of at most 8,192 tokens in 8 layers"):
+    with pytest.raises(ValueError, match="whose size is that of a prompt of at most 8,192 tokens in 8 layers"):
         ImagePrefix.load(tmp_path / "many", model, budget())
 
 
@@ -164,7 +164,7 @@ def test_file_larger_than_the_model_could_write_is_not_read(
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         stream.truncate(8 + len(text) + body)
-    with pytest.raises(ValueError, match="its size must be that of a prompt"):
+    with pytest.raises(ValueError, match="whose size is that of a prompt"):
         ImagePrefix.load(path, model, budget())
 
 
@@ -177,7 +177,7 @@ def test_numbers_that_are_none_are_refused(
     content["report"]["distance_ratio"] = "HERE"
     header["__metadata__"]["vitcop-image-prefix"] = json.dumps(content).replace('"HERE"', text)
     changed = json.dumps(header).encode()
-    assert "version must be 3" in refuse(struct.pack("<Q", len(changed)) + changed + whole[header_size(whole) :])
+    assert "version is 3" in refuse(struct.pack("<Q", len(changed)) + changed + whole[header_size(whole) :])
 
 
 def test_pipe_or_device_is_refused_at_once(model: Any, prefix: ImagePrefix, budget: Any, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_pipe_or_device_is_refused_at_once(model: Any, prefix: ImagePrefix, budg
     os.mkfifo(pipe)
     link.symlink_to(pipe)
     for path in (pipe, link, Path("/dev/zero"), tmp_path):
-        with pytest.raises(ValueError, match=r"must be a whole safetensors file must be a (regular )?file"):
+        with pytest.raises(ValueError, match=r"must be a whole safetensors file, got .* must be a (regular )?file"):
             ImagePrefix.load(path, model, budget())
     for path in (pipe, link, tmp_path):
         with pytest.raises(OSError, match=r"must be a (regular )?file"):
@@ -200,7 +200,7 @@ def test_name_that_is_none_is_an_error_of_the_kind_that_is_documented(
 ) -> None:
     with pytest.raises(OSError, match="name"):
         prefix.save(f"{tmp_path}/{name}")
-    with pytest.raises(ValueError, match=r"must be a whole safetensors file: .*name"):
+    with pytest.raises(ValueError, match=r"must be a whole safetensors file, got .*name"):
         ImagePrefix.load(f"{tmp_path}/{name}", model, budget())
 
 

@@ -109,7 +109,7 @@ def test_prompt_of_several_rows_or_with_padding_is_refused(
     ("questions", "error", "message"),
     [
         ([], ValueError, "must hold at least one question"),
-        ([[5], []], ValueError, "question 1 must hold at least one token"),
+        ([[5], []], ValueError, r"\[1\] must hold at least one token"),
         ([5, 6], TypeError, "a list of token ids for each question, got int"),
         (["What?"], TypeError, "got str"),
         ([[5.0]], TypeError, "got list"),

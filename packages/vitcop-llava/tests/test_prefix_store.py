@@ -141,7 +141,7 @@ def test_other_method_is_refused(model: Any, path: Path, budget: Any) -> None:
 def test_other_model_is_refused(
     build: Callable[..., Any], path: Path, budget: Any, other: dict[str, Any], difference: str
 ) -> None:
-    with pytest.raises(ValueError, match="made under another model") as caught:
+    with pytest.raises(ValueError, match="must be made under this model, method and dtype, got") as caught:
         ImagePrefix.load(path, build(**other), budget())
     assert difference in str(caught.value)
 
@@ -177,54 +177,54 @@ def test_foreign_file_is_refused(model: Any, path: Path, budget: Any) -> None:
         with pytest.raises(ValueError, match="must be a whole safetensors file"):
             ImagePrefix.load(path, model, budget())
     save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"its metadata must be that of a vitcop-image-prefix, got \['format'\]"):
+    with pytest.raises(ValueError, match=r"whose metadata is that of a vitcop-image-prefix, got \['format'\]"):
         ImagePrefix.load(path, model, budget())
     for text in ("no JSON", "[]", "[" * 100_000, '{"version": 99}', '{"version": true}', '{"version": 3.0}'):
         save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": text})
-        with pytest.raises(ValueError, match=r"version must be 3, got (None|99|True|3.0)"):
+        with pytest.raises(ValueError, match=r"version is 3, got (None|99|True|3.0)"):
             ImagePrefix.load(path, model, budget())
     save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": '{"version": 3, "identity": 1}'})
-    with pytest.raises(ValueError, match="its metadata must be JSON with identity, groups, report"):
+    with pytest.raises(ValueError, match="whose metadata is JSON with identity, groups, report"):
         ImagePrefix.load(path, model, budget())
 
 
 def test_file_of_an_older_version_is_refused_with_the_remedy(model: Any, path: Path, budget: Any) -> None:
     for version in (0, 1, 2):
         save_file({"weight": torch.zeros(3)}, path, {"vitcop-image-prefix": json.dumps({"version": version})})
-        with pytest.raises(ValueError, match=f"version must be 3, got {version}; make the prefix again with encode_i"):
+        with pytest.raises(ValueError, match=f"version is 3, got {version}; make the prefix again with encode_i"):
             ImagePrefix.load(path, model, budget())
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str]] = {
-    "no-keys": (lambda t, c: t.pop("keys.3"), r"keys\.3 must be there"),
-    "heads": (lambda t, c: t.update({"keys.0": t["keys.0"][:1].contiguous()}), r"keys\.0 must be F32 of shape"),
+    "no-keys": (lambda t, c: t.pop("keys.3"), r"keys\.3 is there"),
+    "heads": (lambda t, c: t.update({"keys.0": t["keys.0"][:1].contiguous()}), r"keys\.0 is F32 of shape"),
     "slots": (
         lambda t, c: t.update({"values.7": t["values.7"][:, 1:].contiguous()}),
-        r"values\.7 must be F32 of shape",
+        r"values\.7 is F32 of shape",
     ),
-    "dtype": (lambda t, c: t.update({"keys.1": t["keys.1"].half()}), r"keys\.1 must be F32 of shape .* got F16"),
-    "ranks": (lambda t, c: t.update({"input_ids": t["input_ids"][None]}), "input_ids must be I64 of shape"),
-    "more": (lambda t, c: t.update({"extra": torch.zeros(1)}), r"tensors must be no others, got \['extra'\]"),
-    "token": (lambda t, c: t["input_ids"].__setitem__(0, 1 << 40), "input_ids must be ids from 0 to 99"),
-    "negative": (lambda t, c: t["input_ids"].__setitem__(0, -1), "input_ids must be ids from 0 to 99"),
-    "no-image": (lambda t, c: t["input_ids"].fill_(5), "input_ids must be"),
-    "outside": (lambda t, c: t["columns.1"].__setitem__(-1, 10**9), r"columns\.1 must be ascending, below 150"),
-    "below": (lambda t, c: t["columns.0"].__setitem__(0, -5), r"columns\.0 must be ascending"),
-    "order": (lambda t, c: t["columns.2"].copy_(t["columns.2"].flip(0)), r"columns\.2 must be ascending"),
-    "text": (lambda t, c: t["columns.0"].add_(-1).clamp_(min=0), r"columns\.0 must be ascending"),
-    "few-groups": (lambda t, c: c["groups"].pop(), "groups must be 8 ascending numbers from 0"),
-    "odd-groups": (lambda t, c: c["groups"].__setitem__(0, 7), "groups must be 8 ascending numbers from 0"),
-    "bool-groups": (lambda t, c: c["groups"].__setitem__(0, False), "groups must be 8 ascending numbers from 0"),
-    "report": (lambda t, c: c["report"].pop("row"), "its report must be"),
-    "row": (lambda t, c: c["report"]["row"].update(other=1), "its report must be"),
-    "images": (lambda t, c: c["report"]["row"].update(images="many"), "its report must be"),
-    "plan": (lambda t, c: c["report"]["row"]["plan"].update(units=[-1]), "its report must be"),
-    "stage": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(stage="x"), "its report must be"),
-    "ratio": (lambda t, c: c["report"].update(distance_ratio="far"), "its report must be"),
-    "whole-ratio": (lambda t, c: c["report"].update(distance_ratio=1), "its report must be"),
-    "count": (lambda t, c: c["report"]["row"].update(images=2**40), "its report must be"),
-    "keep": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(keep=2**40), "its report must be"),
-    "layers": (lambda t, c: c["report"]["row"]["plan"].update(num_layers=2**40), "its report must be"),
+    "dtype": (lambda t, c: t.update({"keys.1": t["keys.1"].half()}), r"keys\.1 is F32 of shape .* got F16"),
+    "ranks": (lambda t, c: t.update({"input_ids": t["input_ids"][None]}), "input_ids is I64 of shape"),
+    "more": (lambda t, c: t.update({"extra": torch.zeros(1)}), r"whose list of tensors is complete, got \['extra'\]"),
+    "token": (lambda t, c: t["input_ids"].__setitem__(0, 1 << 40), "input_ids is ids from 0 to 99"),
+    "negative": (lambda t, c: t["input_ids"].__setitem__(0, -1), "input_ids is ids from 0 to 99"),
+    "no-image": (lambda t, c: t["input_ids"].fill_(5), "input_ids is"),
+    "outside": (lambda t, c: t["columns.1"].__setitem__(-1, 10**9), r"columns\.1 is ascending, below 150"),
+    "below": (lambda t, c: t["columns.0"].__setitem__(0, -5), r"columns\.0 is ascending"),
+    "order": (lambda t, c: t["columns.2"].copy_(t["columns.2"].flip(0)), r"columns\.2 is ascending"),
+    "text": (lambda t, c: t["columns.0"].add_(-1).clamp_(min=0), r"columns\.0 is ascending"),
+    "few-groups": (lambda t, c: c["groups"].pop(), "groups is 8 ascending numbers from 0"),
+    "odd-groups": (lambda t, c: c["groups"].__setitem__(0, 7), "groups is 8 ascending numbers from 0"),
+    "bool-groups": (lambda t, c: c["groups"].__setitem__(0, False), "groups is 8 ascending numbers from 0"),
+    "report": (lambda t, c: c["report"].pop("row"), "whose report is"),
+    "row": (lambda t, c: c["report"]["row"].update(other=1), "whose report is"),
+    "images": (lambda t, c: c["report"]["row"].update(images="many"), "whose report is"),
+    "plan": (lambda t, c: c["report"]["row"]["plan"].update(units=[-1]), "whose report is"),
+    "stage": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(stage="x"), "whose report is"),
+    "ratio": (lambda t, c: c["report"].update(distance_ratio="far"), "whose report is"),
+    "whole-ratio": (lambda t, c: c["report"].update(distance_ratio=1), "whose report is"),
+    "count": (lambda t, c: c["report"]["row"].update(images=2**40), "whose report is"),
+    "keep": (lambda t, c: c["report"]["row"]["plan"]["decoder"][0].update(keep=2**40), "whose report is"),
+    "layers": (lambda t, c: c["report"]["row"]["plan"].update(num_layers=2**40), "whose report is"),
     "note": (lambda t, c: c["report"].update(note=[1]), "whose note is a text"),
     "class": (
         lambda t, c: c["identity"].update(model="Other"),

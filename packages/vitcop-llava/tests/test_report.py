@@ -68,7 +68,7 @@ def test_text_only_prompt_runs_unpruned_and_says_so(model: Any, prompt: Make, pi
         assert torch.equal(model(input_ids=prompt(9)).logits, wanted)
         assert not pruner.report.pruned
         assert "text-only" in str(pruner.report)
-        with pytest.raises(ValueError, match="no image has been pruned"):
+        with pytest.raises(ValueError, match="must be of a call that pruned an image"):
             pruner.survivors()
 
 

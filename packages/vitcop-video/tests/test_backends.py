@@ -39,7 +39,9 @@ def test_a_backend_that_is_not_installed_is_refused_with_the_reason(
     assert missing() == f"{name} is not installed"
     absent = Backend(name, missing, lambda index: None, choice.PYAV.decode)
     monkeypatch.setitem(choice.BACKENDS, name, absent)
-    with pytest.raises(ValueError, match=f"'{name}' cannot: {name} is not installed"):
+    with pytest.raises(
+        ValueError, match=f"backend must be one that can run here, got '{name}': {name} is not installed"
+    ):
         read_video(clip("b-frames.mp4"), backend=name)
 
 

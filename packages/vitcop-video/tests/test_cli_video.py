@@ -140,18 +140,18 @@ def test_batches_hold_videos_and_report_bad_ones_by_line(checkpoint: Path, clip:
     good, broken, gone = map(json.loads, result.stdout.splitlines())
     assert good["visual_tokens"] == 72
     assert "broken.mp4" in broken["error"]
-    assert "no such file: gone.mp4" in gone["error"]
+    assert "video must be an existing file, got gone.mp4" in gone["error"]
     assert "line 2" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["gone.mp4", "What?"], "no such file: gone.mp4"),
+        (["gone.mp4", "What?"], "video must be an existing file, got gone.mp4"),
         (["folder.mp4", "What?"], "folder.mp4"),
         (["empty.mp4", "What?"], "is empty"),
         (["text.mp4", "What?"], "must be a video that can be read"),
-        (["https://example.org/clip.mp4", "What?"], "must be a file on this machine, not an address"),
+        (["https://example.org/clip.mp4", "What?"], "video must be a file on this machine, got the address"),
         (["clip.mp4", "What?", "--frames", "100"], "frames must be at most 60"),
         (["clip.mp4", "What?", "--frames", "0"], "--frames"),
         (["clip.mp4", "What?", "--fps", "-1"], "fps"),
