@@ -127,7 +127,10 @@ def test_batch_reports_a_bad_line_and_goes_on(
         (["--batch", "{batch}", "{image}", QUESTION], "--batch must be given alone"),
         (["--batch", "{batch}", "--out", "{batch}"], "--out must not be the file of --batch"),
         (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out must not be the file of --batch"),
-        (["--batch", "{batch}", "--out", "none/out.jsonl"], "--out must be in an existing folder, got none/out.jsonl"),
+        (
+            ["--batch", "{batch}", "--out", "none/out.jsonl"],
+            "--out must be a file that can be written, got none/out.jsonl: there is no folder none",
+        ),
         (["--batch", "{batch}", "--retain", "1%"], "--retain 1.0%: it must be from "),
         (["{image}", QUESTION, "--out", "x.jsonl"], "--out must be given with --batch"),
     ],
