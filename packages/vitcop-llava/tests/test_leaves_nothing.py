@@ -15,7 +15,8 @@ from vitcop_llava import ViTCoP
 from vitcop_llava.hooks.active import active_call, active_tower
 
 Make = Callable[..., Tensor]
-HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+# All but a flag, which is set once a module has had a backward hook: it is compared with the other attributes.
+HOOKS = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
         attributes = {key: id(value) for key, value in vars(module).items() if not isinstance(value, dict)}
-        hooks = {key: dict(getattr(module, key)) for key in HOOKS if getattr(module, key) is not None}
+        hooks = {key: dict(getattr(module, key)) for key in HOOKS}
         found[name] = (type(module), sorted(vars(module)), attributes, hooks)
     found["state_dict"] = {key: value.data_ptr() for key, value in model.state_dict().items()}
     return found
