@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
+from vitcop_llava.tools.benchmark.plot import draw_prefill
 from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
 from vitcop_llava.tools.benchmark.result import Row
@@ -146,7 +146,7 @@ def check_table(stored: Stored) -> str:
             [
                 where.replace("_", "\\_"),
                 f"{sum(each['kept_equal'] for each in compared)} of {len(compared)}",
-                *(f"{max(gaps):.1g}" for gaps in ([each["logits_apart"] for each in compared],)),
+                f"{max(each['logits_apart'] for each in compared):.1g}",
                 *(f"{properties[f'{name}_apart']:.1g}" for name in ("keep_all", "rows", "decoded")),
                 *(f"{plain[f'launches_{part}']}, {pruned[f'launches_{part}']}" for part in ("prefill", "decode")),
                 f"{len(plain['waits_prefill'])}, {len(pruned['waits_prefill'])}",
@@ -260,12 +260,12 @@ def reading_table(stored: Stored) -> str:
         each = {row["frames"]: row for row in stored["rows"] if row["name"] == name}
         shown = [f"{each[count]['median']:.2f} s, {each[count]['over_fastest_direct']:.2f}" for count in counts]
         lines.append([name, *shown])
-    clip, place = stored["clip"], stored["environment"]
+    clip = stored["clip"]
     table = markdown_table(["", *(f"{count} frames" for count in counts)], lines)
     return (
         f"{table}\n\nMedians of {stored['rounds']} interleaved rounds, and their ratio to the fastest decoder used "
         f"directly: {clip['frames'] / clip['rate']:.0f} s of {clip['width']} x {clip['height']} H.264, opened anew "
-        f"each time, on {place['cores']} cores of {place['processor']}. `{stored['command']}`."
+        f"each time, on {machine(stored)}. `{stored['command']}`."
     )
 
 
@@ -345,54 +345,6 @@ STYLES: dict[str, dict[Any, str]] = {
     "dark": dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "#0d1117")
     | dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6edf3"),
 }
-
-COLORS = {"ViTCoP": "C0", "VisionZip": "C2", "SparseVLM": "C3", "PyramidDrop": "C4", "FastV": "C5"}
-"""Of the methods, as in the picture of the trade-off."""
-
-
-def draw_prefill(stored: Stored, target: IO[bytes]) -> None:
-    """Write a PNG of the prefill's time: for each budget a bar for each method, and a line for the unpruned model."""
-    rows = [Row.load(row) for row in stored["rows"]]
-    whole, pruned = rows[0], rows[1:]
-    assert whole.prefill is not None
-    budgets = [*dict.fromkeys(row.retained_tokens for row in pruned)]
-    methods = [*dict.fromkeys(row.method for row in pruned)]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    thickness = 0.8 / len(methods)
-    for number, method in enumerate(methods):
-        spreads = {row.retained_tokens: row.prefill for row in pruned if row.method == method and row.prefill}
-        places = [budgets.index(budget) + (number - (len(methods) - 1) / 2) * thickness for budget in spreads]
-        axes.bar(
-            places,
-            [spread.median for spread in spreads.values()],
-            0.92 * thickness,
-            yerr=[
-                [spread.median - spread.lower for spread in spreads.values()],
-                [spread.upper - spread.median for spread in spreads.values()],
-            ],
-            label=method,
-            color=COLORS[method],
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "gray"},
-        )
-    axes.axhline(whole.prefill.median, color="gray", linestyle=":")
-    axes.annotate(
-        f"unpruned, {stored['visual_tokens']} tokens: {whole.prefill.median:.1f} s",
-        (0.99, whole.prefill.median),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-    )
-    axes.set_xticks(range(len(budgets)), [f"{budget:g} tokens" for budget in budgets])
-    axes.set_ylabel("time to the first token, s")
-    axes.set_ylim(0, 1.06 * whole.prefill.median)
-    title = f"{stored['shape']}, random weights, {stored['environment']['cores']} CPU cores"
-    axes.set_title(title, loc="left", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize="small", loc="outside lower center", ncols=len(methods))
-    figure.savefig(target, format="png", dpi=150)
 
 
 def rendered(page: str) -> str:

@@ -26,6 +26,7 @@ from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
 from vitcop_core import Method, ViTCoP
 from vitcop_core.files import write_json
 from vitcop_llava.families import locate
+from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import make_prompt
 from vitcop_llava.tools.benchmark.run import pruned_by
 from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, weight_bytes
@@ -158,11 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     methods: dict[str | None, Method | None] = {None: None, "ViTCoP": ViTCoP(retained_tokens=args.retain)}
     variants = [(name, method, mode) for name, method in methods.items() for mode in args.modes]
     given = {name: value for name, value in vars(args).items() if name != "out" and value is not None}
-    words = (
-        f"--{name.replace('_', '-')} {' '.join(map(_short, value)) if isinstance(value, list) else _short(value)}"
-        for name, value in given.items()
-    )
-    command = f"python -m vitcop_llava.tools.benchmark.decoding {' '.join(words)}"
+    command = command_of("decoding", given)
     stored, rows = {"command": command, "environment": environment(), **given}, list[Decoding]()
     for row in measure(model, prompt.inputs, variants, tokens=args.tokens, repeats=args.repeats):
         rows.append(row)
@@ -174,10 +171,6 @@ def main(arguments: list[str] | None = None) -> None:
         cells = (*(f"{1e3 * each:.4g} ms" for each in seconds), f"{row.over_floor:.2f}", f"{row.cache_bytes:,}")
         shown.add_row(row.method or "unpruned", row.mode, *cells, "yes" if row.same_tokens else "no")
     Console(width=120).print(shown)
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from vitcop_core.files import write_json
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.pruner import prune
 from vitcop_llava.sequence.masks import segment_mask
+from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
 from vitcop_llava.tools.benchmark.shapes import SHAPES, Shape, Vision, random_model
 from vitcop_llava.tools.model.environment import environment
@@ -135,8 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     times = measure(model, prompt, ViTCoP(retained_tokens=args.retain), args.repeats)
     named = ("shape", "layers", "retain", "text_tokens", "batch", "repeats", "dtype", "device")
     given = {name: getattr(args, name) for name in named}
-    settings = " ".join(f"--{name.replace('_', '-')} {_short(value)}" for name, value in given.items())
-    command = f"python -m vitcop_llava.tools.benchmark.layers {settings}"
+    command = command_of("layers", given)
     if args.out is not None:
         stored = {"command": command, "environment": environment(), **given}
         write_json(args.out, stored | {"times": [asdict(each) for each in times]})
@@ -151,10 +151,6 @@ def _shallow(shape: Shape, layers: int) -> Shape:
     """Return a shape with fewer decoder layers, and a small tower of as many patches: it is not measured."""
     small = Vision(hidden=64, intermediate=128, layers=3, heads=4, side=shape.vision.side)
     return replace(shape, vision=small, language=replace(shape.language, layers=layers))
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from vitcop_core.files import write_json
 from vitcop_llava.families import locate
 from vitcop_llava.prefix.image_prefix import ImagePrefix, encode_image
 from vitcop_llava.pruner import prune
+from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import TEXT_BEFORE, make_prompt
 from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model
 from vitcop_llava.tools.model.environment import environment
@@ -150,8 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = random_model(SHAPES[args.shape], getattr(torch, args.dtype), args.device)
     result = measure(model, args.retain, sizes, args.repeats)
     named = ("shape", "retain", "questions", "question_tokens", "new_tokens", "dtype", "repeats")
-    settings = " ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in named)
-    command = f"python -m vitcop_llava.tools.benchmark.reuse {settings}"
+    command = command_of("reuse", {name: getattr(args, name) for name in named})
     if args.out is not None:
         stored = {"command": command, "environment": environment(), "shape": args.shape, "dtype": args.dtype}
         write_json(args.out, stored | asdict(result))

@@ -24,6 +24,7 @@ from vitcop_core.files import write_json
 from vitcop_core.presets import equal_budgets
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.tools.benchmark.breakdown import clock
+from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
 from vitcop_llava.tools.benchmark.rounds import interleave
 from vitcop_llava.tools.benchmark.run import pruned_by
@@ -106,10 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     for dtype in (dtypes := args.dtype or ["bfloat16", "float32"]):
         given = {"images": args.images, "rounds": args.rounds, "device": args.device}
         results += measure(_TOWERS[args.tower], dtype, methods, **given)
-    command = (
-        f"python -m vitcop_llava.tools.benchmark.tower --tower {args.tower} --retain {args.retain} "
-        f"--images {args.images} --rounds {args.rounds} --dtype {' '.join(dtypes)} --device {args.device}"
-    )
+    named = {name: getattr(args, name) for name in ("tower", "retain", "images", "rounds")}
+    command = command_of("tower", named | {"dtype": dtypes, "device": args.device})
     if args.out is not None:
         settings = {"tower": asdict(_TOWERS[args.tower]), "retained_tokens": args.retain, "images": args.images}
         rows = [asdict(result) for result in results]
