@@ -51,6 +51,7 @@ class Step:
         command: With ``{out}`` for the folder of results; what begins with ``-`` or ends in ``.py`` is for Python.
         dry: The command of a dry run; None where it cannot be done on a CPU.
         why: What stands in the way there.
+        if_there: Arguments to add where the last of them, a step's result, is there.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     command: tuple[str, ...]
     dry: tuple[str, ...] | None = None
     why: str = "needs a GPU"
+    if_there: tuple[str, ...] = ()
 
 
 def bench(*arguments: str, out: str) -> tuple[str, ...]:
@@ -148,9 +150,10 @@ FIRST = (
         60,
         (
             *("-m", "vitcop_cuda.bench", "--device", "cuda", "--tokens", "172", "576", "2880", "--repeats", "15"),
-            *("--prefill", "{out}/bench-llava-1.5-7b.json", "--out", "{out}/kernels.json"),
+            *("--out", "{out}/kernels.json"),
         ),
         why="`nox -s tests` runs it on a CPU",
+        if_there=("--prefill", "{out}/bench-llava-1.5-7b.json"),
     ),
     Step(
         "layers",
@@ -234,9 +237,9 @@ def run_step(step: Step, command: tuple[str, ...], limit: float, out: Path, envi
     """Run one command, with its output in a log of its name."""
     # Commands are stored with their results: as one would type them here, where the results lie below.
     shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
-    words = [word.replace("{out}", str(shown)) for word in command]
-    if "--prefill" in words and not (ROOT / words[(place := words.index("--prefill")) + 1]).exists():
-        del words[place : place + 2]  # the step that makes it did not get that far
+    words, more = ([word.replace("{out}", str(shown)) for word in each] for each in (command, step.if_there))
+    if more and (ROOT / more[-1]).exists():
+        words += more
     if words[0].startswith("-") or words[0].endswith(".py"):
         words.insert(0, sys.executable)
     started, status, code = time.monotonic(), "cut off", None

@@ -133,8 +133,8 @@ def check_captured(model: Any, inputs: dict[str, Tensor], method: Method) -> dic
         obstacle = pruner.uncaptured
         output = model(**inputs, use_cache=True)
         found_other, found = run(model, other), run(model, inputs)
-        kept_whole = apart([output.logits.float().cpu()], expected[:1])
-    far = max(apart(found, expected), apart(found_other, expected_other), kept_whole)
+        output_apart = apart([output.logits.float().cpu()], expected[:1])
+    far = max(apart(found, expected), apart(found_other, expected_other), output_apart)
     return {"obstacle": obstacle, "logits_apart": far, "ok": obstacle is None and far == 0}
 
 
