@@ -77,9 +77,10 @@ class Pruner:
 
     def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
         parts, method, owner = self._parts, self._method, self._owner
-        graphs = Graphs()
-        segments = DecoderCapture(parts, owner, graphs) if self._captures and not identity else None
-        lower = TowerCapture(parts, owner, graphs) if self._captures and not identity else None
+        segments = lower = None
+        if self._captures and not identity:
+            graphs = Graphs()
+            segments, lower = DecoderCapture(parts, owner, graphs), TowerCapture(parts, owner, graphs)
         language = LanguageHooks(parts, method, planner, owner, segments, identity=identity)
         vision = VisionHooks(parts, method, planner, owner)
         calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vitcop_llava.hooks.state import Call, EncodedImages, TowerPass
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ _continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuat
 _replaying: ContextVar[EncodedImages | None] = ContextVar("vitcop_replaying", default=None)
 _top: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_top", default=None)
 _expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
+
+
+@contextmanager
+def _holding(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    """Give a variable a value, and put back the one before."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def active_call(owner: int | None = None) -> Call | None:
@@ -68,24 +81,14 @@ def is_expected(owner: int) -> bool:
     return _expected.get() == owner
 
 
-@contextmanager
-def generating(owner: int, *, is_draft: bool) -> Iterator[None]:
+def generating(owner: int, *, is_draft: bool) -> AbstractContextManager[None]:
     """Run a ``generate`` of the model that ``owner`` prunes."""
-    token = _generation.set(Generation(owner, is_draft))
-    try:
-        yield
-    finally:
-        _generation.reset(token)
+    return _holding(_generation, Generation(owner, is_draft))
 
 
-@contextmanager
-def encoding_ahead(owner: int) -> Iterator[None]:
+def encoding_ahead(owner: int) -> AbstractContextManager[None]:
     """Run the step of ``generate`` that encodes images for the model that ``owner`` prunes."""
-    token = _ahead.set(owner)
-    try:
-        yield
-    finally:
-        _ahead.reset(token)
+    return _holding(_ahead, owner)
 
 
 def is_encoding_ahead(owner: int) -> bool:
@@ -110,14 +113,9 @@ def set_tower(tower: TowerPass | None) -> None:
     _tower.set(tower)
 
 
-@contextmanager
-def replaying_tower(encoded: EncodedImages | None) -> Iterator[None]:
+def replaying_tower(encoded: EncodedImages | None) -> AbstractContextManager[None]:
     """Let the vision tower replay its lower layers while it encodes what ``encoded`` is of; None: run them."""
-    token = _replaying.set(encoded)
-    try:
-        yield
-    finally:
-        _replaying.reset(token)
+    return _holding(_replaying, encoded)
 
 
 def replaying(owner: int) -> EncodedImages | None:
@@ -131,14 +129,9 @@ def replay_no_more() -> None:
     _replaying.set(None)
 
 
-@contextmanager
-def tower_ends_at(owner: int, top: int | None) -> Iterator[None]:
+def tower_ends_at(owner: int, top: int | None) -> AbstractContextManager[None]:
     """Let the vision tower of ``owner``'s model run once without the layers above hidden state ``top``; None: whole."""
-    token = _top.set(None if top is None else (owner, top))
-    try:
-        yield
-    finally:
-        _top.reset(token)
+    return _holding(_top, None if top is None else (owner, top))
 
 
 def tower_top(owner: int) -> int | None:

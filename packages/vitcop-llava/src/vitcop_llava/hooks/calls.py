@@ -59,7 +59,6 @@ class CallHooks:
         self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
         self._switch = switch
         self._names, self._base_names = (tuple(inspect.signature(m.forward).parameters) for m in (model, parts.base))
-        self._signature = inspect.signature(parts.base.forward)
         self._identity = identity
         self._prune_in_python = eager(self._prune)
 
@@ -171,10 +170,7 @@ class CallHooks:
                 "model must not be exported or traced into one graph while it is pruned: what is cut differs from "
                 "call to call; leave the `with` block first, or compile with fullgraph=False"
             )
-        given = kwargs
-        if args:
-            given = self._signature.bind_partial(*args, **kwargs).arguments
-            given = {**given, **given.get("kwargs", {})}
+        given = _named(self._base_names, args, kwargs)
         call = open_call(self._owner)
         try:
             self._open(call, given)

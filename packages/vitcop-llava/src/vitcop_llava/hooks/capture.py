@@ -22,7 +22,7 @@ from vitcop_core import Method, Plan
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.active import active_call, replay_no_more, replaying
 from vitcop_llava.hooks.graphs import Graphs
-from vitcop_llava.hooks.patching import Removable, Replacement
+from vitcop_llava.hooks.patching import RECORDING, Removable, Replacement, comes_from
 from vitcop_llava.hooks.state import Group, Replay, Run
 
 _PLAIN = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.modeling_")
@@ -48,17 +48,19 @@ class _Tap(Cache):
 
 
 def state_of(
-    layers: Sequence[nn.Module], own: Mapping[nn.Module, Replacement], *, hooks: int
+    config: Any, layers: Sequence[nn.Module], own: Mapping[nn.Module, Replacement], *, hooks: int
 ) -> tuple[Hashable, str | None]:
     """Return what the work of ``layers`` depends on, for a key; and what keeps it from being replayed, if anything
     does.
 
     Args:
+        config: Of the model that the layers are of.
         layers: What would be replayed.
         own: The replacement that each of them has, of our own.
         hooks: How many forward pre-hooks each of them has, of our own.
     """
-    found: list[Hashable] = []
+    attention = getattr(config, "_attn_implementation", None)
+    found: list[Hashable] = [attention, torch.are_deterministic_algorithms_enabled()]
     rest = [*layers]
     while rest:  # in every prefill: so nothing here is asked twice
         module = rest.pop()
@@ -79,18 +81,18 @@ def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replace
     is_own = "forward" not in attributes if ours is None else ours.is_outermost
     if not is_own or "_hf_hook" in attributes or attributes.get("_compiled_call_impl") is not None:
         return f"the forward of a {name} was replaced or compiled"
-    if not _comes_from(type(module).__module__):
+    if not _is_plain(type(module).__module__):
         return f"a layer has a {type(module).__module__}.{name} in it"
     if module.training:
         return "the model is in training mode"
     others = [hook for which in _AFTERWARDS for hook in attributes[which].values()]
-    if len(attributes["_forward_pre_hooks"]) > hooks or not all(map(_only_records, others)):
+    if len(attributes["_forward_pre_hooks"]) > hooks or not all(comes_from(hook, RECORDING) for hook in others):
         return f"a {name} has hooks"
     return None
 
 
 @cache
-def _comes_from(place: str) -> bool:
+def _is_plain(place: str) -> bool:
     return place.startswith(_PLAIN)
 
 
@@ -99,10 +101,6 @@ def _is_data(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_data, value.values()))
     return value is None or isinstance(value, bool | int | str)
-
-
-def _only_records(hook: object) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("transformers.utils.")
 
 
 def obstacle_here(device: torch.device) -> str | None:
@@ -185,14 +183,13 @@ class DecoderCapture:
         if stop <= index:
             return ""  # by itself, as it has to be: nothing to tell
         hidden = args[0]
-        layers, config = self._parts.decoder_layers[index:stop], self._parts.config
         given = {name: value for name, value in kwargs.items() if value is not None and value is not False}
         if obstacle := obstacle_here(hidden.device) or self._obstacle(run, given, index, args):
             return obstacle
-        state, obstacle = state_of(layers, self._own, hooks=1)
+        state, obstacle = state_of(self._parts.config, self._parts.decoder_layers[index:stop], self._own, hooks=1)
         if obstacle:
             return obstacle
-        key = (index, stop, state, config._attn_implementation, torch.are_deterministic_algorithms_enabled())
+        key = (index, stop, state)
         found = self._graphs.run(key, partial(self._work, index, stop), (hidden, *given["position_embeddings"]))
         if isinstance(found, str):
             return found
@@ -271,11 +268,10 @@ class TowerCapture:
             return obstacle
         if any(value is not None for value in args[1:]) or not _is_data(given):
             return f"the tower's layers are called with {', '.join(sorted(given)) or 'a mask'}"
-        state, obstacle = state_of(self.modules, self._own, hooks=0)
+        state, obstacle = state_of(self._parts.vision_tower.config, self.modules, self._own, hooks=0)
         if obstacle:
             return obstacle
-        attention = getattr(self._parts.vision_tower.config, "_attn_implementation", None)
-        key = ("tower", state, attention, torch.are_deterministic_algorithms_enabled(), repr(given))
+        key = ("tower", state, repr(given))
         found = self._graphs.run(key, partial(self._work, given), (hidden,))
         return found if isinstance(found, str) else found[0]
 

@@ -197,6 +197,15 @@ class _State:
         return [*self._handles, *(each for switch in switches for each in switch.handles)]
 
 
+RECORDING = "transformers.utils."
+"""Where transformers' hooks come from that record outputs for whoever asks for them, and change nothing."""
+
+
+def comes_from(hook: object, places: str | tuple[str, ...]) -> bool:
+    """Return whether a hook was defined in a module whose name begins with one of ``places``."""
+    return str(getattr(hook, "__module__", "")).startswith(places)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether ``module`` or a part of it was compiled by itself."""
     return any_compiled(module.modules())

@@ -17,11 +17,11 @@ from torch.nn.modules import module as torch_modules
 
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.active import tower_has_ended, tower_top
-from vitcop_llava.hooks.patching import Removable, Replacement
+from vitcop_llava.hooks.patching import RECORDING, Removable, Replacement, comes_from
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-_OWN = ("vitcop_llava.hooks.vision", "transformers.utils.")
+_OWN = ("vitcop_llava.hooks.vision", RECORDING)
 """Modules whose hooks look at nothing above the selected feature: ours, and transformers' recording of outputs."""
 
 
@@ -84,4 +84,4 @@ class TowerHooks:
 
 def _is_watched(module: nn.Module) -> bool:
     hooks = (hook for name in _HOOKS for hook in getattr(module, name).values())
-    return not all(str(getattr(hook, "__module__", "")).startswith(_OWN) for hook in hooks)
+    return not all(comes_from(hook, _OWN) for hook in hooks)
