@@ -14,7 +14,7 @@ import vitcop_llava
 from vitcop_llava.tools.analysis import Observation, observe
 
 Make = Callable[..., Tensor]
-HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+HOOKS = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
 PATCHES = 144
 ROW = (3, "image", 8)
 FAMILIES = [("llama", 2), ("llama", 4), ("mistral", 1), ("qwen2", 2)]
@@ -23,7 +23,7 @@ FAMILIES = [("llama", 2), ("llama", 4), ("mistral", 1), ("qwen2", 2)]
 def hooks(model: nn.Module) -> dict[str, Any]:
     """Hooks and attributes of every module."""
     return {
-        name: (sorted(vars(module)), {key: dict(getattr(module, key) or {}) for key in HOOKS})
+        name: (sorted(vars(module)), {key: dict(getattr(module, key)) for key in HOOKS})
         for name, module in model.named_modules()
     }
 
