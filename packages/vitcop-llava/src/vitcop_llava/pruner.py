@@ -125,11 +125,10 @@ class Pruner:
         """
         if not self._captures:
             return "prune was not asked to capture; give it capture=True"
-        run = None if self._last is None else self._last.run
-        if self._last is None or run is None or run.replay is None:
+        if self._last is None or self._last.outcome is None:
             return "nothing was pruned"
         towers = (each.encoded.unreplayed for each in self._last.sources.values() if each.encoded is not None)
-        return run.replay.obstacle or next((obstacle for obstacle in towers if obstacle), None)
+        return self._last.outcome.unreplayed or next((obstacle for obstacle in towers if obstacle), None)
 
     def survivors(self, row: int = 0) -> Survivors:
         """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).

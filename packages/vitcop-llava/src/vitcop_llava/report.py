@@ -171,20 +171,20 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
         TypeError: ``row`` is not an integer.
         ValueError: The call pruned nothing, or has no such row with an image.
     """
-    if call is None or call.rows is None or call.run is None or call.placeholders is None:
+    if call is None or call.rows is None or call.outcome is None:
         raise ValueError("row must be of a call that pruned an image, got none: there are no survivors yet")
     row = plain(row)
     if isinstance(row, bool) or not isinstance(row, int):
         raise TypeError(f"row must be an integer, got {shown(row)}")
     if not 0 <= row < len(call.plans) or call.plans[row] is None:
         raise ValueError(f"row must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
-    plan, run = call.plans[row], call.run
+    plan, outcome = call.plans[row], call.outcome
     assert plan is not None  # checked above
     own = members_of([*call.sources.values()], call.rows.counts)[row]
     number = _patch_numbers(call, row)
     found = []
     for stage in RowReport(len(own), plan, 0, titles=titles_of(method, plan)).stages:
-        segment = run.segments[0 if stage.layer is None else 1 + run.cut_layers.index(stage.layer)]
+        segment = outcome.segments[0 if stage.layer is None else 1 + outcome.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
         merged = torch.zeros_like(columns, dtype=torch.bool)
         if segment.is_merged is not None:

@@ -61,9 +61,7 @@ def open_call(owner: int) -> Call:
 def close_call(call: Call) -> None:
     """Put back the call that was active before, and let go of what only the forward needed."""
     _call.set(call.outer)
-    call.outer = call.seen = None
-    if call.run is not None:
-        call.run.release()
+    call.close()
 
 
 def announce_continuation(owner: int, columns: int) -> None:

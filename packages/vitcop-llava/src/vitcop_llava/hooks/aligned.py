@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitcop_core import Selection, ops
 from vitcop_llava.hooks.kept import DROPPED
-from vitcop_llava.hooks.state import Call, Run, Source
+from vitcop_llava.hooks.runs import Aligned, Prefill
+from vitcop_llava.hooks.state import Call, Source
 from vitcop_llava.sequence.segment import Segment, compact, take
 
 
@@ -25,13 +26,13 @@ def is_aligned(call: Call) -> bool:
 
 
 def enter(
-    call: Call, run: Run, span: range, first: int | None, positions: Tensor | None, *, needs_labels: bool
+    call: Call, run: Prefill, span: range, first: int | None, positions: Tensor | None, *, needs_labels: bool
 ) -> None:
     """Work out the first segment, and the labels of its visual tokens.
 
     Args:
         call: With its plans, and one source.
-        run: With its length, and counts of tokens; gets the segment, labels and tail of text.
+        run: With its counts of tokens; gets the segment, labels and tail of text.
         span: The columns of the images.
         first: The position id of the first column, where they count on from it by one; None where they do not.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped; None with ``first``.
@@ -39,7 +40,8 @@ def enter(
     """
     (source,) = call.sources.values()
     batch, kept, device = len(run.visual), run.visual[0], source.where.device
-    run.numbers = numbers = torch.arange(run.length, device=device)
+    numbers = torch.arange(run.length, device=device)
+    run.aligned = Aligned(span, numbers)
     run.text_tail = run.length - span.stop
     slots, places = max(run.slots), range(span.start, span.start + kept)
     index, labels = _kept(source, batch, kept)
@@ -54,7 +56,7 @@ def enter(
         ids = positions
         if index is not None:
             ids = torch.cat([positions[:, : places.stop], tail - (len(span) - kept)], dim=1)
-    run.segments = [Segment(columns, None, places, None, ids.expand(batch, -1))]
+    run.segments.append(Segment(columns, None, places, None, ids.expand(batch, -1)))
     if not needs_labels:
         return
     if labels is None:
@@ -64,7 +66,7 @@ def enter(
         run.clusters, run.labels = sum(counts) // batch, labels
 
 
-def label_each(run: Run, numbers: Tensor) -> None:
+def label_each(run: Prefill, numbers: Tensor) -> None:
     """Make every visual token a cluster: no image has anything to cut by itself, all together have a token or two.
 
     Args:
@@ -120,12 +122,13 @@ def _rows(values: Tensor, numbers: list[int]) -> Tensor:
 
 
 def cut(
-    run: Run, selection: Selection, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    segment: Segment, known: Aligned, selection: Selection, hidden: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Segment, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Return the segment after a cut that drops and merges, and what goes on.
 
     Args:
-        run: Its segment is the one before; all rows keep as many.
+        segment: The one before; all rows keep as many.
+        known: Of the rows.
         selection: What stays.
         hidden: ``[B, P, d]``.
         rotary: Cosines and sines, ``[B or 1, P, e]``.
@@ -133,9 +136,7 @@ def cut(
     Returns:
         The new segment; ``[B, slots]`` the old slot of each new one; hidden states, and the rotations.
     """
-    segment, places, numbers = run.segment, run.segment.places, run.numbers
-    assert isinstance(places, range)  # or it is for others
-    assert numbers is not None  # likewise
+    places, numbers = _places(segment), known.numbers
     origin = _around(numbers[: segment.slots], selection.index, places)
     along = [segment.columns, segment.position_ids, *rotary]
     if selection.hidden is None:
@@ -150,12 +151,13 @@ def cut(
 
 
 def append(
-    run: Run, index: Tensor, appended_at: Tensor, appended: Tensor, hidden: Tensor
+    segment: Segment, known: Aligned, index: Tensor, appended_at: Tensor, appended: Tensor, hidden: Tensor
 ) -> tuple[Segment, Tensor, Tensor]:
     """Return the segment after a cut that appends tokens behind the last visual one, and the hidden states.
 
     Args:
-        run: Its segment is the one before; all rows keep as many.
+        segment: The one before; all rows keep as many.
+        known: Of the rows.
         index: ``[B, k]`` int64, which of the N visual tokens stay.
         appended_at: ``[B, c]`` int64, which of them each new one is named after.
         appended: ``[B, c, d]``.
@@ -165,9 +167,7 @@ def append(
         The new segment, whose position ids mean nothing yet; ``[B, slots]`` the old slot of each new one, that of its
         namesake for a new token; hidden states.
     """
-    segment, places, numbers = run.segment, run.segment.places, run.numbers
-    assert isinstance(places, range)  # or it is for others
-    assert numbers is not None  # likewise
+    places, numbers = _places(segment), known.numbers
     origin = _around(numbers[: segment.slots], torch.cat([index, appended_at], dim=1), places)
     made = torch.cat([take(segment.visual_of(hidden), index), appended.to(hidden.dtype)], dim=1)
     count = index.shape[1] + appended_at.shape[1]
@@ -181,25 +181,28 @@ def append(
     return after, origin, _between(hidden, made, places)
 
 
+def _places(segment: Segment) -> range:
+    assert isinstance(segment.places, range)  # or rows are not aligned
+    return segment.places
+
+
 def _between(hidden: Tensor, values: Tensor, places: range) -> Tensor:
     """Return ``hidden`` [B, P, d] with ``values`` [B, k, d] in place of the slots of a run."""
     return torch.cat([hidden[:, : places.start], values.to(hidden.dtype), hidden[:, places.stop :]], dim=1)
 
 
-def restore(hidden: Tensor, segment: Segment, length: int, last: int) -> Tensor:
+def restore(hidden: Tensor, segment: Segment, known: Aligned) -> Tensor:
     """As :func:`vitcop_llava.sequence.segment.restore`.
 
     Args:
         hidden: ``[B, P, d]``.
         segment: What it belongs to.
-        length: Columns.
-        last: The column of the last placeholder.
+        known: Of the rows.
     """
-    places = segment.places
-    assert isinstance(places, range)  # or it is for others
+    length, last = len(known.numbers), known.span.stop - 1
     if segment.slots == length and segment.is_merged is None:
         return hidden
     whole = hidden.new_zeros((hidden.shape[0], length, hidden.shape[2]))
     whole = whole.scatter_(1, segment.columns[..., None].expand_as(hidden), hidden)
-    whole[:, last] = hidden[:, places.stop - 1]
+    whole[:, last] = hidden[:, _places(segment).stop - 1]
     return whole

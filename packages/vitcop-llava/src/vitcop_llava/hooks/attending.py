@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.state import Keys, Run
+from vitcop_llava.hooks.runs import Continuation, Keys, Prefill
 from vitcop_llava.sequence.masks import segment_mask, slot_padding
 from vitcop_llava.sequence.static import PrunedStaticLayer
 
@@ -16,7 +16,7 @@ Step = dict[str, Any]
 """What one layer is given in place of the first one's arguments."""
 
 
-def keys_of(parts: Parts, run: Run, like: Tensor, layer: int) -> Keys:
+def keys_of(parts: Parts, run: Prefill, like: Tensor, layer: int) -> Keys:
     """What the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
     segment, past = run.segment, 0
     columns, has_padding = segment.columns, segment.valid is not None
@@ -24,7 +24,7 @@ def keys_of(parts: Parts, run: Run, like: Tensor, layer: int) -> Keys:
         columns = columns + run.past
     if segment.valid is not None:
         columns = columns.masked_fill(~segment.valid, -1)
-    if run.layers is not None and (past := run.layers[layer].physical_length):
+    if run.layers and (past := run.layers[layer].physical_length):
         held = run.layers[layer]
         columns = torch.cat([held.slot_columns(columns.shape[0], columns.device), columns], dim=1)
         has_padding = has_padding or held.has_padding
@@ -33,9 +33,8 @@ def keys_of(parts: Parts, run: Run, like: Tensor, layer: int) -> Keys:
     return Keys(columns, has_padding, padding, mask)
 
 
-def mask_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> Any:
+def mask_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> Any:
     """The mask of a layer that continues from its cache with nothing to cut."""
-    assert run.layers is not None  # only a cache can be continued
     held = run.layers[layer]
     if held.group not in run.masks:
         rows, queries, padding = like.shape[0], like.shape[1], None
@@ -47,24 +46,21 @@ def mask_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> Any:
     return run.masks[held.group]
 
 
-def is_plain(run: Run, queries: int) -> bool:
-    """Whether every layer takes the arguments of the first as they are, while continuing from a pruned cache: a single
-    token that attends to everything, at one position.
+def is_plain(run: Continuation, queries: int) -> bool:
+    """Return whether every layer takes the arguments of the first as they are: a single token that attends to
+    everything, at one position.
     """
-    assert run.layers is not None  # only a cache can be continued
     if queries > 1 or run.attention_mask is not None:
         return False
     return not any(held.has_padding or isinstance(held.shift, Tensor) or held.shift for held in run.layers)
 
 
-def rotary_of_group(parts: Parts, run: Run, like: Tensor, layer: int) -> dict[str, Any]:
+def rotary_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> dict[str, Any]:
     """The rotations of a layer that continues from a cache whose positions were packed there."""
-    assert run.layers is not None  # only a cache can be continued
     held = run.layers[layer]
     if isinstance(held.shift, int) and held.shift == 0:
         return {}
     if held.group not in run.rotaries:
-        assert run.positions is not None  # set where the call began
         run.rotaries[held.group] = parts.rotary(like, run.positions - held.shift)
     return {"position_embeddings": run.rotaries[held.group]}
 

@@ -23,7 +23,7 @@ from vitcop_llava.families import Parts
 from vitcop_llava.hooks.active import active_call, replay_no_more, replaying
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.patching import RECORDING, Removable, Replacement, comes_from
-from vitcop_llava.hooks.state import Group, Replay, Run
+from vitcop_llava.hooks.runs import Group, Prefill, Replay
 
 _PLAIN = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.modeling_")
 """Where modules come from whose work their parameters and their code say all about."""
@@ -158,23 +158,22 @@ class DecoderCapture:
             return original(*args, **kwargs)
         call = active_call(self._owner)
         run = None if call is None else call.run
-        if run is None or run.replay is None or run.replay.is_off or not run.segments:
+        if not isinstance(run, Prefill) or run.replay is None or run.replay.is_off:
             return original(*args, **kwargs)
         group = run.replay.group
-        if not group.first <= index < group.stop:
+        if group is None or not group.first <= index < group.stop:
             found = self._replayed(index, run, run.replay, args, kwargs)
             if isinstance(found, str):
                 run.replay.obstacle = run.replay.obstacle or found
                 return original(*args, **kwargs)
-            run.replay.group, args = found
-            group = run.replay.group
+            group, args = found
+            run.replay.group = group
         number = 2 * (index - group.first)
-        assert group.held is not None  # a decoder's
         kwargs["past_key_values"].update(group.held[number], group.held[number + 1], index)
         return args[0]
 
     def _replayed(
-        self, index: int, run: Run, replay: Replay, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, index: int, run: Prefill, replay: Replay, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Group, tuple[Any, ...]] | str:
         """Return the layers from ``index`` on, as far as they go together, and their output; or why not."""
         stop = min((cut for cut in run.cut_layers if cut > index), default=len(self._parts.decoder_layers))
@@ -195,8 +194,8 @@ class DecoderCapture:
             return found
         return Group(index, stop, found[1]), (found[0],)
 
-    def _obstacle(self, run: Run, given: Mapping[str, Any], index: int, args: tuple[Any, ...]) -> str | None:
-        if run.layers is None or given.get("past_key_values") is None:
+    def _obstacle(self, run: Prefill, given: Mapping[str, Any], index: int, args: tuple[Any, ...]) -> str | None:
+        if not run.layers or given.get("past_key_values") is None:
             return "there is no cache"
         if run.past or run.layers[index].physical_length:
             return "it goes on from a cache"

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from vitcop_core import Selection
 from vitcop_llava.hooks import aligned
-from vitcop_llava.hooks.state import Call, Run
+from vitcop_llava.hooks.runs import Prefill
 from vitcop_llava.sequence.appending import append_segment
 from vitcop_llava.sequence.segment import Segment, cut_segment, on_device, put, restore, survivor_slots, take
 
 
 def apply_cut(
-    run: Run, selection: Selection, keeps: Tensor | None, counts: list[int], slots: int, hidden: Tensor
+    run: Prefill, selection: Selection, keeps: Tensor | None, counts: list[int], slots: int, hidden: Tensor
 ) -> tuple[Segment, Tensor, Tensor]:
     """Return the segment after a cut.
 
@@ -30,10 +30,9 @@ def apply_cut(
         (where rows are not aligned); ``[B, slots, d]``.
     """
     segment = run.segment
-    assert run.rotary is not None  # set by the first layer
     if selection.appended is None or selection.appended_at is None:
-        if isinstance(segment.places, range):
-            after, origin, hidden, run.rotary = aligned.cut(run, selection, hidden, run.rotary)
+        if run.aligned is not None:
+            after, origin, hidden, run.rotary = aligned.cut(segment, run.aligned, selection, hidden, run.rotary)
             return after, origin, hidden
         survivors = survivor_slots(segment, selection.index, keeps)
         if selection.hidden is not None:
@@ -44,8 +43,8 @@ def apply_cut(
         # Gathered beside the hidden states they would share their graph, which checkpoints run through by layer.
         run.rotary = (cosines.detach(), sines.detach())
         return after, origin, hidden
-    if isinstance(segment.places, range):
-        return aligned.append(run, selection.index, selection.appended_at, selection.appended, hidden)
+    if run.aligned is not None:
+        return aligned.append(segment, run.aligned, selection.index, selection.appended_at, selection.appended, hidden)
     totals = None if keeps is None else on_device(counts, hidden.device)
     after, origin = append_segment(segment, selection.index, selection.appended_at, totals, slots)
     return after, origin, take(torch.cat([hidden, selection.appended], dim=1), origin)
@@ -58,11 +57,8 @@ def labels_after(labels: Tensor | None, index: Tensor, keeps: Tensor | None) -> 
     return labels.gather(1, index if keeps is None else index.clamp(max=labels.shape[1] - 1))
 
 
-def restored(call: Call, run: Run, hidden: Tensor, segment: Segment) -> Tensor:
+def restored(run: Prefill, hidden: Tensor, segment: Segment) -> Tensor:
     """Put the slots of a segment back at the caller's columns: ``[B, P, d]`` to ``[B, L, d]``."""
-    assert call.placeholders is not None  # or nothing was cut
-    if isinstance(segment.places, range):
-        assert call.rows is not None  # counted by now
-        assert call.rows.span is not None  # or rows are not aligned
-        return aligned.restore(hidden, segment, run.length, call.rows.span.stop - 1)
-    return restore(hidden, segment, call.placeholders)
+    if run.aligned is not None:
+        return aligned.restore(hidden, segment, run.aligned)
+    return restore(hidden, segment, run.placeholders)

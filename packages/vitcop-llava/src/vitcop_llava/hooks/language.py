@@ -29,8 +29,9 @@ from vitcop_llava.hooks.cutting import apply_cut, labels_after, restored
 from vitcop_llava.hooks.patching import HookSwitch, Removable, any_compiled, eager, unless_compiling
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.reading import read_prompt
+from vitcop_llava.hooks.runs import Continuation, Keys, Prefill, Run
 from vitcop_llava.hooks.scoring import Scoring, own_padding
-from vitcop_llava.hooks.state import Call, Keys, Run
+from vitcop_llava.hooks.state import Call
 from vitcop_llava.hooks.stepping import is_plain_step, open_state, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.foreign import remember
@@ -88,11 +89,6 @@ class LanguageHooks:
             self.switch.guard(self._guard)
             self.switch.hold()
 
-    def _hold_layers(self, run: Run) -> None:
-        """Leave the layers' hooks on until the call closes."""
-        self.switch.hold()
-        run.held = self.switch
-
     # The language model: columns become slots, and slots columns.
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
@@ -144,11 +140,13 @@ class LanguageHooks:
         if not call.sources:
             call.placeholders = None
             return None
-        call.run = run = self._new_run(call, cache, mask if is_padded else None)
+        layers = () if cache is None else install_layers(cache, self._parts.shape.num_layers)
+        run = layout.lay_out(call, self._planner, rows, layers, mask if is_padded else None, position_ids)
+        call.run = run
+        run.open()
         if isinstance(cache, StaticCache):
             self._begin_filling(cache, call.past, call.past + embeds.shape[1])
-        self._hold_layers(run)
-        layout.lay_out(call, run, self._planner, rows, position_ids)
+        run.hold(self.switch)
         if cache is not None:
             check_cuts(cache, run.cut_layers)
         if run.segment.slots < run.length or run.segment.valid is not None:
@@ -176,36 +174,29 @@ class LanguageHooks:
             self.switch.hold_for(layer.state)
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
-        embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+        embeds, cache, past = kwargs["inputs_embeds"], kwargs["past_key_values"], call.past
+        layers = install_layers(cache, self._parts.shape.num_layers)
         if isinstance(cache, StaticCache):
-            call.run = self._new_run(call, cache, None)
+            call.run = Run(layers, None, past)
+            call.run.open()
             self._hold_for(cache)
             return stepped(self._parts, kwargs)
-        mask = without_padding(kwargs.get("attention_mask"))
-        call.run = run = self._new_run(call, cache, mask)
-        run.length = embeds.shape[1]
-        positions = layout.logical_positions(kwargs.get("position_ids"), run, embeds.device) - run.entry_dropped
-        run.positions, mask = positions, mask_of_group(self._parts, run, embeds, layer=0)
-        run.is_plain = mask is None and is_plain(run, queries=embeds.shape[1])
+        queries, device = embeds.shape[1], embeds.device
+        positions = layout.logical_positions(kwargs.get("position_ids"), past, queries, device)
+        positions = positions - layers[0].entry_dropped
+        call.run = run = Continuation(layers, without_padding(kwargs.get("attention_mask")), past, positions)
+        run.open()
+        mask = mask_of_group(self._parts, run, embeds, layer=0)
+        run.is_plain = mask is None and is_plain(run, queries)
         if not run.is_plain:
-            self._hold_layers(run)
+            run.hold(self.switch)
         return {**kwargs, "position_ids": positions, "attention_mask": mask}
-
-    def _new_run(self, call: Call, cache: DynamicCache | StaticCache | None, mask: Tensor | None) -> Run:
-        if cache is None:
-            return Run(None, mask, past=0, continuation=call.continuation)
-        layers = install_layers(cache, self._parts.shape.num_layers)
-        for layer in layers:
-            layer.is_open = True
-        run = Run(layers, mask, call.past, call.continuation, layers[0].entry_dropped)
-        run.shifts = [layer.shift for layer in layers]
-        return run
 
     def _leave(self, output: Any) -> Any:
         call = active_call(self._owner)
-        if call is None or call.run is None or call.placeholders is None or not call.run.segments:
+        if call is None or not isinstance(call.run, Prefill):
             return None
-        run, restore = call.run, partial(restored, call, call.run)
+        run, restore = call.run, partial(restored, call.run)
         check_ran(run.ran, self._parts.shape.num_layers)
         remember(run.layers)
         output.last_hidden_state = restore(output.last_hidden_state, run.segment)
@@ -228,26 +219,32 @@ class LanguageHooks:
         if torch.compiler.is_compiling():  # what a graph holds without steps is not pruned
             return None
         call = active_call(self._owner)
-        if kwargs is None or call is None or call.run is None or call.run.is_plain:
+        if kwargs is None or call is None:
             return None
-        run, hidden = call.run, args[0]
-        if not run.segments:
-            own = {"attention_mask": mask_of_group(self._parts, run, hidden, layer=index)}
-            return args, {**kwargs, **own, **rotary_of_group(self._parts, run, hidden, layer=index)}
-        run.ran += 1
-        if run.rotary is None:
+        if isinstance(call.run, Prefill):
+            return self._prefill_layer(call, call.run, index, args, kwargs)
+        if isinstance(call.run, Continuation) and not call.run.is_plain:
+            own = {"attention_mask": mask_of_group(self._parts, call.run, args[0], layer=index)}
+            return args, {**kwargs, **own, **rotary_of_group(self._parts, call.run, args[0], layer=index)}
+        return None
+
+    def _prefill_layer(
+        self, call: Call, run: Prefill, index: int, args: tuple[Any, ...], kwargs: Kwargs
+    ) -> tuple[tuple[Any, ...], Kwargs]:
+        hidden = args[0]
+        if run.ran == 0:
             run.rotary = kwargs["position_embeddings"]
+        run.ran += 1
         if index in run.cut_layers:
             hidden = self._cut(call, run, index, hidden)
             run.keys = keys_of(self._parts, run, hidden, layer=index)
             run.given = self._given(run, run.keys)
         if index + 1 in run.cut_layers:
             run.before = hidden  # of a layer that was replayed with others no cut reads this
-            if run.layers is None and not is_checkpointing(self._parts):
+            if not run.layers and not is_checkpointing(self._parts):
                 run.tap = kwargs["past_key_values"] = KeyTap()
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
-        assert keys is not None  # made where the segment began
-        if run.layers is not None:
+        if run.layers:
             what = (keys.columns, covered, run.entry_dropped, run.text_tail)
             shift = run.shifts[index] + run.packed
             run.layers[index].describe(*what, has_padding=keys.has_padding, group=group, shift=shift)
@@ -256,13 +253,13 @@ class LanguageHooks:
             return args, kwargs if self._parts.window is None else {**kwargs, "attention_mask": keys.mask}
         return (hidden, *args[1:]), {**kwargs, **run.given}
 
-    def _given(self, run: Run, keys: Keys) -> Kwargs:
+    def _given(self, run: Prefill, keys: Keys) -> Kwargs:
         """The arguments of the layers behind a cut that differ from the first layer's."""
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
         ids = None if "flash" in (self._parts.config._attn_implementation or "") else run.segment.position_ids
         return {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
 
-    def _cut(self, call: Call, run: Run, index: int, hidden: Tensor) -> Tensor:
+    def _cut(self, call: Call, run: Prefill, index: int, hidden: Tensor) -> Tensor:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
         selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
         if cut.pack_positions:
@@ -276,7 +273,9 @@ class LanguageHooks:
         run.before = run.tap = None
         return hidden
 
-    def _renumber(self, run: Run, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor) -> Segment:
+    def _renumber(
+        self, run: Prefill, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor
+    ) -> Segment:
         """Gives the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
         if cut.pack_positions:
             first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
@@ -288,9 +287,9 @@ class LanguageHooks:
         run.rotary = self._parts.rotary(like, positions)
         return replace(after, position_ids=positions)
 
-    def _decoder_view(self, run: Run, index: int, hidden: Tensor) -> DecoderView:
+    def _decoder_view(self, run: Prefill, index: int, hidden: Tensor) -> DecoderView:
         segment = run.segment
-        held = None if run.layers is None else run.layers[index - 1].held_keys
+        held = run.layers[index - 1].held_keys if run.layers else None
         held = run.tap.keys if held is None and run.tap is not None else held
         if held is None:
             check_scoring(self._parts.decoder_layers[index - 1].self_attn)

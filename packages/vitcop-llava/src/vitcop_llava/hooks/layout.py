@@ -21,7 +21,9 @@ from vitcop_llava.hooks import aligned
 from vitcop_llava.hooks.counting import by_row, either, members_of
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.planning import Planner
-from vitcop_llava.hooks.state import Call, Rows, Run, Source
+from vitcop_llava.hooks.runs import Prefill
+from vitcop_llava.hooks.state import Call, Rows, Source
+from vitcop_llava.sequence.cache import HeldLayer
 from vitcop_llava.sequence.segment import Segment, compact, on_device
 
 Given = dict[str, Any]
@@ -66,54 +68,78 @@ def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
     return (embeds == token).all(-1)
 
 
-def logical_positions(position_ids: Tensor | None, run: Run, device: torch.device) -> Tensor:
+def logical_positions(position_ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
     """Return the caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
     if position_ids is not None:
         return position_ids
-    return torch.arange(run.past, run.past + run.length, device=device)[None]
+    return torch.arange(past, past + length, device=device)[None]
 
 
-def lay_out(call: Call, run: Run, planner: Planner, rows: Rows, position_ids: Tensor | None) -> None:
+def lay_out(
+    call: Call,
+    planner: Planner,
+    rows: Rows,
+    layers: Sequence[HeldLayer],
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+) -> Prefill:
     """Work out the first segment of a call with images, and everything that later cuts count with.
 
     Args:
         call: With placeholders and encoded images; gets its plans.
-        run: Gets its first segment, cut layers, labels, counts, and what each row has lost.
         planner: Gives each row its plan.
         rows: What each row holds.
+        layers: Of the cache; empty where there is none.
+        attention_mask: The caller's ``[B, past + L]``, or None, also where it hides nothing.
         position_ids: The caller's, ``[B or 1, L]``, or None.
     """
     call.rows, sources = rows, list(call.sources.values())
     call.placeholders = where = either([source.where for source in sources])
-    earlier, first = run.entry_dropped, run.past if position_ids is None else rows.first
+    past, earlier = (call.past, layers[0].entry_dropped) if layers else (0, 0)
+    first = past if position_ids is None else rows.first
     members = members_of(sources, rows.counts)
     plans = {row: planner.row(row) for row in set(members)}
     call.plans = tuple(plans[row] for row in members)
-    run.cut_layers = _cut_layers(call.plans)
-    run.length = where.shape[1]
-    run.visual = [0 if plan is None else plan.entry_tokens for plan in call.plans]
+    lost_here = [sum(image.lost for image in row) for row in members]
+    had = rows.tokens or [where.shape[1]] * len(members)
+    run = Prefill(
+        layers,
+        attention_mask,
+        past,
+        length=where.shape[1],
+        continuation=call.continuation,
+        placeholders=where,
+        cut_layers=_cut_layers(call.plans),
+        entry_dropped=earlier + (lost_here[0] if rows.tokens is None else on_device(lost_here, where.device)[:, None]),
+        shifts=[layer.shift for layer in layers],
+        visual=[0 if plan is None else plan.entry_tokens for plan in call.plans],
+        slots=[before - fewer for before, fewer in zip(had, lost_here, strict=True)],
+    )
     needs_labels = planner.needs_labels(call.plans)
-    lengths = _book_entry(run, rows, [sum(image.lost for image in row) for row in members], where.device)
     if rows.span is not None and aligned.is_aligned(call):
         first = first - earlier if first is not None and isinstance(earlier, int) else None
-        positions = None if first is not None else logical_positions(position_ids, run, where.device) - earlier
+        positions = None
+        if first is None:
+            positions = logical_positions(position_ids, past, run.length, where.device) - earlier
         aligned.enter(call, run, rows.span, first, positions, needs_labels=needs_labels)
-        return
+        return run
     codes = _codes_of_columns(sources)
     visual, kept = where, torch.ones_like(where)
     if codes is not None:
         visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
-    positions = logical_positions(position_ids, run, where.device) - earlier - (~kept).cumsum(1)
+    positions = logical_positions(position_ids, past, run.length, where.device) - earlier - (~kept).cumsum(1)
     if rows.tokens is not None and run.attention_mask is not None:
         kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
     run.text_tail = _text_tail(kept & ~where)
+    lengths = None if rows.tokens is None else on_device(run.visual, where.device)
     columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
     visual = visual.gather(1, columns)
     visual = visual if valid is None else visual & valid
     positions = positions.expand(where.shape[0], -1).gather(1, columns)
-    run.segments = [Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions)]
+    run.segments.append(Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions))
     if needs_labels:
         _label(call, run, codes)
+    return run
 
 
 def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:
@@ -141,23 +167,12 @@ def _codes_of_source(source: Source) -> Tensor:
     return codes.to(where.device).gather(0, number).view_as(where)
 
 
-def _book_entry(run: Run, rows: Rows, lost: list[int], device: torch.device) -> Tensor | None:
-    """Book what each row loses before the language model; returns the rows' visual tokens where ragged."""
-    if rows.tokens is None:
-        run.slots = [run.length - tokens for tokens in lost]
-        run.entry_dropped = run.entry_dropped + lost[0]
-        return None
-    run.slots = [tokens - fewer for tokens, fewer in zip(rows.tokens, lost, strict=True)]
-    run.entry_dropped = run.entry_dropped + on_device(lost, device)[:, None]
-    return on_device(run.visual, device)
-
-
 def _text_tail(text: Tensor) -> Tensor:
     """Return how many columns at the end are True in every row of ``[B, L]`` bool."""
     return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
 
 
-def _label(call: Call, run: Run, codes: Tensor | None) -> None:
+def _label(call: Call, run: Prefill, codes: Tensor | None) -> None:
     """Give the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
     segment, sources = run.segment, list(call.sources.values())
     slots = segment.visual
@@ -195,7 +210,7 @@ def _labels_of_source(
     return codes - starts[:, None], clusters
 
 
-def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:
+def row_cut(call: Call, run: Prefill, layer: int, device: torch.device) -> tuple[DecoderCut, Tensor | None, list[int]]:
     """Return the cut before ``layer``, with the most that any row keeps and recycles; how many each keeps, on the
     device (None where rows are alike); and how many it then has, on the host.
 
@@ -210,13 +225,13 @@ def row_cut(call: Call, run: Run, layer: int, device: torch.device) -> tuple[Dec
     return cut, keeps, [keep + recycled for keep, recycled in zip(stay, made, strict=True)]
 
 
-def lost(run: Run, counts: list[int], device: torch.device) -> Tensor | int:
+def lost(run: Prefill, counts: list[int], device: torch.device) -> Tensor | int:
     """By how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
     fewer = [had - has for had, has in zip(run.visual, counts, strict=True)]
     return fewer[0] if len(set(fewer)) == 1 else on_device(fewer, device)[:, None]
 
 
-def after_cut(run: Run, counts: list[int]) -> int:
+def after_cut(run: Prefill, counts: list[int]) -> int:
     """Book a cut that leaves ``counts`` visual tokens in the rows; returns the new physical length."""
     run.slots = [slots - had + has for slots, had, has in zip(run.slots, run.visual, counts, strict=True)]
     run.visual = counts

@@ -18,7 +18,7 @@ from vitcop_core import PromptView
 from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import head_states, rotate
-from vitcop_llava.hooks.state import Run
+from vitcop_llava.hooks.runs import Prefill
 from vitcop_llava.sequence.cache import HeldLayer
 from vitcop_llava.sequence.masks import slot_padding
 from vitcop_llava.sequence.rotary import row_attention
@@ -26,7 +26,7 @@ from vitcop_llava.sequence.segment import Segment, take, visual_mask
 from vitcop_llava.weights.offloading import weights_in_place
 
 
-def own_padding(run: Run, segment: Segment) -> Tensor | None:
+def own_padding(run: Prefill, segment: Segment) -> Tensor | None:
     """Return which of a segment's own slots may be attended to, ``[B, P]`` bool; None for all of them."""
     if segment.valid is None and run.attention_mask is None:
         return None
@@ -36,7 +36,7 @@ def own_padding(run: Run, segment: Segment) -> Tensor | None:
     return slot_padding(columns, run.attention_mask, has_padding=segment.valid is not None)
 
 
-def prompt_slots(run: Run, segment: Segment) -> Tensor | None:
+def prompt_slots(run: Prefill, segment: Segment) -> Tensor | None:
     """Return which of a segment's slots are the prompt's, ``[B, P]`` bool: no padding, and nothing that continues the
     prompt; None for all of them.
     """
@@ -47,7 +47,7 @@ def prompt_slots(run: Run, segment: Segment) -> Tensor | None:
     return is_prompt if padding is None else is_prompt & padding
 
 
-def last_slot(run: Run, segment: Segment) -> Tensor:
+def last_slot(run: Prefill, segment: Segment) -> Tensor:
     """Return ``[B, 1]`` int64: the slot of the prompt's last token."""
     number = torch.arange(segment.slots, device=segment.columns.device)
     own = prompt_slots(run, segment)
@@ -56,7 +56,7 @@ def last_slot(run: Run, segment: Segment) -> Tensor:
     return (own * number).amax(dim=1, keepdim=True)
 
 
-def text_slots(run: Run, segment: Segment) -> tuple[Tensor, Tensor]:
+def text_slots(run: Prefill, segment: Segment) -> tuple[Tensor, Tensor]:
     """Return the slots of the prompt's text after the last image, or of its last token where there is none.
 
     Args:
@@ -91,7 +91,7 @@ class Scoring:
     """
 
     parts: Parts
-    run: Run
+    run: Prefill
     index: int
     hidden: Tensor
     held: Tensor | None
@@ -128,7 +128,7 @@ class Scoring:
             normed = self._normed(self.index, self.hidden)
             keys = rotate(attention, head_states(attention, normed, "k").transpose(1, 2), *self._turns(rotary))
             queries = self._queries(attention, take(normed, place), place, rotary)
-        held = None if run.layers is None else run.layers[self.index]
+        held = run.layers[self.index] if run.layers else None
         if held is not None and held.physical_length:
             assert held.held_keys is not None  # it has a length
             keys = torch.cat([held.held_keys.to(keys.device), keys], dim=2)
@@ -149,14 +149,12 @@ class Scoring:
         R].
         """
         run, attention = self.run, self._attention(self.index - 1)
-        assert run.rotary is not None  # set by the first layer
         keys = self.held
         if keys is None:
             keys = rotate(attention, self.own_keys, *self._turns(run.rotary))
         with self._weights(self.index - 1):
             queries = self._queries(attention, take(self._normed_before, places), places, run.rotary)
-        padding = None if run.keys is None else run.keys.padding
-        return self._visual(queries, keys, places, weights, attention, padding)
+        return self._visual(queries, keys, places, weights, attention, run.keys.padding)
 
     @cached_property
     def _normed_before(self) -> Tensor:
@@ -187,7 +185,6 @@ class Scoring:
     def _own_rotary(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the uncut segment in the layer after the cut, which may have packed more before."""
         run = self.run
-        assert run.rotary is not None  # set by the first layer
         step = run.shift_step(self.index)
         if isinstance(step, int) and step == 0:
             return run.rotary

@@ -24,10 +24,10 @@ _prefills: deque[tuple[int, Tensor]] = deque(maxlen=_REMEMBERED)
 _known: WeakSet[Cache] = WeakSet()
 
 
-def remember(layers: Sequence[HeldLayer] | None) -> None:
+def remember(layers: Sequence[HeldLayer]) -> None:
     """Remember the prefill that has just filled ``layers``: the last key of its first row, without waiting for it."""
-    keys = None if layers is None else layers[-1].held_keys
-    if keys is not None and layers is not None and layers[-1].columns is not None:
+    keys = layers[-1].held_keys if layers else None
+    if keys is not None and layers[-1].columns is not None:
         _prefills.append((keys.shape[2], keys[0, :, -1].detach().clone()))
 
 
