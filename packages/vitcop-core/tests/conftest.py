@@ -35,18 +35,26 @@ def golden() -> Callable[[str], dict[str, Array]]:
 
 @pytest.fixture(scope="session")
 def vision_view() -> Callable[..., VisionView]:
-    """Makes a random view of units on a square grid."""
+    """Makes a random view of units on a square grid, of a tower with a CLS token or without."""
 
-    def make(units: int = 2, side: int = 6, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> VisionView:
+    def make(
+        units: int = 2, side: int = 6, *, dtype: torch.dtype = torch.float32, seed: int = 0, has_cls: bool = True
+    ) -> VisionView:
         generator = torch.Generator().manual_seed(seed)
         tokens, heads, width = side * side, 4, 8
         grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() / side
+        query_cls = torch.randn(units, heads, width, generator=generator).to(dtype)
+        keys = (3 * torch.randn(units, heads, 1 + tokens, width, generator=generator)).to(dtype)
+        hidden = torch.randn(units, tokens, 16, generator=generator).to(dtype)
+        queries = torch.randn(keys.shape, generator=generator).to(dtype)
+        first = 0 if has_cls else 1
         return VisionView(
-            query_cls=torch.randn(units, heads, width, generator=generator).to(dtype),
-            keys=(3 * torch.randn(units, heads, 1 + tokens, width, generator=generator)).to(dtype),
+            query_cls=query_cls if has_cls else None,
+            keys=keys[:, :, first:],
             scale=width**-0.5,
             positions=grid.expand(units, -1, -1),
-            hidden=torch.randn(units, tokens, 16, generator=generator).to(dtype),
+            hidden=hidden,
+            queries=lambda: queries[:, :, first:],
         )
 
     return make

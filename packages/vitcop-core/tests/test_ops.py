@@ -47,6 +47,10 @@ def _attention(generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, 
     return query, torch.randn(ROWS, 3, TOKENS, 8, generator=generator).to(dtype)
 
 
+def _all_attention(generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(ROWS, 3, TOKENS, 8, generator=generator).to(dtype) for _ in range(2))
+
+
 def _tokens(generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, ...]:
     features = (4 * torch.randn(ROWS, TOKENS, 6, generator=generator)).to(dtype)
     return features, torch.rand(ROWS, TOKENS, 2, generator=generator)
@@ -64,6 +68,7 @@ SPECS = (
     OpSpec("vic", _tokens, (5,)),
     OpSpec("key_norm", lambda g, t: (torch.randn(ROWS, 3, TOKENS, 8, generator=g).to(t),), is_ragged=False),
     OpSpec("co_prune", _groups, (5, 4)),
+    OpSpec("received_attention", _all_attention, (0.35,), is_ragged=False),  # its lengths: test_received_attention
 )
 RAGGED = [spec for spec in SPECS if spec.is_ragged]
 

@@ -11,6 +11,7 @@ from vitcop_core import ops
 F, L = torch.rand(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64)
 NO_TENSOR: Any = [1.0]
 P, W = torch.rand(2, 4, 2), torch.rand(2, 4)
+Q = F.unsqueeze(1)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,11 @@ P, W = torch.rand(2, 4, 2), torch.rand(2, 4)
         (lambda: ops.top_tokens(W, 1, lengths=L[:, 0].to("meta")), ValueError, "lengths must be on cpu, got meta"),
         (lambda: ops.key_norm(F), ValueError, r"keys must be of shape \[B, G, n, e\]"),
         (lambda: ops.cls_saliency(F[0], F.unsqueeze(1), 1.0), ValueError, r"query_cls must be of shape \[2, 1, 3\]"),
+        (lambda: ops.received_attention(Q, Q[:, 0], 1.0), ValueError, r"keys must be of shape \[B, H, n, e\]"),
+        (lambda: ops.received_attention(Q[..., :3, :], Q, 1.0), ValueError, r"queries must be of shape \[2, 1, 4, 3\]"),
+        (lambda: ops.received_attention(Q.long(), Q, 1.0), TypeError, "queries must have a floating dtype"),
+        (lambda: ops.received_attention(Q, Q, float("nan")), ValueError, "scale must be a finite number"),
+        (lambda: ops.received_attention(Q, Q, 1.0, lengths=L), ValueError, r"lengths must be of shape \[2\]"),
         (lambda: ops.vic(F, F, 2), ValueError, r"positions must be of shape \[2, 4, 2\], got \[2, 4, 3\]"),
         (lambda: ops.vic(F, P, 5), ValueError, "num_centers must be an integer from 1 to 4"),
         (lambda: ops.vic(F, P, 2, cutoff_distance=0), ValueError, "cutoff_distance must be a positive number"),

@@ -182,6 +182,7 @@ def test_pooled_view_scores_averages() -> None:
     wanted = torch.nn.functional.avg_pool2d(laid, 2).flatten(2).mT
     torch.testing.assert_close(view.key_features(), wanted)
     saliency = METHOD.cut_vision(view, 4, 0).saliency
+    assert view.query_cls is not None
     whole = ops.cls_saliency(view.query_cls, view.keys, 0.5)[:, 1:].unflatten(1, (7, 7))
     torch.testing.assert_close(saliency, torch.nn.functional.avg_pool2d(whole, 2).flatten(1))
 

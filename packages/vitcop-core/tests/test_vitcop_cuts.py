@@ -55,11 +55,32 @@ def parts(chosen: Selection) -> list[Tensor]:
 
 def test_vision_cut_keeps_what_cls_attends_to(vision_view: Callable[..., VisionView]) -> None:
     view = vision_view()
+    assert view.query_cls is not None
     chosen = PAPER.cut_vision(view, 10, 0)
     attention = torch.einsum("che,chne->chn", view.query_cls, view.keys).mul(view.scale).softmax(-1).sum(1)[:, 1:]
     torch.testing.assert_close(chosen.saliency, attention)
     assert torch.equal(chosen.index, attention.topk(10).indices.sort().values)
     assert chosen.clusters is None
+
+
+@pytest.mark.parametrize(("has_cls", "choice"), [(True, "received"), (False, "received"), (False, "auto")])
+def test_vision_cut_keeps_what_receives_attention(
+    vision_view: Callable[..., VisionView], has_cls: bool, choice: Any
+) -> None:
+    view = vision_view(has_cls=has_cls)
+    method = replace(PAPER, vision_saliency=choice)
+    assert not method.needs_cls
+    attention = torch.einsum("chqe,chne->chqn", view.queries(), view.keys).mul(view.scale).softmax(-1).mean((1, 2))
+    saliency = method.cut_vision(view, 10, 0).saliency
+    torch.testing.assert_close(saliency, attention[:, view.leading :])
+
+
+def test_vision_cut_by_cls_needs_one(vision_view: Callable[..., VisionView]) -> None:
+    method = replace(PAPER, vision_saliency="cls")
+    assert method.needs_cls
+    with pytest.raises(ValueError, match="query_cls must be given for vision_saliency='cls', got None; use"):
+        method.cut_vision(vision_view(has_cls=False), 10, 0)
+    assert torch.equal(method.cut_vision(vision_view(), 10, 0).index, PAPER.cut_vision(vision_view(), 10, 0).index)
 
 
 @pytest.mark.parametrize("features", ["vit_keys", "vision_hidden"])
@@ -198,6 +219,7 @@ def test_half_precision_views_give_the_choices_of_their_values(
     vision_view: Callable[..., VisionView], method: ViTCoP
 ) -> None:
     half = vision_view(dtype=torch.bfloat16)
+    assert half.query_cls is not None
     wide = replace(half, query_cls=half.query_cls.float(), keys=half.keys.float(), hidden=half.hidden.float())
     mine, theirs = (method.cut_vision(view, 12, 4) for view in (half, wide))
     assert mine.clusters is not None
@@ -219,6 +241,7 @@ RAGGED = {
     "paper": PAPER,
     "official": OFFICIAL,
     "vision_hidden": replace(PAPER, vic_features="vision_hidden"),
+    "received": replace(PAPER, vision_saliency="received"),
 }
 
 
@@ -236,12 +259,13 @@ def test_units_that_use_parts_of_their_grid_are_cut_as_alone(
         own = slice(unit, unit + 1)
         patches = view.positions.shape[1]
         alone = VisionView(
-            view.query_cls[own],
+            None if view.query_cls is None else view.query_cls[own],
             view.keys[own],
             view.scale,
             view.positions[own],
             view.hidden[own],
             eligible[own, :length],
+            queries=lambda own=own: view.queries()[own],  # type: ignore[misc]
         )
         wanted = method.cut_vision(alone, keep, labels)
         assert wanted.clusters is not None

@@ -26,6 +26,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from vitcop_llava import ViTCoP
@@ -37,6 +38,8 @@ IMAGE_TOKEN = 99
 PATCHES = 144
 NEXT_TILE = 48
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
+# What selects the patches of a tower, and nothing else.
+STRATEGIES: dict[str, Any] = {"clip": "default", "siglip": "full"}
 TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
@@ -68,16 +71,18 @@ def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def _vision(side: int) -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=side,
-        patch_size=8,
-        projection_dim=32,
-    )
+def _vision(side: int, tower: str) -> Any:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": side,
+        "patch_size": 8,
+    }
+    if tower == "siglip":
+        return SiglipVisionConfig(**sizes)
+    return CLIPVisionConfig(**sizes, projection_dim=32)
 
 
 def _text(kind: str, kv_heads: int, vocabulary: int) -> Any:
@@ -99,29 +104,31 @@ def _text(kind: str, kv_heads: int, vocabulary: int) -> Any:
 
 
 @cache
-def _build(kind: str, attention: str, kv_heads: int, seed: int, side: int = 96) -> Any:
+def _build(
+    kind: str, attention: str, kv_heads: int, seed: int, *, side: int = 96, tower: str = "clip", layer: int = -2
+) -> Any:
     make: Any = LlavaConfig
     config = make(
-        vision_config=_vision(side),
+        vision_config=_vision(side, tower),
         text_config=_text(kind, kv_heads, 100),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=(side // 8) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=STRATEGIES[tower],
     )
     return _randomised(LlavaForConditionalGeneration, config, attention, seed)
 
 
 @cache
-def _build_next(kind: str, attention: str) -> Any:
+def _build_next(kind: str, attention: str, tower: str) -> Any:
     tokenizer = _next_processor().tokenizer
     config = LlavaNextConfig(
-        vision_config=_vision(NEXT_TILE),
+        vision_config=_vision(NEXT_TILE, tower),
         text_config=_text(kind, 2, len(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=PINPOINTS,
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=STRATEGIES[tower],
     )
     return _randomised(LlavaNextForConditionalGeneration, config, attention, 0)
 
@@ -169,8 +176,8 @@ def build() -> Callable[..., Any]:
     """
 
     @cache
-    def make(kind: str = "llama", attention: str = "sdpa", kv_heads: int = 2, seed: int = 0) -> Any:
-        model = _build(kind, attention, kv_heads, seed)
+    def make(kind: str = "llama", attention: str = "sdpa", kv_heads: int = 2, seed: int = 0, **tower: Any) -> Any:
+        model = _build(kind, attention, kv_heads, seed, **tower)
         ids = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5]])
         with torch.no_grad():
             model(input_ids=ids, pixel_values=torch.zeros(1, 3, 96, 96), output_hidden_states=True)
@@ -182,7 +189,7 @@ def build() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def build_sized() -> Callable[[int], Any]:
     """The model for pictures of that many pixels a side, in patches of 8 x 8."""
-    return lambda side: _build("llama", "sdpa", 2, 0, side)
+    return lambda side: _build("llama", "sdpa", 2, 0, side=side)
 
 
 @pytest.fixture(scope="session")
@@ -272,8 +279,8 @@ def build_next() -> Callable[..., Any]:
     """A LLaVA-NeXT model of 8 decoder layers and tiles of 6 x 6 patches; one object for each set of arguments."""
 
     @cache
-    def make(kind: str = "llama", attention: str = "sdpa") -> Any:
-        model = _build_next(kind, attention)
+    def make(kind: str = "llama", attention: str = "sdpa", tower: str = "clip") -> Any:
+        model = _build_next(kind, attention, tower)
         ids = torch.tensor([[1, *[model.config.image_token_id] * 114, 5]])
         with torch.no_grad():
             given = {

@@ -67,6 +67,10 @@ class Selection:
     appended_at: Tensor | None = None
 
 
+def _not_shown(*args: object) -> NoReturn:
+    raise NotImplementedError("this view of the model does not offer what the method asks for")
+
+
 @dataclass(frozen=True, eq=False)
 class VisionView:
     """What a cut before the language model sees: C units of m patches each, of which it may choose n or fewer.
@@ -75,8 +79,10 @@ class VisionView:
     pools to, and the vision layer has M = m * pool ** 2 patches (or a few more, in lines that pooling leaves out).
 
     Attributes:
-        query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature.
-        keys: ``[C, H, 1 + M, e]`` that layer's keys, CLS first; M is m unless patches are pooled.
+        query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature; None of a
+            tower without a CLS token.
+        keys: ``[C, H, 1 + M, e]`` that layer's keys, CLS first; M is m unless patches are pooled. ``[C, H, M, e]`` of a
+            tower without a CLS token.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
         hidden: ``[C, m, d_v]`` the selected features, before the projector.
@@ -85,10 +91,12 @@ class VisionView:
             patches still runs over all of them, as it does in the tower.
         lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
         hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
-            out; None where no method that may want it is shown the view.
+            out; None of a tower without one, and where no method that may want it is shown the view.
         pool: Side of the square of the vision layer's patches that each of the m stands for.
         grid: Rows and columns of the vision layer's patches; needed with ``pool`` above 1.
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
+        queries: Gives that layer's queries of all tokens that ``keys`` are of, in the same shape. They are projected
+            only when called.
 
     Raises:
         TypeError: A number is not one, or ``hidden`` no tensor.
@@ -96,7 +104,7 @@ class VisionView:
             units.
     """
 
-    query_cls: Tensor
+    query_cls: Tensor | None
     keys: Tensor
     scale: float
     positions: Tensor
@@ -107,6 +115,7 @@ class VisionView:
     pool: int = 1
     grid: tuple[int, int] | None = None
     frames: tuple[int, ...] | None = None
+    queries: Callable[[], Tensor] = _not_shown
 
     def __post_init__(self) -> None:
         """Check that grid and frames fit."""
@@ -123,6 +132,16 @@ class VisionView:
         units = self.hidden.shape[0]
         fits = self.frames is None or sum(self.frames) == units
         require(fits, "frames", f"those of {units} units", self.frames)
+
+    @property
+    def leading(self) -> int:
+        """Tokens of the tower before its patches: 1 where it has a CLS token, else 0."""
+        return 0 if self.query_cls is None else 1
+
+    @property
+    def patch_keys(self) -> Tensor:
+        """``[C, H, M, e]``, the keys without that of CLS."""
+        return self.keys[:, :, self.leading :]
 
     def pooled(self, values: Tensor) -> Tensor:
         """Average what belongs to the vision layer's patches over the patches of each token.
@@ -147,7 +166,7 @@ class VisionView:
 
     def key_features(self) -> Tensor:
         """Return the tokens' keys, heads side by side, ``[C, m, H * e]``."""
-        return self.pooled(self.keys[:, :, 1:].transpose(1, 2).flatten(2))
+        return self.pooled(self.patch_keys.transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +209,6 @@ class PromptView:
     lengths: Tensor | None
     text: Tensor
     text_lengths: Tensor | None
-
-
-def _not_shown(*args: object) -> NoReturn:
-    raise NotImplementedError("this view of the language model does not offer what the method asks for")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks.calls import CallHooks
 from vitcop_llava.hooks.capture import DecoderCapture, TowerCapture
+from vitcop_llava.hooks.checks import check_tower
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.language import LanguageHooks
 from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
@@ -64,7 +65,7 @@ class Pruner:
         self._captures = capture
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
         reads_tower = type(method).cut_vision is not Method.cut_vision
-        identity = _keeps_all(planner, parts, reads_tower=reads_tower)
+        identity = _keeps_all(planner, parts, method if reads_tower else None)
         cuts_tower = reads_tower and not identity
         if not identity and method.cuts_depend_on_question:
             check_scoring(parts.decoder_layers[0].self_attn)
@@ -164,14 +165,20 @@ class Pruner:
             self._last = call
 
 
-def _keeps_all(planner: Planner, parts: Parts, *, reads_tower: bool) -> bool:
-    """Whether the budget keeps every token; raises where it does not, and the method cannot read the tower."""
+def _keeps_all(planner: Planner, parts: Parts, reader: Method | None) -> bool:
+    """Whether the budget keeps every token; raises where it does not, and the method cannot read the tower.
+
+    Args:
+        planner: Of the method.
+        parts: The model's.
+        reader: The method, where it looks at the tower.
+    """
     try:
         identity, error = planner.keeps_all(parts), None
     except ValueError as found:
         identity, error = False, found
-    if reads_tower and not identity and parts.scored is None:
-        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
+    if reader is not None and not identity:
+        check_tower(parts, reader)
     if error is not None:
         raise error
     return identity

@@ -5,6 +5,7 @@ has the budgets.
 """
 
 from vitcop_core.methods._budget import BudgetedMethod
+from vitcop_core.methods._vision import patch_saliency
 from vitcop_core.methods.base import Method, unit_counts
 from vitcop_core.methods.fastv import FastV
 from vitcop_core.methods.pyramiddrop import PyramidDrop
@@ -12,4 +13,14 @@ from vitcop_core.methods.sparsevlm import SparseVLM
 from vitcop_core.methods.visionzip import VisionZip
 from vitcop_core.methods.vitcop import ViTCoP
 
-__all__ = ["BudgetedMethod", "FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip", "unit_counts"]
+__all__ = [
+    "BudgetedMethod",
+    "FastV",
+    "Method",
+    "PyramidDrop",
+    "SparseVLM",
+    "ViTCoP",
+    "VisionZip",
+    "patch_saliency",
+    "unit_counts",
+]

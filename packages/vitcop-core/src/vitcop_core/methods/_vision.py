@@ -5,6 +5,35 @@ from torch import Tensor
 from vitcop_core import ops
 from vitcop_core.tokens import VisionView
 
+#: What the patches of a unit can be ranked by: see :func:`patch_saliency`.
+VISION_SALIENCIES = ("auto", "cls", "received")
+
+
+def patch_saliency(seen: VisionView, choice: str) -> Tensor:
+    """Return what each token of a unit is ranked by, the larger the more important.
+
+    Args:
+        seen: The units.
+        choice: ``"cls"`` for the CLS token's attention, summed over heads (:func:`vitcop_core.ops.cls_saliency`);
+            ``"received"`` for the attention that a patch receives from all tokens of its unit, mean over heads and
+            tokens (:func:`vitcop_core.ops.received_attention`); ``"auto"`` for the first where the tower has a CLS
+            token, and the second where it has none. The softmax runs over all tokens of the tower, as it does there.
+
+    Returns:
+        ``[C, m]`` float32, averaged over the patches of each token where patches are pooled.
+
+    Raises:
+        ValueError: CLS is asked for, and the tower has none.
+    """
+    query = seen.query_cls
+    if choice == "cls" and query is None:
+        raise ValueError("query_cls must be given for vision_saliency='cls', got None; use 'auto' or 'received'")
+    if query is not None and choice != "received":
+        paid = ops.cls_saliency(query, seen.keys, seen.scale)
+    else:
+        paid = ops.received_attention(seen.queries(), seen.keys, seen.scale)
+    return seen.pooled(paid[:, seen.leading :])
+
 
 def top_patches(seen: VisionView, saliency: Tensor, keep: int, keeps: Tensor | None) -> Tensor:
     """Return the most salient of each unit's eligible patches.

@@ -19,8 +19,8 @@ class Method(ABC):
     never reach it. If a method plans no cut of one kind, it need not write that kind's function.
 
     An adapter knows no method by name. It asks for everything beyond the plan: :attr:`cuts_depend_on_question`,
-    :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`. Each
-    has an answer that is right for a method that says nothing.
+    :attr:`needs_cls`, :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and
+    :meth:`diagnose`. Each has an answer that is right for a method that says nothing.
     """
 
     @property
@@ -30,6 +30,15 @@ class Method(ABC):
         If it cannot, the cache of a prompt up to the end of its images serves any question about them. True unless
         a method says otherwise: a cut that looks at the last token of the prompt depends on the question, and most cuts
         that rank by attention do.
+        """
+        return True
+
+    @property
+    def needs_cls(self) -> bool:
+        """Whether the cut before the language model reads the CLS token of the vision tower.
+
+        A method that does is refused for a tower without one; of such a tower :attr:`VisionView.query_cls` is None.
+        True unless a method says otherwise; without meaning for one that plans no such cut.
         """
         return True
 

@@ -4,16 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitcop_core import ops
-from vitcop_core.checks import MAX_LAYERS, check_int
+from vitcop_core.checks import MAX_LAYERS, check_choice, check_int
 from vitcop_core.methods._budget import BudgetedMethod, check_counts
 from vitcop_core.methods._reach import Reach, Sample, unreachable
-from vitcop_core.methods._vision import take_patches
+from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, take_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.ops._library import accumulator, valid_tokens
 from vitcop_core.ops.co_prune import group_means
@@ -33,12 +33,15 @@ class VisionZip(BudgetedMethod):
     *contextual* ones: of the other patches every s-th is a target, each of the rest joins the target whose key is most
     similar, and a target's feature plus the mean of those that joined it is the contextual token (a sum, as released).
 
-    CLS takes the first placeholder, the dominant patches follow in order, then the contextual tokens.
+    CLS takes the first placeholder, the dominant patches follow in order, then the contextual tokens. Of a tower
+    without a CLS token the D patches that receive most attention are dominant.
 
-    A budget is split in the published ratio 162 : 30. Where one token is left, it is CLS.
+    A budget is split in the published ratio 162 : 30. Where one token is left, it is CLS, or a dominant patch.
 
     Attributes:
         counts: (D, C) of each image or tile, instead of a budget; less in the same ratio of a unit with fewer tokens.
+        vision_saliency: What ranks patches: attention of the CLS token (``"cls"``), attention that a patch receives
+            from all tokens (``"received"``), or the first where the tower has such a token (``"auto"``).
 
     Raises:
         TypeError: A setting is of the wrong type.
@@ -46,17 +49,24 @@ class VisionZip(BudgetedMethod):
     """
 
     counts: tuple[int, int] | None = None
+    vision_saliency: Literal["auto", "cls", "received"] = "auto"
 
     def __post_init__(self) -> None:
         """Check the settings."""
         self.check_budget("counts")
         if self.counts is not None:
             check_counts(self.counts, "dominant", "contextual")
+        check_choice("vision_saliency", self.vision_saliency, VISION_SALIENCIES)
 
     @property
     def cuts_depend_on_question(self) -> bool:
         """Never: only the vision tower is looked at."""
         return False
+
+    @property
+    def needs_cls(self) -> bool:
+        """Only with ``vision_saliency="cls"``."""
+        return self.vision_saliency == "cls"
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cut of one sample, whose :attr:`VisionCut.clusters` are the contextual tokens; see
@@ -102,12 +112,13 @@ class VisionZip(BudgetedMethod):
             cluster_counts: ``[C]`` int64, C of each unit; None where units are alike.
 
         Raises:
-            ValueError: The view lacks the CLS token's feature.
+            ValueError: The view of a tower with a CLS token lacks that token's feature.
         """
-        if seen.hidden_cls is None:
+        cls = seen.hidden_cls if seen.leading else None
+        if seen.leading and cls is None:
             raise ValueError("hidden_cls must be given for VisionZip, got None")
         units, patches = seen.hidden.shape[:2]
-        saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
+        saliency = patch_saliency(seen, self.vision_saliency)
         offered = seen.eligible
         if offered is None:
             offered = torch.arange(patches, device=saliency.device).expand(units, -1)
@@ -118,15 +129,20 @@ class VisionZip(BudgetedMethod):
 
         most = max(min(keep, offered.shape[1]), 1)
         ranked = saliency.gather(1, offered)
-        dominant = ops.top_tokens(ranked, most, lengths=seen.lengths, counts=(total - merged - 1).clamp(min=0))
+        dominant = ops.top_tokens(
+            ranked, most, lengths=seen.lengths, counts=(total - merged - seen.leading).clamp(min=0)
+        )
         is_dominant = _marked(dominant, offered.shape[1])
         groups = _contextual_groups(keys, valid_tokens(ranked, seen.lengths) & ~is_dominant, merged, clusters)
         contextual = _contextual(hidden, groups, clusters)
 
-        features = torch.cat([seen.hidden_cls.unsqueeze(1), take_patches(hidden, dominant), contextual], dim=1)
-        each = (total > 0).unsqueeze(1), dominant < offered.shape[1], groups.targets < offered.shape[1]
-        features = _front(features, torch.cat(each, dim=1), keep)
-        places = _places(is_dominant, groups.is_target, seen.lengths, total, keep)
+        made, used = [take_patches(hidden, dominant), contextual], [dominant, groups.targets]
+        used = [places < offered.shape[1] for places in used]
+        if cls is not None:
+            made, used = [cls.unsqueeze(1), *made], [(total > 0).unsqueeze(1), *used]
+        features = _front(torch.cat(made, dim=1), torch.cat(used, dim=1), keep)
+        marked = is_dominant | groups.is_target
+        places = _places(marked, seen.lengths, None if cls is None else total, keep)
         index = offered.gather(1, places.clamp(max=offered.shape[1] - 1))
         index = index.masked_fill(places == offered.shape[1], patches)
         return VisionSelection(index=index, clusters=None, saliency=saliency, hidden=features)
@@ -148,7 +164,7 @@ class _Groups(NamedTuple):
 
 def _mean_keys(seen: VisionView) -> Tensor:
     """Return ``[C, m, e]``: the patches' keys averaged over heads, of length 1."""
-    mean = seen.pooled(seen.keys[:, :, 1:].detach().to(accumulator(seen.keys)).mean(1))
+    mean = seen.pooled(seen.patch_keys.detach().to(accumulator(seen.keys)).mean(1))
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
@@ -196,13 +212,18 @@ def _front(features: Tensor, used: Tensor, keep: int) -> Tensor:
     return take_patches(features, order).masked_fill(~used.gather(1, order).unsqueeze(2), 0)
 
 
-def _places(is_dominant: Tensor, is_target: Tensor, lengths: Tensor | None, counts: Tensor, keep: int) -> Tensor:
+def _places(used: Tensor, lengths: Tensor | None, counts: Tensor | None, keep: int) -> Tensor:
     """Return ``[C, keep]`` int64 ascending: the patches whose placeholders are taken, n after a unit's last.
 
-    They are those of the dominant patches and the targets, and for CLS the first that is free.
+    Args:
+        used: ``[C, n]`` bool, the dominant patches and the targets.
+        lengths: ``[C]`` int64 or None.
+        counts: ``[C]`` int64, the tokens of units that have a CLS token, which takes the first place that is free; None
+            of a tower without one.
+        keep: The most tokens of a unit.
     """
-    used = is_dominant | is_target
-    free = valid_tokens(used, lengths) & ~used
-    used = used | (free & (free.cumsum(1) == 1) & (counts > 0).unsqueeze(1))
+    if counts is not None:
+        free = valid_tokens(used, lengths) & ~used
+        used = used | (free & (free.cumsum(1) == 1) & (counts > 0).unsqueeze(1))
     order = places_of(used, keep)
     return order.masked_fill(~used.gather(1, order), used.shape[1])

@@ -17,7 +17,7 @@ from vitcop_core.methods._schedule import Schedule
 from vitcop_core.methods._settings import check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
-from vitcop_core.methods._vision import top_patches
+from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, top_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labeled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
@@ -82,6 +82,9 @@ class ViTCoP(BudgetedMethod):
         saliency: What ranks tokens inside the language model: ``"key_norm"``, or ``"attention"`` of the last prompt
             token in the layer before the cut ("w/o K-norm guidance" in Table 4).
         clustering: False for Stage II by saliency alone, without clusters ("w/o attention guidance" in Table 4).
+        vision_saliency: What Stage I ranks patches by: the CLS token's attention (``"cls"``, as in the paper), or the
+            attention that a patch receives from all tokens of its image (``"received"``). ``"auto"`` is the first where
+            the vision tower has a CLS token, and the second where it has none.
         change_share: Deprecated. Of video, the part of Stage I's tokens that goes to frames by how much they differ
             from those before them: 0 (all frames alike, as in the paper) to 1. A clip keeps as many tokens either way.
         cluster_frames: Of video, how many frames are clustered together, their time being a third coordinate; 1 for
@@ -112,6 +115,7 @@ class ViTCoP(BudgetedMethod):
     clustering: bool = True
     change_share: Number = 0
     cluster_frames: int = 1
+    vision_saliency: Literal["auto", "cls", "received"] = "auto"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -131,6 +135,7 @@ class ViTCoP(BudgetedMethod):
             check_positive("center_ratio", self.center_ratio, at_most=1)
         check_choice("compat", self.compat, ("paper", "official"))
         check_choice("saliency", self.saliency, ("key_norm", "attention"))
+        check_choice("vision_saliency", self.vision_saliency, VISION_SALIENCIES)
         check_temporal(self.change_share, self.cluster_frames, self.compat)
         if self.change_share:
             warnings.warn(_NO_CHANGE_SHARE, DeprecationWarning, stacklevel=3)  # of whoever makes the method
@@ -142,6 +147,11 @@ class ViTCoP(BudgetedMethod):
     def cuts_depend_on_question(self) -> bool:
         """Only with ``saliency="attention"``: keys and clusters of an image are settled by what precedes its end."""
         return self.saliency == "attention"
+
+    @property
+    def needs_cls(self) -> bool:
+        """Only with ``vision_saliency="cls"``."""
+        return self.vision_saliency == "cls"
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cuts of one sample; see :meth:`Method.plan`.
@@ -202,12 +212,14 @@ class ViTCoP(BudgetedMethod):
         keeps: Tensor | None = None,
         cluster_counts: Tensor | None = None,
     ) -> VisionSelection:
-        """Stage I: the tokens with most CLS attention, and their clusters for Stage II; see :meth:`Method.cut_vision`.
+        """Stage I: the tokens with most attention (:attr:`vision_saliency`), and their clusters for Stage II.
+
+        See :meth:`Method.cut_vision`.
 
         With ``compat="official"`` the last of the clusters is the one for tokens that the released code leaves without
         a label; it may be empty, and has no center.
         """
-        saliency = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
+        saliency = patch_saliency(seen, self.vision_saliency)
         counts = spans = None
         if self.change_share and seen.frames is not None:
             keep, counts = counts_by_change(seen, keep, keeps, check_positive("change_share", self.change_share))

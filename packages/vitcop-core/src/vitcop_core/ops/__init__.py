@@ -13,6 +13,7 @@ from vitcop_core.ops.co_prune import co_prune
 from vitcop_core.ops.gather_tokens import gather_tokens
 from vitcop_core.ops.key_norm import key_norm
 from vitcop_core.ops.product import product
+from vitcop_core.ops.received_attention import received_attention
 from vitcop_core.ops.top_tokens import top_tokens
 from vitcop_core.ops.vic import vic, vic_in_time
 
@@ -23,6 +24,7 @@ __all__ = [
     "gather_tokens",
     "key_norm",
     "product",
+    "received_attention",
     "top_tokens",
     "vic",
     "vic_in_time",

@@ -22,6 +22,8 @@ class ScoredLayer:
         scale: Factor on its scores.
         states: Hidden states of the tower: its layers, and the embeddings.
         index: Index of the selected feature among them, counted from 0 (the embeddings).
+        has_cls: Whether the first of the tower's tokens is a CLS token, which the model leaves out of the selected
+            feature; otherwise all of them are patches, and all are in it.
     """
 
     attention: nn.Module
@@ -29,6 +31,12 @@ class ScoredLayer:
     scale: float
     states: int
     index: int
+    has_cls: bool = True
+
+    @property
+    def strategy(self) -> str:
+        """The ``vision_feature_select_strategy`` that selects the patches, and nothing else."""
+        return "default" if self.has_cls else "full"
 
 
 @dataclass(frozen=True, eq=False)

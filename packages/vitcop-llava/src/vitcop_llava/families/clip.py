@@ -7,18 +7,15 @@ from typing import Any
 from vitcop_llava.families.base import Parts, ScoredLayer
 from vitcop_llava.families.decoder import check_decoder, decoder_shape, window_of
 
-TOWERS = ("CLIPVisionModel",)
-"""Towers whose CLS token's attention ranks the patches."""
-
-LAYERED = (*TOWERS, "SiglipVisionModel")
-"""Towers that run the layers of ``encoder.layers`` one after the other."""
+TOWERS = {"CLIPVisionModel": True, "SiglipVisionModel": False}
+"""Towers that run the layers of ``encoder.layers`` one after the other, and whether they have a CLS token."""
 
 
 def clip_parts(model: Any) -> Parts:
-    """Return the parts of a model, each unit of its images one square grid where it has a CLIP tower.
+    """Return the parts of a model, each unit of its images one square grid where Stage I can read the tower.
 
-    Methods that cut before the language model need a CLIP tower, and the patches of one of its layers without CLS as
-    the selected feature; the parts say what stands in the way. Other methods take any tower.
+    Methods that cut before the language model need a CLIP or a SigLIP tower, and the patches of one of its layers,
+    without CLS, as the selected feature; the parts say what stands in the way. Other methods take any tower.
 
     Raises:
         ValueError: The language model cannot be pruned.
@@ -44,19 +41,15 @@ def clip_parts(model: Any) -> Parts:
         image_token_id=config.image_token_id,
         grid=(side, side),
         shape=decoder_shape(language_model.config),
-        tower_layers=(*tower.encoder.layers,) if type(tower).__name__ in LAYERED else (),
+        tower_layers=(*tower.encoder.layers,) if type(tower).__name__ in TOWERS else (),
     )
 
 
 def _scored(config: Any, tower: Any) -> tuple[ScoredLayer | None, str]:
     """Return the layer that Stage I reads, or why there is none."""
-    if type(tower).__name__ not in TOWERS:
-        return None, (f"a {type(tower).__name__} (supported: {', '.join(TOWERS)})")
-    if config.vision_feature_select_strategy != "default":
-        return None, (
-            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} instead of 'default', the "
-            "patches without CLS"
-        )
+    has_cls = TOWERS.get(type(tower).__name__)
+    if has_cls is None:
+        return None, f"a {type(tower).__name__} (supported: {', '.join(TOWERS)})"
     states, layer = tower.config.num_hidden_layers + 1, one_layer(config.vision_feature_layer)
     if not isinstance(layer, int) or not 1 <= (layer if layer >= 0 else states + layer) < states:
         return None, (
@@ -65,7 +58,15 @@ def _scored(config: Any, tower: Any) -> tuple[ScoredLayer | None, str]:
         )
     index = layer if layer >= 0 else states + layer
     attention = tower.encoder.layers[index - 1].self_attn
-    return ScoredLayer(attention, attention.num_heads, attention.scale, states, index), ""
+    scored = ScoredLayer(attention, attention.num_heads, attention.scale, states, index, has_cls)
+    if config.vision_feature_select_strategy != scored.strategy:
+        # CLS among the visual tokens has no place in the grid, and without CLS the first patch would go for one.
+        return None, (
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} instead of "
+            f"{scored.strategy!r}, which selects the patches of a {type(tower).__name__} and nothing else; use a "
+            "method that cuts inside the language model alone, such as FastV"
+        )
+    return scored, ""
 
 
 def one_layer(choice: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
+from vitcop_core import Method
 from vitcop_llava.compat import checkpoints_rerun_hooks
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clip import one_layer
@@ -117,6 +118,23 @@ def check_ran(ran: int, layers: int) -> None:
         )
 
 
+def check_tower(parts: Parts, method: Method) -> None:
+    """Raise unless a method that cuts before the language model can read the vision tower.
+
+    Raises:
+        ValueError: It has no layer to read, or no CLS token, and the method needs one.
+    """
+    scored = parts.scored
+    if scored is None:
+        raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
+    if method.needs_cls and not scored.has_cls:
+        raise ValueError(
+            f"model must have a vision tower with a CLS token for {type(method).__name__} with these settings, got a "
+            f"{type(parts.vision_tower).__name__}; use a method that ranks patches by the attention that they receive, "
+            "as ViTCoP and VisionZip do with vision_saliency='received' or 'auto'"
+        )
+
+
 def check_feature_choice(given: Given, parts: Parts) -> None:
     """Raise where a call asks for another feature of the vision tower than the configured one.
 
@@ -125,14 +143,13 @@ def check_feature_choice(given: Given, parts: Parts) -> None:
     """
     scored = parts.scored
     if scored is None:
-        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
+        raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
     layer = one_layer(given.get("vision_feature_layer"))
     if layer is not None and layer not in (scored.index, scored.index - scored.states):
         raise ValueError(f"vision_feature_layer must be {scored.index}, as configured, got {layer!r}")
-    if given.get("vision_feature_select_strategy") not in (None, "default"):
-        raise ValueError(
-            f"vision_feature_select_strategy must be 'default', got {given['vision_feature_select_strategy']!r}"
-        )
+    strategy = given.get("vision_feature_select_strategy")
+    if strategy not in (None, scored.strategy):
+        raise ValueError(f"vision_feature_select_strategy must be {scored.strategy!r}, as configured, got {strategy!r}")
 
 
 def check_window(length: int, parts: Parts) -> None:

@@ -151,7 +151,7 @@ def _chosen(
     if selection.clusters is None:
         return selection.index, None, _made(selection, seen, cuts), keeps
     index, labels = selection.index, selection.clusters.labels
-    encoded.keys = seen.pooled(seen.keys[:1, :, 1:].transpose(1, 2).flatten(2).detach())[0]
+    encoded.keys = seen.pooled(seen.patch_keys[:1].transpose(1, 2).flatten(2).detach())[0]
     if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
         encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
     encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)

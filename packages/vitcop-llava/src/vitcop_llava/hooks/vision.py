@@ -2,8 +2,8 @@
 
 They act where the model encodes for itself: inside its forward, or ahead of it in ``generate``. Whoever else calls
 the tower, the projector or ``get_image_features`` gets what they give unpruned. The tower keeps its fused attention:
-the CLS row is computed from what the scored layer's attention is called with. What was kept travels as one more
-field of the encoder's output.
+what patches are ranked by is computed from what the scored layer's attention is called with. What was kept travels as
+one more field of the encoder's output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, make_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitcop_core import Method, VisionView
 from vitcop_llava.compat import pixels_argument, split_clips
 from vitcop_llava.families import Parts
+from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.clips import check_frames, read_clips
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
@@ -244,11 +245,11 @@ class VisionHooks:
         video = self._parts.video if tower.encoded.kind == "video" else None
         rows, columns = grid = self._parts.grid
         wanted = features.shape[1] if video is None else rows * columns
-        if wanted != normed.shape[1] - 1:
+        if wanted != normed.shape[1] - scored.has_cls:
             raise ValueError(
                 "vision_feature_layer and vision_feature_select_strategy must select hidden state "
-                f"{scored.index} of the vision tower without CLS, as the model's configuration says, "
-                f"got features of shape {tuple(features.shape)}"
+                f"{scored.index} of the vision tower{' without CLS' if scored.has_cls else ''}, as the model's "
+                f"configuration says, got features of shape {tuple(features.shape)}"
             )
         rows, columns = own_grid = grid if video is None else video.grid
         if features.shape[1] != rows * columns:
@@ -257,16 +258,25 @@ class VisionHooks:
         if video is not None:
             frames = tuple(image.tiling.frames for image in tower.encoded.images)
             of_video = {"pool": video.pool, "grid": grid, "frames": frames}
-        # The projections of this moment, adapters and all; of the queries CLS's alone is needed.
-        projected: Any = scored.attention
-        with weights_in_place(projected):
-            queries, keys = projected.q_proj(normed[:, :1]), projected.k_proj(normed)
         return VisionView(
-            query_cls=queries[:, 0].unflatten(-1, (scored.heads, -1)),
-            keys=keys.unflatten(-1, (scored.heads, -1)).transpose(1, 2),
+            query_cls=_projected(scored, "q", normed[:, :1])[:, :, 0] if scored.has_cls else None,
+            keys=_projected(scored, "k", normed),
             scale=scored.scale,
             positions=self._positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
-            hidden_cls=feature[:, 0],
+            hidden_cls=feature[:, 0] if scored.has_cls else None,
+            queries=partial(_projected, scored, "q", normed),
             **of_video,
         )
+
+
+def _projected(scored: ScoredLayer, name: str, normed: Tensor) -> Tensor:
+    """Return queries ("q") or keys ("k") of tokens ``[C, n, d_v]``, by head: ``[C, H, n, e]``.
+
+    By the projections of this moment, adapters and all.
+    """
+    projected: Any = scored.attention
+    with weights_in_place(projected):
+        states = getattr(projected, f"{name}_proj")(normed)
+    by_head: Tensor = states.unflatten(-1, (scored.heads, -1))
+    return by_head.transpose(1, 2)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitcop_core import VisionView, ops
+from vitcop_core.methods import patch_saliency
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
@@ -72,7 +73,7 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
     if active_settings(parts.base) is not None:
         raise ValueError("model must not be pruned while it is observed; remove() the pruner first")
     if parts.scored is None:
-        raise ValueError(f"model must have a vision tower whose CLS token ranks patches, got {parts.obstacle}")
+        raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
     check_scoring(parts.decoder_layers[0].self_attn)
     prompt = read_prompt(parts, inputs)
     recorder = _Recorder(parts, parts.scored, prompt)
@@ -111,18 +112,20 @@ class _Recorder:
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         source, heads = self._prompt.sources[len(self._saliencies)], self._scored.heads
-        queries, keys = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
+        projected = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
+        queries, keys = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in projected)
         rows, columns = source.grid
         seen = VisionView(
-            query_cls=queries[:, 0].unflatten(-1, (heads, -1)),
-            keys=keys.unflatten(-1, (heads, -1)).transpose(1, 2),
+            query_cls=queries[:, :, 0] if self._scored.has_cls else None,
+            keys=keys,
             scale=self._scored.scale,
             positions=keys.new_empty(0),
             hidden=keys.new_empty((keys.shape[0], rows * columns, 0)),
             pool=source.pool,
             grid=self._parts.grid,
+            queries=lambda: queries,
         )
-        pooled = seen.pooled(ops.cls_saliency(seen.query_cls, seen.keys, seen.scale)[:, 1:])
+        pooled = patch_saliency(seen, "auto")
         if not bool(pooled.isfinite().all()):
             raise ValueError(
                 "model must give finite attention in its vision tower, got others in this dtype; try float32"
