@@ -32,6 +32,11 @@ def pixels_argument(get_features: Callable[..., Any]) -> str:
     return next(iter(inspect.signature(get_features).parameters))
 
 
+def grids_argument(get_features: Callable[..., Any]) -> str:
+    """Return what the grids of `get_image_features` or `get_video_features` are called, its second argument."""
+    return [*inspect.signature(get_features).parameters][1]
+
+
 def split_clips(features: Tensor | Sequence[Tensor], frames: Sequence[int]) -> list[Tensor]:
     """One entry for each clip, in the form in which this version of transformers expects it.
 

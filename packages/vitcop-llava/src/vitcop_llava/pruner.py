@@ -20,10 +20,12 @@ from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks.calls import CallHooks
 from vitcop_llava.hooks.capture import DecoderCapture, TowerCapture
 from vitcop_llava.hooks.checks import check_tower
+from vitcop_llava.hooks.deepstack import DeepstackHooks
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.language import LanguageHooks
 from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.squares import SquareHooks
 from vitcop_llava.hooks.state import Call
 from vitcop_llava.hooks.tower import TowerHooks
 from vitcop_llava.hooks.vision import FeatureHooks, VisionHooks
@@ -83,13 +85,15 @@ class Pruner:
             graphs = Graphs()
             segments, lower = DecoderCapture(parts, owner, graphs), TowerCapture(parts, owner, graphs)
         language = LanguageHooks(parts, method, planner, owner, segments, identity=identity)
-        vision = VisionHooks(parts, method, planner, owner)
+        vision = (VisionHooks if parts.squares is None else SquareHooks)(parts, method, planner, owner)
         calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
         self._handles.extend(calls.attach())
         tower = TowerHooks(parts, owner)
         features = FeatureHooks(parts, planner, owner, tower, lower, cuts_tower=cuts_tower, identity=identity)
         self._handles.extend(features.attach())
         self._handles.extend(language.attach())
+        if not identity:
+            self._handles.extend(DeepstackHooks(parts, owner).attach())
         modules = [model, parts.base, *language.modules]
         if cuts_tower:
             self._handles.extend(vision.attach())

@@ -62,7 +62,14 @@ class Parts:
             numbers of tokens: they are counted when it is encoded.
         shape: What costs are computed from.
         anyres: How images of any size are tiled; None where each is one unit.
-        video: How clips are read; None for a model of images alone.
+        video: How clips are read, frame by frame; None for a model of images alone, and with ``squares``.
+        squares: How images and clips of any size come as flat patches; None where they come as pixels.
+        tower_path: The vision tower's name in ``base``.
+        projector_path: Likewise the projector's.
+        keeps_positions: Whether every token keeps its position, whatever was dropped before it. True for positions of
+            several axes, which tell where on its image a token stands. Otherwise what follows a token that is dropped
+            before the first layer moves up.
+        deepstack: How many of the first decoder layers add features of the tower's to the visual tokens they give.
     """
 
     base: nn.Module
@@ -82,11 +89,17 @@ class Parts:
     tower_layers: tuple[nn.Module, ...] = ()
     anyres: Anyres | None = None
     video: Video | None = None
+    squares: Squares | None = None
+    tower_path: str = "vision_tower"
+    projector_path: str = "multi_modal_projector"
+    keeps_positions: bool = False
+    deepstack: int = 0
 
     @property
     def token_ids(self) -> dict[str, int]:
         """The placeholder's id of each kind of input, by its name in ``mm_encoder_outputs``."""
-        return {"image": self.image_token_id} | ({} if self.video is None else {"video": self.video.token_id})
+        clips = self.video or self.squares
+        return {"image": self.image_token_id} | ({} if clips is None else {"video": clips.token_id})
 
     @cached_property
     def tiling(self) -> Tiling:
@@ -142,3 +155,33 @@ class Video:
     def clip(self, frames: int) -> Tiling:
         """Return a clip of so many frames in units."""
         return Tiling(self.grid, frames=frames)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """How a family takes images and clips of any size: as flat patches, each square of which becomes one token.
+
+    The patches of a square follow each other. An image is one unit, and so is each step of a clip.
+
+    Attributes:
+        token_id: The placeholder's id of clips in ``input_ids``.
+        side: Patches on a side of a square.
+        window: Tokens on a side of the windows by which the tower orders its patches; None where it keeps their order.
+    """
+
+    token_id: int
+    side: int
+    window: int | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patches of one token."""
+        return self.side**2
+
+    def image(self, height: int, width: int) -> Tiling:
+        """Return an image of so many rows and columns of patches."""
+        return Tiling((height // self.side, width // self.side))
+
+    def clip(self, steps: int, height: int, width: int) -> Tiling:
+        """Return a clip of so many steps in time, each of so many rows and columns of patches."""
+        return Tiling((height // self.side, width // self.side), frames=steps)

@@ -73,7 +73,7 @@ _SCORED = frozenset(
     f"{name}Attention"
     for name in "Llama Mistral Mixtral Qwen2 Qwen2Moe Qwen3 Qwen3Moe Cohere Gemma Granite GraniteMoe Olmo Olmo2 Olmoe "
     "FlexOlmo Glm Glm4 Glm4Moe Ernie4_5 Nemotron Phi Phimoe Starcoder2 SeedOss Helium StableLm BitNet Arcee AriaText "
-    "Doge DiffLlama Cwm Jais2 SolarOpen Ministral".split()
+    "Doge DiffLlama Cwm Jais2 SolarOpen Ministral Qwen2VL Qwen2_5_VL Qwen3VLText Qwen3VLMoeText".split()
 )
 
 

@@ -28,6 +28,7 @@ _ahead: ContextVar[int | None] = ContextVar("vitcop_ahead", default=None)
 _continuation: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_continuation", default=None)
 _replaying: ContextVar[EncodedImages | None] = ContextVar("vitcop_replaying", default=None)
 _top: ContextVar[tuple[int, int] | None] = ContextVar("vitcop_top", default=None)
+_encoding: ContextVar[int | None] = ContextVar("vitcop_encoding", default=None)
 _expected: ContextVar[int | None] = ContextVar("vitcop_expected", default=None)
 
 
@@ -92,6 +93,16 @@ def encoding_ahead(owner: int) -> AbstractContextManager[None]:
 def is_encoding_ahead(owner: int) -> bool:
     """Whether ``generate`` of ``owner``'s model encodes images, in this thread or task."""
     return _ahead.get() == owner
+
+
+def encoding(owner: int) -> AbstractContextManager[None]:
+    """Encode images or clips for ``owner``: one way of encoding may be called by the other."""
+    return _holding(_encoding, owner)
+
+
+def is_encoding(owner: int) -> bool:
+    """Whether images or clips are being encoded for ``owner``, in this thread or task."""
+    return _encoding.get() == owner
 
 
 def active_generation(owner: int) -> Generation | None:

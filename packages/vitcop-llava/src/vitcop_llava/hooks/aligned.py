@@ -26,7 +26,14 @@ def is_aligned(call: Call) -> bool:
 
 
 def enter(
-    call: Call, run: Prefill, span: range, first: int | None, positions: Tensor | None, *, needs_labels: bool
+    call: Call,
+    run: Prefill,
+    span: range,
+    first: int | None,
+    positions: Tensor | None,
+    *,
+    needs_labels: bool,
+    keeps_positions: bool = False,
 ) -> None:
     """Work out the first segment, and the labels of its visual tokens.
 
@@ -35,8 +42,10 @@ def enter(
         run: With its counts of tokens; gets the segment, labels and tail of text.
         span: The columns of the images.
         first: The position id of the first column, where they count on from it by one; None where they do not.
-        positions: ``[B or 1, L]`` position ids before anything of this call is dropped; None with ``first``.
+        positions: ``[B or 1, L]`` position ids before anything of this call is dropped, ``[B, L, 3]`` where they have
+            axes; None with ``first``.
         needs_labels: Whether a cut reads the labels.
+        keeps_positions: Whether tokens keep their positions, whatever is dropped before them.
     """
     (source,) = call.sources.values()
     batch, kept, device = len(run.visual), run.visual[0], source.where.device
@@ -51,12 +60,14 @@ def enter(
         ids = ids + first if first else ids
     else:
         assert positions is not None  # the one or the other
-        # Within the images they count by one, and so they go on doing among what is kept.
-        tail = positions[:, span.stop :]
         ids = positions
-        if index is not None:
+        if index is not None and keeps_positions:
+            ids = take(ids.expand(batch, *ids.shape[1:]), columns)
+        elif index is not None:
+            # Within the images they count by one, and so they go on doing among what is kept.
+            tail = positions[:, span.stop :]
             ids = torch.cat([positions[:, : places.stop], tail - (len(span) - kept)], dim=1)
-    run.segments.append(Segment(columns, None, places, None, ids.expand(batch, -1)))
+    run.segments.append(Segment(columns, None, places, None, ids.expand(batch, *ids.shape[1:])))
     if not needs_labels:
         return
     if labels is None:

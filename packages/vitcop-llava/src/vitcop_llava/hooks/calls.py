@@ -198,7 +198,9 @@ class CallHooks:
             call.sources, call.placeholders = sources, either([source.where for source in sources.values()])
             if not self._identity:
                 where = {kind: source.where for kind, source in sources.items()}
-                call.seen = read_prompt(where, given, self._parts.token_ids)
+                # Positions of several axes are nobody's to count.
+                read = {**given, "position_ids": None} if self._parts.keeps_positions else given
+                call.seen = read_prompt(where, read, self._parts.token_ids)
 
     def _sources(self, given: Kwargs) -> dict[str, Source]:
         """The images and clips of a call, by kind."""

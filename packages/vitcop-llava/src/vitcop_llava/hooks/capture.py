@@ -176,7 +176,8 @@ class DecoderCapture:
         self, index: int, run: Prefill, replay: Replay, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Group, tuple[Any, ...]] | str:
         """Return the layers from ``index`` on, as far as they go together, and their output; or why not."""
-        stop = min((cut for cut in run.cut_layers if cut > index), default=len(self._parts.decoder_layers))
+        ends = (*run.cut_layers, *range(1, self._parts.deepstack + 1), len(self._parts.decoder_layers))
+        stop = min(end for end in ends if end > index)
         if stop - 1 in replay.alone:
             stop -= 1
         if stop <= index:

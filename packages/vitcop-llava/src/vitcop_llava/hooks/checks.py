@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -68,6 +69,8 @@ def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
         return len(encoded.pooler_output), sum(len(feature) for feature in encoded.pooler_output)
     # Sizes may be on the device, and clips are looked at when they are encoded: then the images themselves tell.
     pixels = given.get(PIXELS[kind])
+    if parts.squares is not None:
+        return 0, 0  # grids tell, which are read when they are encoded
     images = 0 if pixels is None else len(pixels)
     is_known = kind == "image" and parts.anyres is None and parts.scored is not None
     return images, images * parts.visual_tokens if is_known else 0
@@ -82,8 +85,8 @@ def check_unchanged(parts: Parts) -> None:
     base: Any = parts.base
     language_model: Any = parts.language_model
     found = {
-        "vision tower": base.vision_tower is parts.vision_tower,
-        "projector": base.multi_modal_projector is parts.projector,
+        "vision tower": attrgetter(parts.tower_path)(base) is parts.vision_tower,
+        "projector": attrgetter(parts.projector_path)(base) is parts.projector,
         "language model": base.language_model is parts.language_model,
         "decoder layers": [*language_model.layers] == [*parts.decoder_layers],
     }

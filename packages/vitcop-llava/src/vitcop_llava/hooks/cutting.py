@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,26 @@ def apply_cut(
     totals = None if keeps is None else on_device(counts, hidden.device)
     after, origin = append_segment(segment, selection.index, selection.appended_at, totals, slots)
     return after, origin, take(torch.cat([hidden, selection.appended], dim=1), origin)
+
+
+def keep_positions(run: Prefill, after: Segment, appended_at: Tensor, origin: Tensor) -> Segment:
+    """Return the segment after a cut that appended tokens, each at the position of the token it is named after.
+
+    Args:
+        run: Its segment is the one before; gets the rotations of the one after.
+        after: The segment after the cut.
+        appended_at: ``[B, c]`` int64, which of the N visual tokens each new one is named after; N or more past a row's
+            own.
+        origin: ``[B, slots]`` int64, what `apply_cut` gave.
+    """
+    segment = run.segment
+    named = segment.visual.gather(1, appended_at.clamp(max=segment.count - 1))
+    number = origin - segment.slots
+    slots = torch.where(number < 0, origin, named.gather(1, number.clamp(min=0)))
+    rows = origin.shape[0]
+    cosines, sines = (take(part.expand(rows, -1, -1), slots) for part in run.rotary)
+    run.rotary = (cosines, sines)
+    return replace(after, position_ids=take(segment.position_ids, slots))
 
 
 def labels_after(labels: Tensor | None, index: Tensor, keeps: Tensor | None) -> Tensor | None:

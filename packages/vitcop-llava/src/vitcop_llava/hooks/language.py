@@ -25,7 +25,7 @@ from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotar
 from vitcop_llava.hooks.capture import DecoderCapture
 from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
 from vitcop_llava.hooks.counting import count_rows, without_padding
-from vitcop_llava.hooks.cutting import apply_cut, labels_after, restored
+from vitcop_llava.hooks.cutting import apply_cut, keep_positions, labels_after, restored
 from vitcop_llava.hooks.patching import HookSwitch, Removable, any_compiled, eager, unless_compiling
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.reading import read_prompt
@@ -34,8 +34,9 @@ from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call
 from vitcop_llava.hooks.stepping import is_plain_step, open_state, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
+from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.foreign import remember
-from vitcop_llava.sequence.rotary import packed, reindexed
+from vitcop_llava.sequence.rotary import by_axis, packed, reindexed
 from vitcop_llava.sequence.segment import Segment, take
 from vitcop_llava.sequence.static import PrunedStaticLayer, check_room
 
@@ -131,17 +132,18 @@ class LanguageHooks:
         elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        seen = call.seen
-        if seen is None or not seen.is_of(mask, position_ids):  # somebody has changed them on the way
+        seen, counted = call.seen, None if self._parts.keeps_positions else position_ids
+        if seen is None or not seen.is_of(mask, counted):  # somebody has changed them on the way
             where = {kind: source.where for kind, source in call.sources.items()}
-            seen = read_prompt(where, {"attention_mask": mask, "position_ids": position_ids}, self._parts.token_ids)
+            seen = read_prompt(where, {"attention_mask": mask, "position_ids": counted}, self._parts.token_ids)
         rows, is_padded = count_rows(call.sources, seen, mask, may_be_packed=mask is None and cache is None)
         call.sources = {kind: source for kind, source in call.sources.items() if source.images}
         if not call.sources:
             call.placeholders = None
             return None
         layers = () if cache is None else install_layers(cache, self._parts.shape.num_layers)
-        run = layout.lay_out(call, self._planner, rows, layers, mask if is_padded else None, position_ids)
+        what = (rows, layers, mask if is_padded else None, position_ids)
+        run = layout.lay_out(call, self._planner, *what, keeps_positions=self._parts.keeps_positions)
         call.run = run
         run.open()
         if isinstance(cache, StaticCache):
@@ -151,12 +153,16 @@ class LanguageHooks:
             check_cuts(cache, run.cut_layers)
         if run.segment.slots < run.length or run.segment.valid is not None:
             embeds = take(embeds, run.segment.columns)
+        features = kwargs.get("deepstack_visual_embeds")
+        if features is not None:
+            run.deepstack = Deepstack(kwargs["visual_pos_masks"], features, run.segment)
         if self._planner.needs_prompt(call.plans):
             run.entry = embeds
         if self._capture is not None:
             run.replay = self._capture.begin(call.plans, self._method, kwargs, is_compiled=self._stays)
         run.keys = keys_of(self._parts, run, embeds, layer=0)
-        given = {"inputs_embeds": embeds, "position_ids": run.segment.position_ids, "attention_mask": run.keys.mask}
+        ids = by_axis(run.segment.position_ids)
+        given = {"inputs_embeds": embeds, "position_ids": ids, "attention_mask": run.keys.mask}
         return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
 
     def _begin_filling(self, cache: StaticCache, past: int, length: int) -> None:
@@ -190,7 +196,7 @@ class LanguageHooks:
         run.is_plain = mask is None and is_plain(run, queries)
         if not run.is_plain:
             run.hold(self.switch)
-        return {**kwargs, "position_ids": positions, "attention_mask": mask}
+        return {**kwargs, "position_ids": by_axis(positions), "attention_mask": mask}
 
     def _leave(self, output: Any) -> Any:
         call = active_call(self._owner)
@@ -256,17 +262,23 @@ class LanguageHooks:
     def _given(self, run: Prefill, keys: Keys) -> Kwargs:
         """The arguments of the layers behind a cut that differ from the first layer's."""
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
-        ids = None if "flash" in (self._parts.config._attn_implementation or "") else run.segment.position_ids
+        is_flash = "flash" in (self._parts.config._attn_implementation or "")
+        ids = None if is_flash or self._parts.keeps_positions else run.segment.position_ids
         return {"attention_mask": keys.mask, "position_embeddings": run.rotary, "position_ids": ids}
 
     def _cut(self, call: Call, run: Prefill, index: int, hidden: Tensor) -> Tensor:
         cut, keeps, counts = layout.row_cut(call, run, index, hidden.device)
         selection = self._method.cut_decoder(cut, self._decoder_view(run, index, hidden), keeps)
-        if cut.pack_positions:
+        if cut.pack_positions and not self._parts.keeps_positions:
             run.packed = run.packed + layout.lost(run, counts, hidden.device)
         slots = layout.after_cut(run, counts)
         after, origin, hidden = apply_cut(run, selection, keeps, counts, slots, hidden)
-        after = self._renumber(run, index, cut, after, origin, hidden)
+        if not self._parts.keeps_positions:
+            after = self._renumber(run, index, cut, after, origin, hidden)
+        elif selection.appended_at is not None:
+            after = keep_positions(run, after, selection.appended_at, origin)
+        if run.deepstack is not None:
+            run.deepstack.cut(run.segment.count, selection)
         is_last = index == run.cut_layers[-1]
         run.labels = None if is_last else labels_after(run.labels, selection.index, keeps)
         run.segments.append(after)

@@ -24,7 +24,8 @@ from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.runs import Prefill
 from vitcop_llava.hooks.state import Call, Rows, Source
 from vitcop_llava.sequence.cache import HeldLayer
-from vitcop_llava.sequence.segment import Segment, compact, on_device
+from vitcop_llava.sequence.rotary import by_token
+from vitcop_llava.sequence.segment import Segment, compact, on_device, take
 
 Given = dict[str, Any]
 
@@ -69,9 +70,11 @@ def placeholders(given: Given, parts: Parts, token_id: int) -> Tensor:
 
 
 def logical_positions(position_ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
-    """Return the caller's position ids ``[B or 1, L]``, or those that the unpruned model would give itself."""
+    """Return the caller's position ids ``[B or 1, L]``, ``[B, L, 3]`` where they have axes, or those that the unpruned
+    model would give itself.
+    """
     if position_ids is not None:
-        return position_ids
+        return by_token(position_ids)
     return torch.arange(past, past + length, device=device)[None]
 
 
@@ -82,6 +85,8 @@ def lay_out(
     layers: Sequence[HeldLayer],
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
+    *,
+    keeps_positions: bool = False,
 ) -> Prefill:
     """Work out the first segment of a call with images, and everything that later cuts count with.
 
@@ -91,7 +96,8 @@ def lay_out(
         rows: What each row holds.
         layers: Of the cache; empty where there is none.
         attention_mask: The caller's ``[B, past + L]``, or None, also where it hides nothing.
-        position_ids: The caller's, ``[B or 1, L]``, or None.
+        position_ids: The caller's, ``[B or 1, L]`` or ``[A, B, L]``, or None.
+        keeps_positions: Whether tokens keep their positions, whatever is dropped before them.
     """
     call.rows, sources = rows, list(call.sources.values())
     call.placeholders = where = either([source.where for source in sources])
@@ -110,13 +116,17 @@ def lay_out(
         continuation=call.continuation,
         placeholders=where,
         cut_layers=_cut_layers(call.plans),
-        entry_dropped=earlier + (lost_here[0] if rows.tokens is None else on_device(lost_here, where.device)[:, None]),
+        entry_dropped=earlier if keeps_positions else earlier + _lost_at_entry(rows, lost_here, where.device),
         shifts=[layer.shift for layer in layers],
         visual=[0 if plan is None else plan.entry_tokens for plan in call.plans],
         slots=[before - fewer for before, fewer in zip(had, lost_here, strict=True)],
     )
     needs_labels = planner.needs_labels(call.plans)
     if rows.span is not None and aligned.is_aligned(call):
+        if keeps_positions:
+            positions = logical_positions(position_ids, past, run.length, where.device)
+            aligned.enter(call, run, rows.span, None, positions, needs_labels=needs_labels, keeps_positions=True)
+            return run
         first = first - earlier if first is not None and isinstance(earlier, int) else None
         positions = None
         if first is None:
@@ -127,7 +137,9 @@ def lay_out(
     visual, kept = where, torch.ones_like(where)
     if codes is not None:
         visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
-    positions = logical_positions(position_ids, past, run.length, where.device) - earlier - (~kept).cumsum(1)
+    positions = logical_positions(position_ids, past, run.length, where.device)
+    if not keeps_positions:
+        positions = positions - earlier - (~kept).cumsum(1)
     if rows.tokens is not None and run.attention_mask is not None:
         kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
     run.text_tail = _text_tail(kept & ~where)
@@ -135,11 +147,16 @@ def lay_out(
     columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
     visual = visual.gather(1, columns)
     visual = visual if valid is None else visual & valid
-    positions = positions.expand(where.shape[0], -1).gather(1, columns)
+    positions = take(positions.expand(where.shape[0], *positions.shape[1:]), columns)
     run.segments.append(Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions))
     if needs_labels:
         _label(call, run, codes)
     return run
+
+
+def _lost_at_entry(rows: Rows, lost: list[int], device: torch.device) -> Tensor | int:
+    """Return what each row loses before the language model, ``[B, 1]`` int64, or an int where rows are alike."""
+    return lost[0] if rows.tokens is None else on_device(lost, device)[:, None]
 
 
 def _cut_layers(plans: Sequence[Plan | None]) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ _LARGER = 64
 """How many times the tokens of a plain image a budget is tried on where images may have any number."""
 _LENGTHS = (1, 8, 32)
 """Frames of the clips that a budget is tried on before there are any."""
+_SIDES = (1, 4, 16, 128)
+"""Likewise rows and columns of tokens of images of any size."""
 _KEPT = 256
 """Plans that are kept."""
 
@@ -51,6 +53,8 @@ class Planner:
             tilings += [parts.anyres.tile(*point) for point in parts.anyres.pinpoints]
         if parts.scored is None:  # its images may have any number of tokens
             tilings.append(Tiling((1, parts.tiling.tokens * _LARGER)))
+        if parts.squares is not None:
+            tilings += [Tiling((side, side)) for side in _SIDES]
         if parts.video is not None:
             tilings += [parts.video.clip(frames) for frames in _LENGTHS]
         for tiling in tilings:
@@ -80,8 +84,7 @@ class Planner:
                 try:
                     found[tiling] = self._image(tiling)
                 except ValueError as error:
-                    height, width = sizes[number] if sizes else (0, 0)
-                    what = f"an image of {height} x {width} pixels"
+                    what = "an image of {} x {} pixels".format(*sizes[number]) if sizes else "an image"
                     if tiling.frames:
                         what = f"a clip of {tiling.frames} frames"
                     raise BudgetError(f"{what} with {tiling.tokens} visual tokens: {error}") from error

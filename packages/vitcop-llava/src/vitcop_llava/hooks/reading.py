@@ -41,9 +41,13 @@ class HostPrompt:
         whole = next(iter(self.where.values()))
         return np.ones_like(whole) if self.mask is None else self.mask[:, -whole.shape[1] :]
 
+    def count(self, kind: str) -> int:
+        """Return how many placeholders of a kind there are."""
+        return int(self.where[kind].sum()) if kind in self.where else 0
+
     def holds(self, counts: Mapping[str, int]) -> bool:
         """Return whether it has so many placeholders of each of these kinds."""
-        return all(kind in self.where and int(self.where[kind].sum()) == count for kind, count in counts.items())
+        return all(kind in self.where and self.count(kind) == count for kind, count in counts.items())
 
     def is_of(self, mask: Tensor | None, positions: Tensor | None) -> bool:
         """Return whether it was read from these tensors."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitcop_llava.hooks.patching import HookSwitch
 from vitcop_llava.sequence.cache import HeldLayer, KeyTap
+from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.segment import Segment
 
 
@@ -159,6 +160,7 @@ class Prefill(Run):
         packed: By how much tokens after the current segment's images are numbered lower than at the entry, for what
             cuts of this call dropped and packed: an int, or ``[B, 1]`` int64.
         replay: How segments are replayed; None where nobody asked for it.
+        deepstack: What the first layers add to the visual tokens; None where they add nothing.
     """
 
     length: Final[int]
@@ -184,6 +186,7 @@ class Prefill(Run):
     notes: Final[dict[str, Tensor]] = field(default_factory=dict)
     packed: Tensor | int = 0
     replay: Replay | None = None
+    deepstack: Deepstack | None = None
 
     @property
     def segment(self) -> Segment:

@@ -25,9 +25,13 @@ from vitcop_llava.sequence.segment import on_device, take
 
 @dataclass(frozen=True)
 class UnitCut:
-    """What one unit offers, keeps, and how many labels its tokens have; all 0 for a tile that is padding alone."""
+    """What one unit offers, keeps, and how many labels its tokens have; all 0 for a tile that is padding alone.
+
+    ``columns`` are those of its grid, of which ``box`` is the part that the model uses.
+    """
 
     box: Box
+    columns: int
     eligible: int
     keep: int
     clusters: int
@@ -69,7 +73,7 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
         return None, None
     ragged = None
     if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
-        ragged = _ragged(cuts, encoded.images[0].tiling, seen.hidden.device)
+        ragged = _ragged(cuts, patches, seen.hidden.device)
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
     made, keeps = None, None if ragged is None else ragged.keeps
     if is_cut:
@@ -118,20 +122,21 @@ def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
         planned = iter(zip(keeps, clusters, strict=True))
         for box, eligible in zip(tiling.boxes, tiling.counts, strict=True):
             keep, labels = next(planned) if eligible else (0, 0)
-            found.append(UnitCut(box, eligible, keep, labels, cut is not None))
+            found.append(UnitCut(box, tiling.grid[1], eligible, keep, labels, cut is not None))
     return found
 
 
-def _ragged(cuts: list[UnitCut], tiling: Tiling, device: torch.device) -> _Ragged:
-    (rows, columns), table = tiling.grid, []
+def _ragged(cuts: list[UnitCut], patches: int, device: torch.device) -> _Ragged:
+    table = []
     for cut in cuts:
         top, _, left, right = cut.box
-        table.append((top * columns + left, max(right - left, 1), cut.eligible, cut.keep, cut.clusters))
-    corners, widths, lengths, keeps, clusters = on_device(table, device).unbind(1)
+        width = max(right - left, 1)
+        table.append((top * cut.columns + left, cut.columns - width, width, cut.eligible, cut.keep, cut.clusters))
+    corners, beside, widths, lengths, keeps, clusters = on_device(table, device).unbind(1)
     number = torch.arange(max(cut.eligible for cut in cuts), device=device)
     down = torch.div(number, widths[:, None], rounding_mode="floor")
-    eligible = corners[:, None] + down * columns + number - down * widths[:, None]
-    return _Ragged(eligible.clamp(max=rows * columns - 1), lengths, keeps, clusters)
+    eligible = corners[:, None] + down * beside[:, None] + number
+    return _Ragged(eligible.clamp(max=patches - 1), lengths, keeps, clusters)
 
 
 def _chosen(
@@ -194,7 +199,10 @@ def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torc
 def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
     """Codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
     if not any(image.tiling.tiles[0] for image in images):
-        return codes.flatten()
+        counts = [count for image in images for count in image.tiling.counts]
+        if min(counts) == codes.shape[1]:
+            return codes.flatten()
+        return torch.cat([row[:count] for row, count in zip(codes, counts, strict=True)])
     found, start = [], 0
     for image in images:
         stop = start + len(image.tiling.boxes)

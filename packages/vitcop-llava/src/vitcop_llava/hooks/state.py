@@ -57,14 +57,17 @@ class TowerPass:
 
     Attributes:
         encoded: Stage I's result, in the making.
-        normed: ``[C, 1 + M, d_v]``, what the scored layer's attention was called with; None before it was.
+        normed: ``[C, 1 + M, d_v]``, what the scored layer's attention was called with; None before it was. ``[S, d_v]``
+            where the tower sees the patches of all units in one row.
+        rotary: Cosines and sines that attention was called with; None where there are none.
         feature: ``[C, 1 + M, d_v]``, that layer's output.
         places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
-        patches: Units, and patches of each.
+        patches: Units, and patches of each; the tokens of all units where the tower sees them in one row.
     """
 
     encoded: EncodedImages
     normed: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
     feature: Tensor | None = None
     places: Tensor | None = None
     patches: tuple[int, ...] = (0, 0)

@@ -48,7 +48,7 @@ class TowerHooks:
         Args:
             given: The arguments of ``get_image_features`` or ``get_video_features``.
         """
-        if given.get("output_hidden_states") or given.get("output_attentions"):
+        if not self._parts.tower_layers or given.get("output_hidden_states") or given.get("output_attentions"):
             return None
         config: Any = self._parts.base.config
         choice = given.get("vision_feature_layer")

@@ -18,22 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from vitcop_core import Method, VisionView
-from vitcop_llava.compat import pixels_argument, split_clips
+from vitcop_llava.compat import grids_argument, pixels_argument, split_clips
 from vitcop_llava.families import Parts
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.clips import check_frames, read_clips
+from vitcop_llava.families.grids import GRIDS, check_patches, read_grids
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.active import (
     active_call,
     active_tower,
+    encoding,
+    is_encoding,
     is_encoding_ahead,
     replaying_tower,
     set_tower,
     tower_ends_at,
 )
 from vitcop_llava.hooks.capture import TowerCapture
-from vitcop_llava.hooks.checks import check_feature_choice, check_unchanged
+from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchanged
 from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one, whole_codes
@@ -85,6 +88,10 @@ class FeatureHooks:
     def attach(self) -> Iterator[Removable]:
         """Replace the functions, yielding what undoes it."""
         parts = self._parts
+        if parts.squares is not None:
+            for kind in parts.token_ids:
+                yield Replacement(parts.base, f"get_{kind}_features", partial(self._encode_grids, kind))
+            return
         if not self._identity or parts.anyres is not None or parts.scored is None:
             yield Replacement(parts.base, "get_image_features", self._encode_images)
         if parts.video is not None:
@@ -132,6 +139,29 @@ class FeatureHooks:
             output.pooler_output = split_clips(output.pooler_output, frames)
         return output
 
+    def _encode_grids(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        squares = self._parts.squares
+        if squares is None or is_encoding(self._owner) or not self._is_own_call(kind):
+            return original(*args, **kwargs)
+        given = arguments_of(original, args, kwargs)
+        pixels, name = pixels_argument(original), grids_argument(original)
+        grids = read_grids(GRIDS[kind], given.get(name), squares)
+        check_patches(PIXELS[kind], given.get(pixels), GRIDS[kind], grids)
+        if kind == "image":
+            tilings = [squares.image(rows, columns) for _, rows, columns in grids]
+        else:
+            tilings = [squares.clip(*grid) for grid in grids]
+        call = active_call(self._owner)
+        seen = None if call is None else call.seen
+        needed = sum(tiling.placeholders for tiling in tilings)
+        if seen is not None and not seen.holds({kind: needed}):
+            raise ValueError(
+                f"input_ids must hold the {needed} {kind} placeholders of {GRIDS[kind]}, got {seen.count(kind)}"
+            )
+        images = self._planner.images(tilings)
+        with encoding(self._owner):
+            return self._encode(original, given, EncodedImages(self._owner, kind, images))
+
     def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
         if self._cuts_tower:
             check_unchanged(self._parts)
@@ -158,7 +188,7 @@ class FeatureHooks:
     def _count(self, features: Any, encoded: EncodedImages) -> None:
         """Plan images by what the encoder gave for each, unless their sizes have told already."""
         counts = [each.shape[:-1].numel() for each in features]
-        if encoded.kind == "image" and counts != [image.tiling.placeholders for image in encoded.images]:
+        if self._parts.squares is None and encoded.kind == "image" and counts != [image.tiling.placeholders for image in encoded.images]:
             rows, columns = self._parts.grid
             own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
             encoded.images = self._planner.images([Tiling(grid) for grid in own])

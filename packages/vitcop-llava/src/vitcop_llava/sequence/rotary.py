@@ -38,6 +38,19 @@ def packed(first: Tensor, padding: Tensor | None, slots: int) -> Tensor:
     return first + (padding.cumsum(1) - 1).clamp(min=0)
 
 
+def by_token(position_ids: Tensor) -> Tensor:
+    """Return ``[B or 1, L]`` position ids of one axis as they are; ``[A, B, L]`` of several as ``[B, L, 3]``.
+
+    Of four axes the first numbers tokens, for samples that are packed into one row, and turns nothing.
+    """
+    return position_ids if position_ids.ndim < 3 else position_ids[-3:].movedim(0, -1)
+
+
+def by_axis(position_ids: Tensor) -> Tensor:
+    """Return position ids in the form in which a model takes them: the reverse of `by_token`."""
+    return position_ids if position_ids.ndim < 3 else position_ids.movedim(-1, 0)
+
+
 # Rows of attention in memory at a time: each takes H S numbers for every row of the batch.
 _ROWS = 64
 

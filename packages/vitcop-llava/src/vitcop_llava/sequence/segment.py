@@ -27,7 +27,7 @@ class Segment:
         places: ``[B, N]`` int64, slots of the visual tokens, ascending; arbitrary past a row's own number. A range
             where they are the same run of slots in all rows.
         lengths: ``[B]`` int64, visual tokens of each row; None where all rows have N.
-        position_ids: ``[B, P]`` int64.
+        position_ids: ``[B, P]`` int64; ``[B, P, 3]`` where positions have axes.
         is_merged: ``[B, N]`` bool, which visual tokens stand for several; None before any merging.
     """
 

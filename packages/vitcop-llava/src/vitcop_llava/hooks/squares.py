@@ -1,0 +1,151 @@
+"""Stage I's hooks where images of any size come as flat patches, and each square of them becomes one token.
+
+As the hooks of `vision`, but that the tower sees the patches of all units in one row, in an order of its own. What is
+decided is decided for squares: what ranks them and what they are clustered by is the mean over their patches, and only
+kept squares go through the projector.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcop_core import Method, VisionView
+from vitcop_llava.families import Parts
+from vitcop_llava.families.grids import token_places
+from vitcop_llava.families.tiling import Tiling
+from vitcop_llava.hooks.active import active_tower, set_tower
+from vitcop_llava.hooks.patching import Removable, eager
+from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.stage_one import run_stage_one
+from vitcop_llava.hooks.state import TowerPass
+from vitcop_llava.sequence.segment import grid_positions, on_device
+from vitcop_llava.weights.offloading import weights_in_place
+
+
+class SquareHooks:
+    """The hooks on the scored layer's attention and on the projector. Holds no state of any call."""
+
+    def __init__(self, parts: Parts, method: Method, planner: Planner, owner: int) -> None:
+        self._parts, self._method, self._owner = parts, method, owner
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What the hooks go on."""
+        scored = self._parts.scored
+        return [] if scored is None else [scored.attention, self._parts.projector]
+
+    def attach(self) -> Iterator[Removable]:
+        """Register the hooks, yielding the handle of each."""
+        parts, scored = self._parts, self._parts.scored
+        assert scored is not None  # a method that cuts here is refused without
+        yield scored.attention.register_forward_pre_hook(eager(self._before_attention), with_kwargs=True)
+        yield parts.projector.register_forward_pre_hook(eager(self._before_projector))
+        yield parts.projector.register_forward_hook(eager(self._after_projector), always_call=True)
+
+    def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tower = active_tower(self._owner)
+        if tower is not None:
+            tower.normed = args[0] if args else kwargs["hidden_states"]
+            tower.rotary = kwargs.get("position_embeddings")
+
+    def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        tower = active_tower(self._owner)
+        if tower is None:
+            return None
+        squares, images = self._squares(args[0]), tower.encoded.images
+        units = tuple(image.tiling.grid for image in images for _ in image.tiling.boxes)
+        order = token_places(units, self._window)
+        places = None if order is None else on_device(order, squares.device)
+        seen = self._view(tower, squares, units, places)
+        kept, made = run_stage_one(self._method, seen, tower.encoded)
+        if kept is None:
+            return None
+        tower.places = kept if places is None else places.flatten()[kept]
+        tower.patches = (squares.shape[0],)
+        through = squares.index_select(0, tower.places) if made is None else made
+        return (through.unflatten(1, (-1, args[0].shape[-1])).flatten(0, 1),)
+
+    def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
+        tower = active_tower(self._owner)
+        if tower is None:
+            return None
+        set_tower(None)
+        if tower.places is None or output is None:
+            return None
+        room = output.new_zeros((*tower.patches, output.shape[-1]))
+        return room.index_copy(0, tower.places, output)
+
+    @property
+    def _window(self) -> int | None:
+        assert self._parts.squares is not None  # else other hooks are attached
+        return self._parts.squares.window
+
+    def _squares(self, values: Tensor) -> Tensor:
+        """Return the values of patches ``[S, ...]`` as ``[S / square, square * ...]``."""
+        assert self._parts.squares is not None  # else other hooks are attached
+        return values.reshape(values.shape[0] // self._parts.squares.patches, -1)
+
+    def _view(
+        self, tower: TowerPass, squares: Tensor, units: tuple[tuple[int, int], ...], places: Tensor | None
+    ) -> VisionView:
+        """Return what the tower has shown.
+
+        Args:
+            tower: The pass.
+            squares: ``[N, square * d_v]``, what the projector was called with, in the tower's order.
+            units: Rows and columns of tokens of each unit.
+            places: ``[C, m]`` int64, where each unit's tokens stand in that order; None where it is theirs.
+        """
+        scored, side = self._parts.scored, self._parts.squares
+        assert scored is not None  # else nothing is attached
+        assert side is not None  # likewise
+        if tower.normed is None or tower.rotary is None:
+            raise ValueError(
+                "model must run the layer of its vision tower that Stage I reads, got a call without it: a part was "
+                "replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+            )
+        attention: Any = scored.attention
+        with weights_in_place(attention):
+            projected = attention.qkv(tower.normed).unflatten(-1, (3, scored.heads, -1))
+        queries, keys = projected[:, 0], projected[:, 1]
+        turn: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        turned = turn(queries, keys, *tower.rotary)
+
+        def by_unit(values: Tensor) -> Tensor:
+            """``[S, ...]`` patches in the tower's order to ``[C, M, ...]``."""
+            own = values.unflatten(0, (-1, side.patches))
+            own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
+            return own.flatten(1, 2)
+
+        counts = [rows * columns for rows, columns in units]
+        sizes = None
+        if len(set(counts)) > 1:
+            sizes = on_device([count * side.patches for count in counts], squares.device)
+        hidden = squares.unflatten(0, (len(units), -1)) if places is None else squares[places]
+        frames = tuple(image.tiling.frames for image in tower.encoded.images)
+        return VisionView(
+            query_cls=None,
+            queries=lambda: by_unit(turned[0]).transpose(1, 2),
+            keys=by_unit(keys).transpose(1, 2),
+            attended_keys=by_unit(turned[1]).transpose(1, 2),
+            scale=scored.scale,
+            positions=_positions(units, squares.device),
+            hidden=hidden,
+            sizes=sizes,
+            pool=side.side,
+            frames=frames if all(frames) else None,
+        )
+
+
+def _positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Return ``[C, m, 2]`` float32: (row / rows, column / columns) of every token; 0 past a unit's own."""
+    each = {grid: grid_positions(*grid, device) for grid in units}
+    if len(each) == 1:
+        return each[units[0]].expand(len(units), -1, -1)
+    return nn.utils.rnn.pad_sequence([each[grid] for grid in units], batch_first=True)
