@@ -77,6 +77,7 @@ class VisionView:
 
     Where the model pools its features before the projector, as it does for frames of video, the m "patches" are what it
     pools to, and the vision layer has M = m * pool ** 2 patches (or a few more, in lines that pooling leaves out).
+    Likewise where the projector makes one token of each square of patches.
 
     Attributes:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature; None of a
@@ -93,15 +94,18 @@ class VisionView:
         hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
             out; None of a tower without one, and where no method that may want it is shown the view.
         pool: Side of the square of the vision layer's patches that each of the m stands for.
-        grid: Rows and columns of the vision layer's patches; needed with ``pool`` above 1.
+        grid: Rows and columns of the vision layer's patches; None where the patches of a square follow each other.
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
         queries: Gives that layer's queries of all tokens that ``keys`` are of, in the same shape. They are projected
             only when called.
+        attended_keys: ``[C, H, M, e]``, the keys as the layer attends to them, where it rotates queries and keys by
+            position; None where they are ``keys``.
+        sizes: ``[C]`` int64, how many of the vision layer's M patches each unit has, where units are of different
+            sizes; None where all have M.
 
     Raises:
         TypeError: A number is not one, or ``hidden`` no tensor.
-        ValueError: A number is out of range, patches are pooled and there is no grid, or the frames are not the C
-            units.
+        ValueError: A number is out of range, or the frames are not the C units.
     """
 
     query_cls: Tensor | None
@@ -116,6 +120,8 @@ class VisionView:
     grid: tuple[int, int] | None = None
     frames: tuple[int, ...] | None = None
     queries: Callable[[], Tensor] = _not_shown
+    attended_keys: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that grid and frames fit."""
@@ -128,7 +134,6 @@ class VisionView:
                 for count in counts:
                     check_int(name, count, 1)
         require(self.grid is None or len(self.grid) == 2, "grid", "rows and columns", self.grid)
-        require(self.pool == 1 or self.grid is not None, "grid", "given where patches are pooled", self.grid)
         units = self.hidden.shape[0]
         fits = self.frames is None or sum(self.frames) == units
         require(fits, "frames", f"those of {units} units", self.frames)
@@ -154,11 +159,14 @@ class VisionView:
         """
         if self.pool == 1:
             return values
-        assert self.grid is not None  # checked on construction
-        side, (rows, columns) = self.pool, (extent // self.pool for extent in self.grid)
-        laid = values.unflatten(1, self.grid)[:, : rows * side, : columns * side]
-        laid = laid.float() if laid.element_size() < 4 else laid
-        parts = [laid[:, down::side, across::side] for down in range(side) for across in range(side)]
+        values, side = values.float() if values.element_size() < 4 else values, self.pool
+        if self.grid is None:
+            laid = values.unflatten(1, (-1, 1, side**2))
+            parts = [laid[:, :, :, number] for number in range(side**2)]
+        else:
+            rows, columns = (extent // side for extent in self.grid)
+            laid = values.unflatten(1, self.grid)[:, : rows * side, : columns * side]
+            parts = [laid[:, down::side, across::side] for down in range(side) for across in range(side)]
         total: Tensor = parts[0]
         for part in parts[1:]:  # one after the other: what a reduction gives may depend on how many units there are
             total = total + part

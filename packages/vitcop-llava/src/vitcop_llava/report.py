@@ -260,7 +260,10 @@ def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
         else:
             whole = PlannedImage(parts.tiling, identity_plan(parts.shape.num_layers, parts.tiling.units))
             images = [whole] * (sum(counts) // parts.visual_tokens)
-        each.append(by_row(images, share_out(counts, [image.tiling.placeholders for image in images])))
+        sizes = [image.tiling.placeholders for image in images]
+        repeats = sum(counts) // sum(sizes) if sizes else 1  # of each row, by `generate` for beams
+        rows = by_row(images, share_out(counts[::repeats], sizes))
+        each.append([row for row in rows for _ in range(repeats)])
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
 
 

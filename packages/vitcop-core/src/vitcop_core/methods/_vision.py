@@ -31,7 +31,8 @@ def patch_saliency(seen: VisionView, choice: str) -> Tensor:
     if query is not None and choice != "received":
         paid = ops.cls_saliency(query, seen.keys, seen.scale)
     else:
-        paid = ops.received_attention(seen.queries(), seen.keys, seen.scale)
+        keys = seen.keys if seen.attended_keys is None else seen.attended_keys
+        paid = ops.received_attention(seen.queries(), keys, seen.scale, lengths=seen.sizes)
     return seen.pooled(paid[:, seen.leading :])
 
 
