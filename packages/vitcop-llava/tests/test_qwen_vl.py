@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
+    CompileConfig,
     DynamicCache,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -27,7 +29,13 @@ from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 PATCH = 3 * 2 * 4 * 4
-VISION: dict[str, Any] = {"depth": 4, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+VISION: dict[str, Any] = {
+    "depth": 4,
+    "num_heads": 4,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 WIDE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
 ADDED: dict[str, Any] = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
 SPARSE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -146,7 +154,10 @@ def given(rows: Sequence[Row], family: str = "qwen2", side: str = "left") -> dic
         ids.append(found)
     length = max(map(len, ids))
     padded = [[0] * (length - len(row)) + row if side == "left" else row + [0] * (length - len(row)) for row in ids]
-    mask = [[0] * (length - len(row)) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * (length - len(row)) for row in ids]
+    mask = [
+        [0] * (length - len(row)) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * (length - len(row))
+        for row in ids
+    ]
     tokens = torch.tensor(padded)
     inputs = {"input_ids": tokens, "attention_mask": torch.tensor(mask), "mm_token_type_ids": _kinds(tokens)}
     for pixels, grids, own in (
@@ -189,7 +200,9 @@ def test_keeping_everything_is_the_unpruned_model(family: str, rows: list[Row]) 
         assert torch.equal(model(**inputs).logits, logits)
         assert torch.equal(answer(model, inputs), tokens)
         assert torch.equal(answer(model, inputs, num_beams=2), beams)
-        assert pruner.report.rows[0].plan.visual_tokens == sum(part.tokens for part in rows[0] if not isinstance(part, int))
+        plan = pruner.report.rows[0].plan
+        assert plan is not None
+        assert plan.visual_tokens == sum(part.tokens for part in rows[0] if not isinstance(part, int))
     assert torch.equal(model(**inputs).logits, logits)
 
 
@@ -250,7 +263,11 @@ def test_a_second_turn_continues_the_first(family: str, method: Any) -> None:
         cache = DynamicCache()
         first = model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
         turn = torch.cat([first, torch.tensor([[11, 12, 13, 14]])], dim=1)
-        follow = inputs | {"input_ids": turn, "attention_mask": torch.ones_like(turn), "mm_token_type_ids": _kinds(turn)}
+        follow = inputs | {
+            "input_ids": turn,
+            "attention_mask": torch.ones_like(turn),
+            "mm_token_type_ids": _kinds(turn),
+        }
         expected = answer(model, follow)
         text = {name: value for name, value in follow.items() if name not in ("pixel_values", "image_grid_thw")}
         found = answer(model, text | {"mm_token_type_ids": _kinds(turn)}, past_key_values=cache)
@@ -289,7 +306,9 @@ def received(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     whole = getattr(tower, "fullatt_block_indexes", None)
     scored = tower.blocks[max(whole) if whole else len(tower.blocks) - 1].attn
     states: dict[str, Any] = {}
-    handle = scored.register_forward_pre_hook(lambda _, args, kwargs: states.update(kwargs, x=args[0]), with_kwargs=True)
+    handle = scored.register_forward_pre_hook(
+        lambda _, args, kwargs: states.update(kwargs, x=args[0]), with_kwargs=True
+    )
     tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     handle.remove()
     heads = scored.num_heads
@@ -332,7 +351,9 @@ def test_stage_one_keeps_the_squares_that_receive_most(family: str) -> None:
 
 
 @families
-@pytest.mark.parametrize("method", [ViTCoP(ratios=(0.5, 0.5, 0.5)), FastV(retention_ratio=1 / 2, layer=2)], ids=["entry", "layer"])
+@pytest.mark.parametrize(
+    "method", [ViTCoP(ratios=(0.5, 0.5, 0.5)), FastV(retention_ratio=1 / 2, layer=2)], ids=["entry", "layer"]
+)
 def test_what_stays_is_run_at_its_own_positions(family: str, method: Any) -> None:
     """Against a plain loop over the layers: kept tokens at their positions, with their own features added."""
     model, inputs = build(family), given([[3, WIDE_ONE, 5]], family)
@@ -355,7 +376,8 @@ def test_what_stays_is_run_at_its_own_positions(family: str, method: Any) -> Non
         hidden = hidden[:, stays[number][now]]
         now = stays[number]
         rotary = base.language_model.rotary_emb(hidden, positions[:, :, now])
-        mask = torch.full((now.sum(), now.sum()), float("-inf")).triu(1)[None, None]
+        count = int(now.sum())
+        mask = torch.full((count, count), float("-inf")).triu(1)[None, None]
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         for added in getattr(image, "deepstack_features", ())[number : number + 1]:
             hidden[0, where[now]] += added[0][now[where]]
@@ -371,10 +393,16 @@ def test_what_stays_is_run_at_its_own_positions(family: str, method: Any) -> Non
         ({"image_grid_thw": torch.tensor([[1.0, 8, 12]])}, "image_grid_thw must be a tensor of integers"),
         ({"image_grid_thw": torch.tensor([1, 8, 12])}, r"image_grid_thw must be of shape \[n, 3\]"),
         ({"image_grid_thw": torch.tensor([[1, 0, 12]])}, "image_grid_thw must have rows and columns"),
-        ({"image_grid_thw": torch.tensor([[1, 32, 3]])}, "image_grid_thw must have rows and columns that are multiples"),
+        (
+            {"image_grid_thw": torch.tensor([[1, 32, 3]])},
+            "image_grid_thw must have rows and columns that are multiples",
+        ),
         ({"image_grid_thw": torch.tensor([[2, 4, 12]])}, "image_grid_thw must have one step in time"),
         ({"image_grid_thw": torch.tensor([[1, 8, 8]])}, r"pixel_values must be of shape \[64, patch\]"),
-        ({"pixel_values": torch.zeros(64, PATCH), "image_grid_thw": torch.tensor([[1, 8, 8]])}, "input_ids must hold the 16 image"),
+        (
+            {"pixel_values": torch.zeros(64, PATCH), "image_grid_thw": torch.tensor([[1, 8, 8]])},
+            "input_ids must hold the 16 image",
+        ),
     ],
 )
 def test_grids_that_do_not_fit_are_refused_before_any_work(family: str, change: dict[str, Any], message: str) -> None:
@@ -406,3 +434,106 @@ def test_features_of_merged_tokens_are_the_mean_of_their_group() -> None:
     left.cut(4, Selection(torch.tensor([[1, 2]]), torch.zeros(1, 2, 1), None, torch.tensor([[0, 0, 1, 1]])))
     after = Segment(columns[:, :4], None, range(1, 3), None, columns[:, :4])
     assert left.add(torch.zeros(1, 4, 1), after).flatten().tolist() == [0, 2, 20, 0]
+
+
+class Waits(TorchFunctionMode):
+    """Counts the calls that read values from the device, whoever makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        is_counted = name != "repeat_interleave" or isinstance(args[1], Tensor)
+        self.count += (name in READS and is_counted) or (name in ("__getitem__", "__setitem__") and by_mask(args[1]))
+        return function(*args, **(kwargs or {}))
+
+
+READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__"}
+READS |= {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "repeat_interleave"}
+
+
+def by_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype is torch.bool for part in parts)
+
+
+@families
+@methods
+@prompts
+def test_a_pruned_prefill_waits_no_more_often(family: str, method: Any, rows: list[Row]) -> None:
+    model, inputs = build(family), given(rows, family)
+    with Waits() as unpruned:
+        model(**inputs)
+    with vitcop_llava.prune(model, method), Waits() as pruned:
+        model(**inputs)
+    assert pruned.count <= unpruned.count
+
+
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
+def test_replayed_and_compiled_it_is_the_same(family: str) -> None:
+    model, inputs = build(family), given([[3, WIDE_ONE, 5]], family)
+    with vitcop_llava.prune(model, METHODS["vitcop"]):
+        logits, tokens = model(**inputs).logits, answer(model, inputs)
+        torch.compiler.reset()
+        how = {"backend": "eager", "fullgraph": True, "dynamic": False}
+        compiled = answer(model, inputs, cache_implementation="static", compile_config=CompileConfig(**how))
+        assert torch.equal(compiled, tokens)
+    with vitcop_llava.prune(model, METHODS["vitcop"], capture=True):
+        assert torch.equal(model(**inputs).logits, logits)
+        assert torch.equal(answer(model, inputs), tokens)
+
+
+@families
+def test_an_image_joins_in_a_second_turn(family: str) -> None:
+    """The cache holds an image that was pruned; another one follows it."""
+    model, method = build(family), METHODS["vitcop"]
+    both = given([[3, WIDE_ONE, 5, SQUARE, 4]], family)
+    head = 1 + 3 + WIDE_ONE.tokens + 2 + 5
+    with vitcop_llava.prune(model, method):
+        whole = model(**both).logits
+        cache = DynamicCache()
+        first = {name: both[name][:, :head] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        patches = 4 * WIDE_ONE.tokens
+        model(
+            **first,
+            pixel_values=both["pixel_values"][:patches],
+            image_grid_thw=both["image_grid_thw"][:1],
+            past_key_values=cache,
+        )
+        positions, _ = model.model.get_rope_index(both["input_ids"], both["mm_token_type_ids"], both["image_grid_thw"])
+        then = model(
+            input_ids=both["input_ids"][:, head:],
+            attention_mask=both["attention_mask"],
+            pixel_values=both["pixel_values"][patches:],
+            image_grid_thw=both["image_grid_thw"][1:],
+            position_ids=positions[:, :, head:],
+            past_key_values=cache,
+        ).logits
+    assert then.shape == whole[:, head:].shape
+    assert torch.isfinite(then).all()
+
+
+@families
+def test_prefixes_are_refused(family: str) -> None:
+    model, inputs = build(family), given([[3, WIDE_ONE, 5]], family)
+    with pytest.raises(ValueError, match="model must number its tokens along one axis to encode an image once"):
+        vitcop_llava.encode_image(model, inputs["input_ids"], inputs["pixel_values"], method=METHODS["vitcop"])
+
+
+@families
+def test_an_image_that_the_mask_hides_is_an_absent_one(family: str) -> None:
+    model = build(family)
+    inputs = given([[SQUARE, 2, WIDE_ONE, 5]], family)
+    hidden = 1 + SQUARE.tokens + 2
+    inputs["attention_mask"][:, :hidden] = 0
+    alone = {name: inputs[name][:, hidden:] for name in ("input_ids", "mm_token_type_ids")}
+    alone |= {"pixel_values": WIDE_ONE.patches, "image_grid_thw": torch.tensor([WIDE_ONE.grid])}
+    with vitcop_llava.prune(model, METHODS["vitcop"]) as pruner:
+        # transformers has no positions for it: it looks for a grid of every image that it sees, and for no other.
+        found = model(**inputs, position_ids=torch.arange(inputs["input_ids"].shape[1])[None]).logits
+        hiding = pruner.survivors().stages[0].patches
+        expected = model(**alone, position_ids=torch.arange(alone["input_ids"].shape[1])[None]).logits
+        assert torch.equal(hiding, pruner.survivors().stages[0].patches)
+    torch.testing.assert_close(found[:, -5:], expected[:, -5:], atol=2e-4, rtol=1e-3)

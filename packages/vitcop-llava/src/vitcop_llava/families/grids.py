@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vitcop_core.shown import shown
 from vitcop_llava.families.base import Squares
-from vitcop_llava.families.tiling import Tiling
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 """The argument that tells how the patches of each kind of input lie."""
@@ -21,13 +21,24 @@ Grid = tuple[int, int, int]
 """Steps in time, rows and columns of patches."""
 
 
-def read_grids(name: str, grids: Any, squares: Squares) -> list[Grid]:
+def readable_grids(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what of a call's arguments can be read together with its prompt: grids by kind, ``[n, 3]`` integers."""
+    found = {kind: given.get(name) for kind, name in GRIDS.items()}
+    return {
+        kind: grid
+        for kind, grid in found.items()
+        if isinstance(grid, Tensor) and not grid.is_floating_point() and grid.ndim == 2 and grid.shape[1] == 3
+    }
+
+
+def read_grids(name: str, grids: Any, squares: Squares, numbers: npt.NDArray[np.int64] | None = None) -> list[Grid]:
     """Return the grid of each image or clip as integers; where they are on the device, one read.
 
     Args:
         name: The argument's.
         grids: ``[images, 3]`` integers.
         squares: How patches become tokens.
+        numbers: What is in them, where that was read already.
 
     Raises:
         TypeError: They are no tensor of integers.
@@ -40,7 +51,8 @@ def read_grids(name: str, grids: Any, squares: Squares) -> list[Grid]:
         raise TypeError(f"{name} must be a tensor of integers, got {shown(grids)}")
     if grids.ndim != 2 or grids.shape[1] != 3:
         raise ValueError(f"{name} must be of shape [n, 3], steps, rows and columns, got {tuple(grids.shape)}")
-    found = [(int(steps), int(rows), int(columns)) for steps, rows, columns in grids.tolist()]
+    listed = grids.tolist() if numbers is None else numbers.tolist()
+    found = [(int(steps), int(rows), int(columns)) for steps, rows, columns in listed]
     for grid in found:
         if min(grid) < 1 or any(extent % squares.side for extent in grid[1:]):
             raise ValueError(f"{name} must have rows and columns that are multiples of {squares.side}, got {grid}")

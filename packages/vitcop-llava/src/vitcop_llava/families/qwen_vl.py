@@ -55,7 +55,9 @@ def _scored(tower: Any) -> ScoredLayer:
     whole = getattr(tower, "fullatt_block_indexes", None)
     index = max(whole) if whole else depth - 1
     attention = tower.blocks[index].attn
-    return ScoredLayer(attention, attention.num_heads, attention.scaling, states=depth + 1, index=index + 1, has_cls=False)
+    return ScoredLayer(
+        attention, attention.num_heads, attention.scaling, states=depth + 1, index=index + 1, has_cls=False
+    )
 
 
 def _window(tower: Any) -> int | None:

@@ -13,6 +13,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vitcop_llava.compat import ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
 from vitcop_llava.families import Parts
+from vitcop_llava.families.grids import readable_grids
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import (
     active_call,
@@ -24,7 +25,7 @@ from vitcop_llava.hooks.active import (
     generating,
     open_call,
 )
-from vitcop_llava.hooks.checks import PIXELS
+from vitcop_llava.hooks.checks import PIXELS, check_absent
 from vitcop_llava.hooks.counting import either
 from vitcop_llava.hooks.opening import check_continuing, check_opening
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
@@ -200,7 +201,10 @@ class CallHooks:
                 where = {kind: source.where for kind, source in sources.items()}
                 # Positions of several axes are nobody's to count.
                 read = {**given, "position_ids": None} if self._parts.keeps_positions else given
-                call.seen = read_prompt(where, read, self._parts.token_ids)
+                grids = {} if self._parts.squares is None else readable_grids(given)
+                call.seen = read_prompt(where, read, self._parts.token_ids, grids)
+                if call.seen is not None and not is_draft:
+                    check_absent(call.seen.others, self._parts.token_ids, past)
 
     def _sources(self, given: Kwargs) -> dict[str, Source]:
         """The images and clips of a call, by kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -180,8 +181,23 @@ def check_text(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
     Raises:
         ValueError: It has.
     """
-    for kind, token_id in token_ids.items():
-        found = 0 if ids.device.type == "meta" else int((ids == token_id).sum().item())
+    if ids.device.type != "meta":
+        check_absent({kind: int((ids == token).sum().item()) for kind, token in token_ids.items()}, token_ids, past)
+
+
+def check_absent(counts: Mapping[str, int], token_ids: Mapping[str, int], past: int) -> None:
+    """Raise where a prompt has placeholders of kinds that there is none of.
+
+    Args:
+        counts: How many of each of these kinds there are.
+        token_ids: The placeholders.
+        past: Tokens in the cache.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for kind, found in counts.items():
+        token_id = token_ids[kind]
         if not found:
             continue
         if past:

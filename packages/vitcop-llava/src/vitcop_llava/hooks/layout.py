@@ -102,7 +102,7 @@ def lay_out(
     call.rows, sources = rows, list(call.sources.values())
     call.placeholders = where = either([source.where for source in sources])
     past, earlier = (call.past, layers[0].entry_dropped) if layers else (0, 0)
-    first = past if position_ids is None else rows.first
+    first = past if position_ids is None and not keeps_positions else rows.first
     members = members_of(sources, rows.counts)
     plans = {row: planner.row(row) for row in set(members)}
     call.plans = tuple(plans[row] for row in members)
@@ -123,15 +123,12 @@ def lay_out(
     )
     needs_labels = planner.needs_labels(call.plans)
     if rows.span is not None and aligned.is_aligned(call):
-        if keeps_positions:
-            positions = logical_positions(position_ids, past, run.length, where.device)
-            aligned.enter(call, run, rows.span, None, positions, needs_labels=needs_labels, keeps_positions=True)
-            return run
         first = first - earlier if first is not None and isinstance(earlier, int) else None
         positions = None
         if first is None:
             positions = logical_positions(position_ids, past, run.length, where.device) - earlier
-        aligned.enter(call, run, rows.span, first, positions, needs_labels=needs_labels)
+        how = {"needs_labels": needs_labels, "keeps_positions": keeps_positions}
+        aligned.enter(call, run, rows.span, first, positions, **how)
         return run
     codes = _codes_of_columns(sources)
     visual, kept = where, torch.ones_like(where)

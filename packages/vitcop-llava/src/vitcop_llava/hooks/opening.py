@@ -59,7 +59,7 @@ def check_opening(
     if not is_draft and given.get("input_ids") is not None:
         if is_forked(cache) and not sources:
             check_follows(either([placeholders(given, parts, token) for token in absent.values()]))
-        elif call.is_fresh or length - call.continuation > 1:
+        elif not sources and (call.is_fresh or length - call.continuation > 1):  # else they are read with the prompt
             check_text(given["input_ids"], absent, past)
     if sources or is_pruned(cache):
         check_mask(given, past)

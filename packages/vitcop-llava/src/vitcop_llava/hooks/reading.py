@@ -7,7 +7,7 @@ read as the call opens: the device has little to finish then, and whatever follo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,18 @@ class HostPrompt:
         mask: ``[B, past + L]``, what may be attended to; None for everything.
         positions: ``[B, L]``, the caller's position ids; None where there are none.
         origin: The tensors that mask and positions were read from.
+        others: How many placeholders there are of kinds that the call brings nothing of; empty for a prompt of
+            embeddings.
+        grids: How the patches of each kind of input lie, ``[n, 3]``, with the tensor that it was read from; empty where
+            they do not come so.
     """
 
     where: dict[str, Bools]
     mask: Bools | None
     positions: Ints | None
     origin: tuple[Tensor | None, Tensor | None]
+    others: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, tuple[Tensor, Ints]] = field(default_factory=dict)
 
     @property
     def attended(self) -> Bools:
@@ -55,7 +61,10 @@ class HostPrompt:
 
 
 def read_prompt(
-    placeholders: Mapping[str, Tensor], given: Mapping[str, Any], token_ids: Mapping[str, int]
+    placeholders: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    token_ids: Mapping[str, int],
+    grids: Mapping[str, Tensor] | None = None,
 ) -> HostPrompt | None:
     """Read what a prefill has to know, in one copy.
 
@@ -64,6 +73,7 @@ def read_prompt(
         given: The call's arguments: ``input_ids`` [B, L], or embeddings; ``attention_mask`` [B, past + L] and
             ``position_ids`` [B or 1, L], or None.
         token_ids: The placeholder of each kind.
+        grids: How the patches of each kind lie, ``[n, 3]``; None where they do not come so.
 
     Returns:
         None where nothing can be read: on a device without values, and while a graph is captured.
@@ -73,13 +83,18 @@ def read_prompt(
         return None
     ids, mask, positions = (given.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     parts = [*placeholders.values()] if ids is None else [ids]
-    hosted = _read([*parts, None if mask is None else _as_flags(mask), positions], first)
-    found = hosted[: len(parts)]
+    grids = grids or {}
+    tables = [grid.reshape(1, -1) for grid in grids.values()]
+    hosted = _read([*parts, *tables, None if mask is None else _as_flags(mask), positions], first)
+    found, others = hosted[: len(parts)], dict[str, int]()
     if ids is None:
         held = {kind: part != 0 for kind, part in zip(placeholders, found, strict=True)}
     else:
         held = {kind: found[0] == token_ids[kind] for kind in placeholders}
-    return HostPrompt(held, None if mask is None else hosted[-2] != 0, hosted[-1], (mask, positions))
+        others = {kind: int((found[0] == token).sum()) for kind, token in token_ids.items() if kind not in held}
+    numbers = (table[0].reshape(-1, 3) for table in hosted[len(parts) : len(parts) + len(tables)])
+    read = {kind: (grid, own) for (kind, grid), own in zip(grids.items(), numbers, strict=True)}
+    return HostPrompt(held, None if mask is None else hosted[-2] != 0, hosted[-1], (mask, positions), others, read)
 
 
 def _as_flags(mask: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from vitcop_core import Method, VisionView
 from vitcop_llava.families import Parts
 from vitcop_llava.families.grids import token_places
-from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.active import active_tower, set_tower
 from vitcop_llava.hooks.patching import Removable, eager
 from vitcop_llava.hooks.planning import Planner
@@ -118,10 +116,11 @@ class SquareHooks:
         turned = turn(queries, keys, *tower.rotary)
 
         def by_unit(values: Tensor) -> Tensor:
-            """``[S, ...]`` patches in the tower's order to ``[C, M, ...]``."""
+            """``[S, H, e]`` of patches in the tower's order to ``[C, H, M, e]``."""
             own = values.unflatten(0, (-1, side.patches))
             own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
-            return own.flatten(1, 2)
+            by_head: Tensor = own.flatten(1, 2).transpose(1, 2)
+            return by_head
 
         counts = [rows * columns for rows, columns in units]
         sizes = None
@@ -131,9 +130,9 @@ class SquareHooks:
         frames = tuple(image.tiling.frames for image in tower.encoded.images)
         return VisionView(
             query_cls=None,
-            queries=lambda: by_unit(turned[0]).transpose(1, 2),
-            keys=by_unit(keys).transpose(1, 2),
-            attended_keys=by_unit(turned[1]).transpose(1, 2),
+            queries=lambda: by_unit(turned[0]),
+            keys=by_unit(keys),
+            attended_keys=by_unit(turned[1]),
             scale=scored.scale,
             positions=_positions(units, squares.device),
             hidden=hidden,

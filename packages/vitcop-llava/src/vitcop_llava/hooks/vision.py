@@ -145,14 +145,16 @@ class FeatureHooks:
             return original(*args, **kwargs)
         given = arguments_of(original, args, kwargs)
         pixels, name = pixels_argument(original), grids_argument(original)
-        grids = read_grids(GRIDS[kind], given.get(name), squares)
+        call = active_call(self._owner)
+        seen = None if call is None else call.seen
+        origin, numbers = (None, None) if seen is None else seen.grids.get(kind, (None, None))
+        read = numbers if origin is given.get(name) else None
+        grids = read_grids(GRIDS[kind], given.get(name), squares, read)
         check_patches(PIXELS[kind], given.get(pixels), GRIDS[kind], grids)
         if kind == "image":
             tilings = [squares.image(rows, columns) for _, rows, columns in grids]
         else:
             tilings = [squares.clip(*grid) for grid in grids]
-        call = active_call(self._owner)
-        seen = None if call is None else call.seen
         needed = sum(tiling.placeholders for tiling in tilings)
         if seen is not None and not seen.holds({kind: needed}):
             raise ValueError(
@@ -188,7 +190,11 @@ class FeatureHooks:
     def _count(self, features: Any, encoded: EncodedImages) -> None:
         """Plan images by what the encoder gave for each, unless their sizes have told already."""
         counts = [each.shape[:-1].numel() for each in features]
-        if self._parts.squares is None and encoded.kind == "image" and counts != [image.tiling.placeholders for image in encoded.images]:
+        if (
+            self._parts.squares is None
+            and encoded.kind == "image"
+            and counts != [image.tiling.placeholders for image in encoded.images]
+        ):
             rows, columns = self._parts.grid
             own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
             encoded.images = self._planner.images([Tiling(grid) for grid in own])

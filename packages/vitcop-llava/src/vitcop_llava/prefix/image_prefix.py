@@ -219,10 +219,17 @@ def encode_image(
 
     Raises:
         TypeError: The model is of another family, or an argument of the wrong type.
-        ValueError: What the method does depends on the question; the prompt is no single row, is padded or holds no
+        ValueError: The model's positions have several axes; what the method does depends on the question; the prompt
+            is no single row, is padded or holds no
             image; the images do not fit it; or the method is missing, or another than the model is being pruned with.
     """
     parts = locate(model)
+    if parts.keeps_positions:
+        raise ValueError(
+            "model must number its tokens along one axis to encode an image once, got a "
+            f"{type(parts.base).__name__}, which remembers for one prompt at a time how far its images move the "
+            "positions of the text after them; ask each question together with its image"
+        )
     settings, is_active = _settings_for(parts, method)
     method = settings.method
     if method.cuts_depend_on_question:
