@@ -221,5 +221,6 @@ def test_view_checks_grid_and_frames() -> None:
     features = scene(2, ())
     with pytest.raises(ValueError, match="frames must be those of 2 units, got"):
         view_of(features, (3,))
-    with pytest.raises(ValueError, match="grid must be given where patches are pooled"):
-        replace(view_of(features, (2,)), pool=2)
+    # Without a grid the patches of a token follow each other.
+    values = torch.arange(8.0).view(1, 8)
+    assert replace(view_of(features, (2,)), pool=2).pooled(values).tolist() == [[1.5, 5.5]]
