@@ -37,6 +37,11 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("cls_saliency", (Q[:1], K, 1.0), "query_cls"),
     ("cls_saliency", (Q[..., :7], K, 1.0), "query_cls"),
     ("cls_saliency", (Q.long(), K, 1.0), "query_cls"),
+    ("received_attention", (K, F, 1.0), "keys"),
+    ("received_attention", (K[:, :2], K, 1.0), "queries"),
+    ("received_attention", (K[..., :7], K, 1.0), "queries"),
+    ("received_attention", (K.long(), K, 1.0), "queries"),
+    ("received_attention", (K, K, 1.0, ROW[:1]), "lengths"),
     ("vic", (W, P, 2), "features"),
     ("vic", (L[..., None], P, 2), "features"),
     ("vic", (F, F, 2), "positions"),
@@ -77,9 +82,9 @@ def test_bad_arguments_of_an_operator_are_named(
 
 def _named(op: str) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(ops, op)
-    if op not in ("vic", "top_tokens", "co_prune"):
+    plain = {"vic": 3, "top_tokens": 2, "co_prune": 5, "received_attention": 3}.get(op)
+    if plain is None:
         return function
-    plain = {"vic": 3, "top_tokens": 2, "co_prune": 5}[op]
     names = ("cutoff_distance", "spatial_threshold") if op == "vic" else ("smallest",) if op == "top_tokens" else ()
     keywords = (*names, "lengths", "counts")
     return lambda *given: function(*given[:plain], **dict(zip(keywords, given[plain:], strict=False)))
@@ -95,6 +100,8 @@ def test_bad_arguments_of_a_function_are_named(
 
 OTHER_DEVICE: list[tuple[str, tuple[Any, ...], str]] = [
     ("cls_saliency", (Q.to("meta"), K, 1.0), "query_cls"),
+    ("received_attention", (K.to("meta"), K, 1.0), "queries"),
+    ("received_attention", (K, K, 1.0, ROW.to("meta")), "lengths"),
     ("top_tokens", (W, 1, False, ROW.to("meta")), "lengths"),
     ("vic", (F, P.to("meta"), 2), "positions"),
     ("vic", (F, P, 2, 8.0, 0.6, None, ROW.to("meta")), "counts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from kernel_backends import Backend, assert_close, assert_identical, reference
 from kernel_cases import CASES, OPERATORS
 from kernel_inputs import FLOATS, Case, Draw, in_cache, misaligned, rows, strided
+from torch import Tensor
 
 from vitcop_core import ops
 
@@ -62,12 +64,16 @@ def test_kernel_gives_the_same_bits_again(kernels: Backend, case: Case) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_bits_do_not_depend_on_where_keys_lie(backend: Backend, dtype: torch.dtype) -> None:
     draw = Draw(3, dtype)
-    query, keys = draw.normal(2, 3, 16), draw.normal(2, 3, 29, 16)
-    for op, others in (("key_norm", ()), ("cls_saliency", (0.35,))):
-        front = (query,) if op == "cls_saliency" else ()
-        expected = backend.run(op, (*front, keys, *others))
+    query, queries, keys = draw.normal(2, 3, 16), draw.normal(2, 3, 29, 16), draw.normal(2, 3, 29, 16)
+    calls: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
+        "key_norm": lambda keys: (keys,),
+        "cls_saliency": lambda keys: (query, keys, 0.35),
+        "received_attention": lambda keys: (queries, keys, 0.35),
+    }
+    for op, call in calls.items():
+        expected = backend.run(op, call(keys))
         for lay_out in (misaligned, strided, in_cache):
-            assert_identical(backend.run(op, (*front, lay_out(keys), *others)), expected)
+            assert_identical(backend.run(op, call(lay_out(keys))), expected)
 
 
 def _unfit() -> list[tuple[str, str, tuple[Any, ...]]]:
@@ -79,6 +85,8 @@ def _unfit() -> list[tuple[str, str, tuple[Any, ...]]]:
     for numbers in (beyond, below):
         for name, pair in (("lengths", (numbers, None)), ("counts", (None, numbers))):
             found.append(("top_tokens", name, (norms, 5, False, *pair)))
+            if name == "lengths":
+                found.append(("received_attention", name, (hidden[:, None], hidden[:, None], 0.35, pair[0])))
             found.append(("vic", name, (hidden, norms[..., None].expand(-1, -1, 2), 5, 8.0, 0.6, *pair)))
             found.append(("co_prune", name, (hidden, labels, norms, 5, 4, *pair)))
     return found
@@ -119,4 +127,18 @@ def test_saliency_of_scores_that_are_no_numbers_stays_in_its_row(backend: Backen
     keys[0, 0, 4, 1] = NAN
     (found,) = backend.run("cls_saliency", (query, keys, 1.0))
     assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], clean[1], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("where", ["queries", "keys"])
+def test_received_attention_of_what_is_no_number_stays_in_its_row(backend: Backend, where: str, value: float) -> None:
+    draw = Draw(2, torch.float32)
+    given = {"queries": draw.normal(2, 3, 70, 8), "keys": draw.normal(2, 3, 70, 8)}
+    clean = reference("received_attention", (*given.values(), 1.0))[0]
+    given[where][0, 0, 4, 1] = value
+    (found,) = backend.run("received_attention", (*given.values(), 1.0))
+    (wanted,) = reference("received_attention", (*given.values(), 1.0))
+    torch.testing.assert_close(found[0], wanted[0], rtol=2e-5, atol=0, equal_nan=True)
+    assert found[0].isnan().any()
     torch.testing.assert_close(found[1], clean[1], rtol=2e-5, atol=0)

@@ -32,7 +32,7 @@ def test_operator_passes_opcheck(kernels: Backend, op: str, dtype: torch.dtype) 
     torch.library.opcheck(getattr(torch.ops.vitcop, op).default, arguments)
 
 
-@pytest.mark.parametrize("op", ["top_tokens", "vic", "co_prune"])
+@pytest.mark.parametrize("op", ["received_attention", "top_tokens", "vic", "co_prune"])
 def test_ragged_operator_passes_opcheck(kernels: Backend, op: str) -> None:
     (case,) = (case for case in CASES if case.op == op and case.name in ("ragged", "ragged, largest"))
     torch.library.opcheck(getattr(torch.ops.vitcop, op).default, arguments_on(kernels, case))

@@ -69,6 +69,28 @@ def attention_calls(draw: st.DrawFn) -> tuple[Any, ...]:
     return make.normal(batch, heads, width), keys, draw(st.sampled_from([0.05, 1.0, -1.0]))
 
 
+@st.composite
+def received_calls(draw: st.DrawFn) -> tuple[Any, ...]:
+    make = Draw(draw(st.integers(0, 2**31)), draw(DTYPES))
+    batch, heads, tokens, width = (draw(st.integers(1, most)) for most in (3, 3, 140, 40))
+    queries, keys = (draw(st.sampled_from(LAYOUTS))(make.normal(batch, heads, tokens, width)) for _ in range(2))
+    return queries, keys, draw(st.sampled_from([0.05, 1.0, -1.0])), draw(ragged(batch, tokens, 1))[0]
+
+
+@random_calls
+@given(call=received_calls())
+def test_received_attention_matches_the_reference_and_its_rows(backend: Backend, call: tuple[Any, ...]) -> None:
+    (found,) = backend.run("received_attention", call)
+    assert_close("received_attention", [found], reference("received_attention", call))
+    queries, keys, scale, lengths = call
+    for row in range(len(queries)):
+        length = queries.shape[2] if lengths is None else int(lengths[row])
+        own = slice(row, row + 1), slice(None), slice(length)
+        (alone,) = backend.run("received_attention", (queries[own], keys[own], scale))
+        assert_close("received_attention", [found[row : row + 1, :length].contiguous()], [alone])
+        assert not found[row, length:].any()
+
+
 @random_calls
 @given(call=vic_calls())
 def test_vic_matches_the_reference(backend: Backend, call: tuple[Any, ...]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     CLIPVisionConfig,
+    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,6 +27,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
 )
 
@@ -40,7 +42,13 @@ NEXT_TILE = 48
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 # What selects the patches of a tower, and nothing else.
 STRATEGIES: dict[str, Any] = {"clip": "default", "siglip": "full"}
-TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+TEXT_CONFIGS = {
+    "gemma": GemmaConfig,
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -100,6 +108,8 @@ def _text(kind: str, kv_heads: int, vocabulary: int) -> Any:
     }
     if kind == "mistral":
         sizes["sliding_window"] = None
+    if kind in ("gemma", "qwen3"):
+        sizes["head_dim"] = 8
     return TEXT_CONFIGS[kind](**sizes)
 
 
@@ -162,6 +172,9 @@ def _randomised(family: Any, config: Any, attention: str, seed: int) -> Any:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.7 / parameter.shape[-1] ** 0.5)
+        for name, parameter in model.named_parameters():
+            if name.endswith("k_norm.weight"):  # of ones it would give all keys the same norm
+                torch.nn.init.uniform_(parameter, 0.2, 1.8)
     model.model.language_model.config._attn_implementation = attention
     # An answer that is computed again must hold no placeholder.
     model.generation_config.suppress_tokens = [config.image_token_id]

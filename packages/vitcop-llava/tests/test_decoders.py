@@ -183,6 +183,7 @@ def test_window_is_refused_where_a_call_is_longer(prompt: Make, pictures: Make) 
 BLIND = [FastV(retained_tokens=60), PyramidDrop(retained_tokens=60), SparseVLM(retained_tokens=60)]
 TOWERS: dict[str, dict[str, Any]] = {
     "siglip": {"tower": vision(SiglipVisionConfig), "vision_feature_select_strategy": "full"},
+    "siglip-less-one": {"tower": vision(SiglipVisionConfig), "vision_feature_select_strategy": "default"},
     "with-cls": {"vision_feature_select_strategy": "full"},
     "layers": {"vision_feature_layer": [1, -2]},
 }
@@ -194,8 +195,8 @@ def test_tower_is_no_obstacle_to_methods_that_do_not_look_at_it(
     name: str, prompt: Make, pictures: Make, pad: Any, method: Any
 ) -> None:
     model = llava(**TOWERS[name])
-    more = 1 if name == "with-cls" else 0
-    rows = [torch.cat([row[:, :5], row[:, 4 : 4 + more], row[:, 5:]], dim=1) for row in [prompt(3, "image", 8)] * 2]
+    more = {"with-cls": 1, "siglip-less-one": -1}.get(name, 0)
+    rows = [torch.cat([row[:, : 5 + more], row[:, 5:]], dim=1) for row in [prompt(3, "image", 8)] * 2]
     rows[1] = torch.cat([rows[1], prompt(4, seed=3)[:, 1:]], dim=1)
     images, batch = pictures(2), pad(rows)
     with vitcop_llava.prune(model, method) as pruner:

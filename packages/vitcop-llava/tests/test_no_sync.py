@@ -151,6 +151,18 @@ def test_baselines_wait_where_vitcop_does(model: Any, prompt: Make, pictures: Ma
     assert reads_of(found) == {"_read": 1, "without_padding": 2}
 
 
+def test_tower_without_cls_waits_where_others_do(
+    build: Any, build_next: Any, prompt: Make, pictures: Make, pad: Any, next_inputs: Any, budget: Any
+) -> None:
+    model, tiled = build("qwen2", tower="siglip"), build_next("qwen2", tower="siglip")
+    batch = pad([prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)])
+    for method in (budget(), vitcop_llava.VisionZip(retained_tokens=24)):
+        found = waits(model, method, {**batch, "pixel_values": pictures(3)})
+        assert reads_of(found) == {"_read": 1, "without_padding": 2}
+        found = waits(tiled, method, next_inputs(NEXT_BATCHES["ragged"]))
+        assert reads_of(found) == {"_read": 1, "without_padding": 2, "read_sizes": 1}
+
+
 NEXT_BATCHES: dict[str, list[list[Any]]] = {
     "one-image": [[2, (96, 96), 3]],
     "one-row": [[2, (131, 77), 3, (10, 90), 2]],

@@ -19,6 +19,7 @@ from transformers import (
     LlavaNextVideoForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from vitcop_llava import ViTCoP, tile_image
@@ -60,7 +61,7 @@ def _no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def _config(kind: str, mode: str, side: int, vocabulary: int) -> LlavaNextVideoConfig:
+def _config(kind: str, mode: str, side: int, vocabulary: int, tower: str) -> LlavaNextVideoConfig:
     text: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -75,14 +76,14 @@ def _config(kind: str, mode: str, side: int, vocabulary: int) -> LlavaNextVideoC
     }
     if kind == "mistral":
         text["sliding_window"] = None
-    vision = CLIPVisionConfig(
+    towers: dict[str, Any] = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
+    vision = towers[tower](
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=side,
         patch_size=PATCH,
-        projection_dim=32,
     )
     make: Any = LlavaNextVideoConfig
     config: LlavaNextVideoConfig = make(
@@ -92,7 +93,7 @@ def _config(kind: str, mode: str, side: int, vocabulary: int) -> LlavaNextVideoC
         video_token_index=VIDEO_TOKEN,
         image_grid_pinpoints=[[a * side // SIDE, b * side // SIDE] for a, b in PINPOINTS],
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
         spatial_pool_mode=mode,
         spatial_pool_stride=2,
     )
@@ -110,8 +111,9 @@ def build_video() -> Callable[..., Any]:
         mode: str = "average",
         side: int = SIDE,
         vocabulary: int = 100,
+        tower: str = "clip",
     ) -> Any:
-        config = _config(kind, mode, side, vocabulary)
+        config = _config(kind, mode, side, vocabulary, tower)
         config._attn_implementation = attention
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import ViTCoP
+from vitcop_llava import VisionZip, ViTCoP
 
 Inputs = Callable[..., dict[str, Any]]
 KEEP_ALL = ViTCoP(retention_ratio=1)
@@ -68,6 +68,26 @@ def test_batch_equals_rows_for_every_language_model(
 ) -> None:
     batch: list[list[Any]] = [[2, "clip4", 3], ["clip2", 3, (100, 77), 4], [9]]
     check_rows(build_video(kind, attention), video_inputs, batch, "left", budget("1/3"), keep_newline=True)
+
+
+@pytest.mark.parametrize("method", [ViTCoP, VisionZip])
+def test_tower_without_cls_has_the_four_properties(
+    build_video: Callable[..., Any], video_inputs: Inputs, budget: Any, method: Any
+) -> None:
+    batch: list[list[Any]] = [[2, "clip4", 3], ["clip2", 3, (100, 77), 4], [9]]
+    model = build_video("qwen2", tower="siglip")
+    inputs = video_inputs(batch)
+    plain = model(**stock(inputs)).logits
+    with vitcop_llava.prune(model, KEEP_ALL):
+        assert torch.equal(model(**inputs).logits, plain)
+    pruned = budget("1/3") if method is ViTCoP else VisionZip(retention_ratio=1 / 3)
+    check_rows(model, video_inputs, batch, "left", pruned)
+    one = video_inputs(batch[1:2])
+    with vitcop_llava.prune(model, pruned):
+        made = model.generate(**one, max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+        again = {**one, "input_ids": made.sequences, "attention_mask": torch.ones_like(made.sequences)}
+        close(torch.cat(made.logits), model(**again).logits[0, -4:-1])
+    assert torch.equal(model(**stock(inputs)).logits, plain)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -21,6 +21,7 @@ using glue::OptionalTensor;
 using glue::Tensor;
 
 Tensor cls_saliency(const Tensor& query_cls, const Tensor& keys, double scale);
+Tensor received_attention(const Tensor& queries, const Tensor& keys, double scale, const OptionalTensor& lengths);
 Tensor top_tokens(const Tensor& saliency, int64_t k, bool smallest, const OptionalTensor& lengths,
                   const OptionalTensor& counts);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vic(const Tensor& features, const Tensor& positions,

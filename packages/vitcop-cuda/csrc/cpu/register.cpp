@@ -3,6 +3,7 @@
 
 STABLE_TORCH_LIBRARY_IMPL(vitcop, CPU, library) {
   library.impl("cls_saliency", TORCH_BOX(&vitcop::cpu::cls_saliency));
+  library.impl("received_attention", TORCH_BOX(&vitcop::cpu::received_attention));
   library.impl("top_tokens", TORCH_BOX(&vitcop::cpu::top_tokens));
   library.impl("vic", TORCH_BOX(&vitcop::cpu::vic));
   library.impl("key_norm", TORCH_BOX(&vitcop::cpu::key_norm));

@@ -13,6 +13,7 @@
 #include "vitcop/co_prune.h"
 #include "vitcop/gather.h"
 #include "vitcop/key_norm.h"
+#include "vitcop/received_attention.h"
 #include "vitcop/top_tokens.h"
 
 namespace vitcop::glue {
@@ -50,6 +51,41 @@ Tensor cls_saliency(const Tensor& query_cls, const Tensor& keys, double scale) {
   });
   launch(SumHeads{input<float>(scores), batch, heads, tokens, output<float>(saliency)});
   return saliency;
+}
+
+template <class T>
+Vectors<T> vectors(const Tensor& states) {
+  return {input<T>(states),  states.size(3),    states.stride(0),
+          states.stride(1), states.stride(2), states.stride(3)};
+}
+
+template <class Launcher>
+Tensor received_attention(const Tensor& queries, const Tensor& keys, double scale, const OptionalTensor& lengths) {
+  check_floating("keys", keys, 4, keys);
+  check_floating("queries", queries, 4, keys);
+  const int64_t batch = keys.size(0), heads = keys.size(1), tokens = keys.size(2), width = keys.size(3);
+  check_shape("queries", queries, {batch, heads, tokens, width});
+  const RowArguments arguments(keys, tokens, 0, lengths, std::nullopt);
+  const Rows& rows = arguments.rows();
+  const Launcher launch(keys);
+  const Tensor asking = as_dtype(queries, keys.scalar_type());
+  const Tensor mean = empty(keys, {batch, tokens}, Dtype::Float);
+  Workspace workspace;
+  const int64_t tops_at = workspace.reserve<float>(batch * heads * tokens);
+  const int64_t sums_at = workspace.reserve<double>(batch * heads * tokens);
+  const int64_t received_at = workspace.reserve<double>(batch * heads * tokens);
+  workspace.allocate(keys);
+  auto* tops = workspace.at<float>(tops_at);
+  auto* sums = workspace.at<double>(sums_at);
+  auto* received = workspace.at<double>(received_at);
+  with_scalar(keys, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const ScoreTile<T> tile = {vectors<T>(asking), vectors<T>(keys), static_cast<float>(scale), batch, heads, rows};
+    launch(QuerySums<T>{tile, tops, sums});
+    launch(KeySums<T>{tile, tops, sums, received});
+  });
+  launch(MeanReceived{received, batch, heads, rows, output<float>(mean)});
+  return mean;
 }
 
 template <class Launcher>

@@ -37,6 +37,7 @@ struct HostLauncher {
 
 const char* const kSchemas[] = {
     "cls_saliency(Tensor query_cls, Tensor keys, float scale) -> Tensor",
+    "received_attention(Tensor queries, Tensor keys, float scale, Tensor? lengths=None) -> Tensor",
     "top_tokens(Tensor saliency, int k, bool smallest=False, Tensor? lengths=None, Tensor? counts=None) -> Tensor",
     "vic(Tensor features, Tensor positions, int num_centers, float cutoff_distance=8.0, float spatial_threshold=0.6, "
     "Tensor? lengths=None, Tensor? counts=None) "

@@ -14,6 +14,7 @@
 #include "vitcop/co_prune.h"
 #include "vitcop/gather.h"
 #include "vitcop/key_norm.h"
+#include "vitcop/received_attention.h"
 #include "vitcop/top_tokens.h"
 
 namespace {
@@ -158,6 +159,21 @@ void prune(const Sizes& s, const Rows& given, const Grid& grid, int poison, Resu
 }
 
 template <class T>
+void receive(const Sizes& s, const Rows& rows, const Grid& grid, int poison, Results& results) {
+  constexpr int64_t kHeads = 2;
+  const int64_t n = s.tokens, w = s.width, row = kHeads * n * w;
+  const std::vector<T> queries = random_numbers<T>(s.batch * row, 8), keys = random_numbers<T>(s.batch * row, 9);
+  const vitcop::ScoreTile<T> tile = {
+      {queries.data(), w, row, n * w, w, 1}, {keys.data(), w, row, n * w, w, 1}, 0.1f, s.batch, kHeads, rows};
+  std::vector<float> tops(s.batch * kHeads * n);
+  std::vector<double> sums(s.batch * kHeads * n), received(s.batch * kHeads * n);
+  auto* mean = results.add<float>(s.batch * n, poison);
+  run(vitcop::QuerySums<T>{tile, tops.data(), sums.data()}, grid);
+  run(vitcop::KeySums<T>{tile, tops.data(), sums.data(), received.data()}, grid);
+  run(vitcop::MeanReceived{received.data(), s.batch, kHeads, rows, mean}, grid);
+}
+
+template <class T>
 void score(const Sizes& s, const Grid& grid, int poison, Results& results) {
   constexpr int64_t kHeads = 3;
   const int64_t n = s.tokens, w = s.width;
@@ -195,6 +211,7 @@ Results all(const Sizes& sizes, const Rows& rows, const Grid& grid, int poison) 
   if (sizes.tokens <= vitcop::kMostInOne) {
     cluster<T>(sizes, rows, grid, poison, results);
     score<T>(sizes, grid, poison, results);
+    receive<T>(sizes, rows, grid, poison, results);
   }
   prune<T>(sizes, rows, grid, poison, results);
   choose(sizes, rows, grid, poison, results);

@@ -68,6 +68,7 @@ def reference(op: str, arguments: Sequence[Any]) -> list[Tensor]:
 # digits to cancellation in the Gram matrix before that.
 TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
     ("cls_saliency", torch.float32): (2e-5, 1e-9),
+    ("received_attention", torch.float32): (2e-5, 1e-9),
     ("vic", torch.float32): (1e-6, 1e-30),
     ("key_norm", torch.float32): (1.2e-7, 0),
     ("co_prune", torch.float64): (1e-13, 1e-15),

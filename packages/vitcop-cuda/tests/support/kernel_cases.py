@@ -42,6 +42,47 @@ CLS_SALIENCY = [
     Case("cls_saliency", "expanded", _attention_expanded),
 ]
 
+def _all_attention(draw: Draw, batch: int, heads: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    return draw.normal(batch, heads, tokens, width), draw.normal(batch, heads, tokens, width, scale=3)
+
+
+def _tokens_spoiled(draw: Draw) -> Arguments:
+    states = _all_attention(draw, 4, 3, 23, 8)
+    spoiled = (spoiled_where(part.transpose(1, 2), LENGTHS, NAN).transpose(1, 2) for part in states)
+    return *spoiled, 0.35, LENGTHS
+
+
+def _received(name: str, batch: int, heads: int, tokens: int, width: int, *more: Any, **how: Any) -> Case:
+    given = more or (0.35,)
+    return Case("received_attention", name, lambda d: (*_all_attention(d, batch, heads, tokens, width), *given), **how)
+
+
+RECEIVED_ATTENTION = [
+    _received("random", 2, 3, 50, 8),
+    _received("siglip", 1, 4, 300, 72, 0.118, is_large=True),
+    _received("clip", 1, 2, 577, 64, 0.125, is_large=True, dtypes=ONE),
+    _received("narrow", 2, 3, 50, 1),
+    _received("saturated", 2, 3, 50, 8, 20.0, dtypes=ONE),
+    _received("no scale", 2, 3, 50, 8, 0.0, dtypes=ONE),
+    _received("one token", 2, 3, 1, 8),
+    _received("two tokens", 2, 3, 2, 8),
+    *(_received(f"{n} tokens", 1, 2, n, 40, dtypes=(torch.float32, torch.bfloat16)) for n in (64, 65, 129)),
+    _received("wide heads", 1, 2, 40, 272, 0.06),
+    _received("odd width", 1, 2, 70, 37),
+    _received("ragged", 4, 3, 23, 8, 0.35, LENGTHS),
+    _received("ragged tiles", 3, 2, 150, 12, 0.35, rows(150, 64, 65)),
+    _received("empty", 4, 3, 23, 8, 0.35, rows(0, 0, 0, 0)),
+    Case("received_attention", "ragged, spoiled", _tokens_spoiled),
+    Case("received_attention", "strided", lambda d: (*map(strided, _all_attention(d, 2, 3, 23, 8)), 0.35)),
+    Case("received_attention", "in cache", lambda d: (*map(in_cache, _all_attention(d, 2, 3, 37, 8)), 0.35)),
+    Case(
+        "received_attention",
+        "expanded",
+        lambda d: (*(t.expand(3, -1, -1, -1) for t in _all_attention(d, 1, 3, 37, 8)), 0.35, rows(37, 9, 1)),
+    ),
+    Case("received_attention", "equal", lambda d: (0 * d.normal(2, 3, 9, 8), d.normal(2, 3, 9, 8), 0.35)),
+]
+
 KEY_NORM = [
     Case("key_norm", "random", lambda d: (d.normal(4, 3, 23, 8),)),
     Case("key_norm", "llava", lambda d: (d.normal(1, 32, 172, 128),), is_large=True),
@@ -296,5 +337,5 @@ GATHER_TOKENS = [
 ]
 
 
-CASES = [*CLS_SALIENCY, *TOP_TOKENS, *VIC, *KEY_NORM, *CO_PRUNE, *GATHER_TOKENS, *GOLDEN_CASES]
-OPERATORS = ("cls_saliency", "top_tokens", "vic", "key_norm", "co_prune", "gather_tokens")
+CASES = [*CLS_SALIENCY, *RECEIVED_ATTENTION, *TOP_TOKENS, *VIC, *KEY_NORM, *CO_PRUNE, *GATHER_TOKENS, *GOLDEN_CASES]
+OPERATORS = ("cls_saliency", "received_attention", "top_tokens", "vic", "key_norm", "co_prune", "gather_tokens")

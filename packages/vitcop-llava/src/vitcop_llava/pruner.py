@@ -232,8 +232,8 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
 
     Args:
         model: A ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``, or with vitcop-video
-            installed a ``LlavaNextVideoForConditionalGeneration``, with a CLIP tower and a Llama, Mistral or Qwen2
-            language model.
+            installed a ``LlavaNextVideoForConditionalGeneration``, with a CLIP or a SigLIP tower and a language model
+            such as Llama, Mistral, Qwen2, Qwen3 or Gemma.
         method: The settings, for example ``ViTCoP(retained_tokens=64)``.
         keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
             patches; True keeps those of lines that have patches, through all cuts and beside the budget.

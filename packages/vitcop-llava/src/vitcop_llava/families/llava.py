@@ -1,4 +1,4 @@
-"""LLaVA-1.5: a CLIP tower, a two-layer projector, and one run of placeholders an image."""
+"""LLaVA-1.5: a CLIP or SigLIP tower, a two-layer projector, and one run of placeholders an image."""
 
 from __future__ import annotations
 
