@@ -49,29 +49,29 @@ Stored = dict[str, Any]
 
 
 def machine(stored: Stored | StoredResult) -> str:
-    """What a result was measured on."""
+    """Say what a result was measured on."""
     place = stored["environment"]
     return str(place["accelerator"] or f"{place['cores']} cores of {place['processor']}")
 
 
 def comparison_table(stored: StoredResult) -> str:
-    """The table of ``vitcop compare``."""
+    """Render the table of ``vitcop compare``."""
     table = markdown_table(headings(stored), cells(stored))
     return f"{table}\n\n{caption(stored)} `{stored['command']}`."
 
 
 def ablation_table(stored: StoredResult) -> str:
-    """The same without times, which say nothing of variants of one method on a model this small."""
+    """Render the same without times, which say nothing of variants of one method on a model this small."""
     return comparison_table({**stored, "timing": None})
 
 
 def kinds(stored: StoredResult) -> str:
-    """Right answers by kind of question."""
+    """Tabulate right answers by kind of question."""
     return kinds_table(stored["comparison"]) or ""
 
 
 def bench_table(stored: Stored) -> str:
-    """What ``vitcop bench`` measured, and how."""
+    """Tabulate what ``vitcop bench`` measured, and say how."""
     rows = [Row.load(row) for row in stored["rows"]]
     lines = [markdown_table(HEADINGS, [bench_cells(row) for row in rows])]
     for row in rows:
@@ -90,7 +90,7 @@ def bench_table(stored: Stored) -> str:
 
 
 def headline(stored: Stored) -> str:
-    """One sentence: what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
+    """Say in one sentence what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
     whole, pruned = (Row.load(row) for row in stored["rows"])
     assert whole.prefill is not None
     assert pruned.prefill is not None
@@ -106,7 +106,7 @@ def headline(stored: Stored) -> str:
 
 
 def overhead(stored: Stored) -> str:
-    """What choosing and moving tokens costs, over all methods and budgets."""
+    """Say what choosing and moving tokens costs, over all methods and budgets."""
     rows = [Row.load(row) for row in stored["rows"]]
     over = [row.over_oracle.median - 1 for row in rows if row.over_oracle is not None]
     return (
@@ -116,7 +116,7 @@ def overhead(stored: Stored) -> str:
 
 
 def accuracy(stored: StoredResult) -> str:
-    """How often ViTCoP at a ninth answers as well as the unpruned demo model."""
+    """Say how often ViTCoP at a ninth answers as well as the unpruned demo model."""
     compared = stored["comparison"]
     ninth = next(row for row in reached(compared) if (row["label"], row["retain"]) == ("ViTCoP", "1/9"))
     whole, pruned = (row["accuracy"]["value"] for row in (unpruned(compared), ninth))
@@ -127,18 +127,18 @@ def accuracy(stored: StoredResult) -> str:
 
 
 def parts_table(stored: Stored) -> str:
-    """Where the time of those prefills goes."""
+    """Tabulate where the time of those prefills goes."""
     return markdown_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]])
 
 
 def busy_table(stored: Stored) -> str:
-    """What a GPU worked in those prefills."""
+    """Tabulate what a GPU worked in those prefills."""
     rows = [Row.load(row) for row in stored["rows"]]
     return markdown_table(BUSY_HEADINGS, [cells for row in rows if (cells := busy_cells(row))])
 
 
 def check_table(stored: Stored) -> str:
-    """Small models on a GPU, beside the same models on the CPU."""
+    """Tabulate small models on a GPU, beside the same models on the CPU."""
     lines = []
     for where, found in stored.items():
         if not isinstance(found, dict) or "properties" not in found:
@@ -162,7 +162,7 @@ def check_table(stored: Stored) -> str:
 
 
 def reuse_table(stored: Stored) -> str:
-    """Many questions about one image on its prefix, beside one question asked as usual."""
+    """Tabulate many questions about one image on its prefix, beside one question asked as usual."""
     sizes = stored["sizes"]
     rows = {
         "one question, unpruned": "unpruned",
@@ -187,7 +187,7 @@ def reuse_table(stored: Stored) -> str:
 
 
 def decoding_table(stored: Stored) -> str:
-    """A token of ``generate`` in several caches, unpruned and pruned."""
+    """Tabulate a token of ``generate`` in several caches, unpruned and pruned."""
     lines = []
     for row in (Decoding(**row) for row in stored["rows"]):
         times = (f"{1e3 * each:.3g} ms" for each in (statistics.median(row.prefill), row.token_median))
@@ -201,7 +201,7 @@ def decoding_table(stored: Stored) -> str:
 
 
 def layers_table(stored: Stored) -> str:
-    """Decoder layers of a pruned prefill, beside bare ones of the same length."""
+    """Tabulate decoder layers of a pruned prefill, beside bare ones of the same length."""
     lines = [
         [
             str(each.layer),
@@ -219,7 +219,7 @@ def layers_table(stored: Stored) -> str:
 
 
 def host_table(stored: Stored) -> str:
-    """What a prefill and a token cost the host, beside the unpruned model."""
+    """Tabulate what a prefill and a token cost the host, beside the unpruned model."""
     lines = [
         [
             row.name,
@@ -237,7 +237,7 @@ def host_table(stored: Stored) -> str:
 
 
 def tower_table(stored: Stored) -> str:
-    """The vision tower under pruning, beside the unpruned one."""
+    """Tabulate the vision tower under pruning, beside the unpruned one."""
     lines = []
     for row in (TowerTimes(**row) for row in stored["rows"]):
         cells = [row.method or "unpruned", row.dtype]
@@ -252,7 +252,7 @@ def tower_table(stored: Stored) -> str:
 
 
 def reading_table(stored: Stored) -> str:
-    """Reading frames of a file through vitcop-video, beside the decoders used directly."""
+    """Tabulate the reading of a file's frames through vitcop-video, beside the decoders used directly."""
     rows = [ReadingTimes(**row) for row in stored["rows"]]
     counts = [*dict.fromkeys(row.frames for row in rows)]
     lines = []
@@ -270,7 +270,7 @@ def reading_table(stored: Stored) -> str:
 
 
 def clips_table(stored: Stored) -> str:
-    """Right answers of the demo video model: a line for each way to prune, a column for each budget."""
+    """Tabulate right answers of the demo video model: a line for each way to prune, a column for each budget."""
     whole, *rows = _scores(stored)
     budgets = [*dict.fromkeys(row.retention_ratio for row in rows)]
     lines = []
@@ -297,7 +297,7 @@ def _clip_cell(row: Score, whole: Score) -> str:
 
 
 def clip_kinds(stored: Stored) -> str:
-    """The same at a ninth by kind of question."""
+    """Render the same at a ninth by kind of question."""
     rows = [row for row in _scores(stored) if row.retention_ratio in {"1", "1/9"} and row.unreachable is None]
     asked = rows[0].questions
     heads = ["", *(f"{kind} ({count})" for kind, count in asked.items())]
@@ -346,7 +346,7 @@ STYLES: dict[str, dict[Any, str]] = {
 
 
 def rendered(page: str) -> str:
-    """A page with every marked table made anew."""
+    """Return a page with every marked table made anew."""
     for name, (file, table) in TABLES.items():
         if not (HERE / file).exists():
             continue
@@ -361,7 +361,7 @@ def _between(text: str, found: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Rewrites the pages and the plots."""
+    """Rewrite the pages and the plots."""
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
     stored = json.loads((HERE / "demo-comparison.json").read_text())["comparison"]

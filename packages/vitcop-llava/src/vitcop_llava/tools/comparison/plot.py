@@ -47,7 +47,7 @@ def draw_tradeoff(compared: Comparison, target: IO[bytes], title: str = "") -> N
 
 
 def _ticks(tokens: list[float]) -> list[int]:
-    """One tick where several methods come near to the same budget: at the largest."""
+    """Return one tick where several methods come near to the same budget: at the largest."""
     ticks: list[int] = []
     for tick in sorted({round(value) for value in tokens}, reverse=True):
         if not ticks or tick < 0.87 * ticks[-1]:

@@ -69,12 +69,12 @@ def _times(timing: Timing | None, name: str) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all those before the point."""
+    """Write three digits, or all those before the point."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def kinds_table(compared: Comparison) -> str | None:
-    """Accuracy by kind of question, in Markdown; None where questions have no kinds."""
+    """Return the accuracy by kind of question, in Markdown; None where questions have no kinds."""
     rows = reached(compared)
     kinds = [*dict.fromkeys(kind for row in rows for kind in row["kinds"])]
     if not kinds:

@@ -139,7 +139,7 @@ def comparison(
 
 
 def _by_kind(answered: Sequence[Answered], right: Sequence[bool]) -> dict[str, list[int]]:
-    """Right answers and questions of each kind."""
+    """Return right answers and questions of each kind."""
     found: dict[str, list[int]] = {}
     for each, was_right in zip(answered, right, strict=True):
         if each.item.kind is not None:
