@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
 
 
 def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
-    """Lets docstrings write ``Plan`` or ``VisionCut.keep`` from any module, as code does, where the name is unique."""
+    """Let docstrings write ``Plan`` or ``VisionCut.keep`` from any module, as code does, where the name is unique."""
     domain = env.domains.python_domain
     if node.get("refdomain") != "py":
         return None
@@ -66,18 +66,18 @@ def resolve_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, c
 
 
 def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
-    """The fields of a NamedTuple stand in its Attributes section; as members they would be listed twice."""
+    """Skip the fields of a NamedTuple, which stand in its Attributes section; as members they would be listed twice."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def read_no_inline_type(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Keeps napoleon from reading ``The mean: over layers`` as a type and a text; types here are annotations."""
+    """Keep napoleon from reading ``The mean: over layers`` as a type and a text; types here are annotations."""
     if what in {"attribute", "data", "property"}:
         lines[:0] = ["..", ""]
 
 
 def mathml(latex: str, display: str) -> str:
-    """Equations are MathML in the page, so that they need neither scripts nor a network."""
+    """Write equations as MathML into the page, so that they need neither scripts nor a network."""
     found: str = convert(latex, display=display)
     if "\\" in found:  # a command that the converter does not know stays as it was written
         raise ValueError(f"equation must use commands that latex2mathml knows, got {latex!r}")

@@ -27,7 +27,7 @@ STANDARD = re.compile(r"(typeinfo|vtable|VTT|guard variable)?( for )?(std::|oper
 
 
 def symbols(library: Path, which: str) -> list[tuple[str, str]]:
-    """Kind and name of the dynamic symbols that are ``undefined`` or ``defined``."""
+    """Return the kind and name of the dynamic symbols that are ``undefined`` or ``defined``."""
     command = ["nm", "-D", f"--{which}-only", str(library)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [(line.split()[-2], line.split()[-1]) for line in lines]

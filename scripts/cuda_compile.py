@@ -56,7 +56,7 @@ def build_setting(name: str) -> list[Any]:
 
 
 def architectures(nvcc: str) -> list[int]:
-    """sm_80, sm_90, sm_100 and the newest one, of those that this nvcc knows."""
+    """Return sm_80, sm_90, sm_100 and the newest one, of those that this nvcc knows."""
     known = [int(number) for number in re.findall(r"compute_(\d+)$", run(nvcc, "--list-gpu-arch"), re.MULTILINE)]
     return sorted({*ALWAYS, max(known)} & {*known})
 
@@ -88,7 +88,7 @@ def readable(figures: list[Figures]) -> list[Figures]:
 
 
 def compile_kernels(nvcc: str, target: Path) -> list[Figures]:
-    """Compiles every .cu file and returns what ptxas said."""
+    """Compile every .cu file, and return what ptxas said."""
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures(nvcc)]
     flags: list[str | Path] = [
         *build_setting("NVCC_FLAGS"),
@@ -123,7 +123,7 @@ def cuda_headers(nvcc: str) -> Path:
 
 
 def link_glue(nvcc: str, target: Path) -> None:
-    """Compiles the registration of the CUDA kernels, links it with them, and looks at what is left undefined."""
+    """Compile the registration of the CUDA kernels, link it with them, and look at what is left undefined."""
     from torch.utils import cpp_extension
 
     macros = [f"-D{name}" + (f"={value}" if value else "") for name, value in build_setting("MACROS")]
@@ -141,13 +141,13 @@ def link_glue(nvcc: str, target: Path) -> None:
 
 
 def version(nvcc: str) -> str:
-    """Of nvcc."""
+    """Return the version of nvcc."""
     found = re.search(r"release \S+ (V\S+)", run(nvcc, "--version"))
     return found[1] if found else "unknown"
 
 
 def main() -> None:
-    """Compiles, checks, and stores or compares the report."""
+    """Compile, check, and store or compare the report."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--write", action="store_true", help="store the report")
     options.add_argument("--require-nvcc", action="store_true", help="fail where there is no nvcc, instead of skipping")

@@ -90,7 +90,7 @@ def on(device: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def run(model: Any, inputs: dict[str, Tensor], steps: int = 2) -> list[Tensor]:
-    """Logits of a prefill and of some decoded tokens, on the CPU."""
+    """Return the logits of a prefill and of some decoded tokens, on the CPU."""
     output = model(**inputs, use_cache=True)
     found, cache, mask = [output.logits.float().cpu()], output.past_key_values, inputs["attention_mask"]
     token = inputs["input_ids"][:, :1]
@@ -123,7 +123,7 @@ def compare_devices(model: Any, inputs: dict[str, Tensor], device: str, method: 
 
 
 def check_captured(model: Any, inputs: dict[str, Tensor], method: Method) -> dict[str, Any]:
-    """Prefills that are replayed, on the model's own device: the same as run, and theirs to keep."""
+    """Check prefills that are replayed on the model's own device: the same as run, and theirs to keep."""
     other = {name: value.flip(0) if name.startswith("pixel") else value for name, value in inputs.items()}
     with prune(model, method):
         expected, expected_other = run(model, inputs), run(model, other)
@@ -176,7 +176,7 @@ def check_properties(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def first_rows(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
-    """One row of a batch whose rows have equally many images."""
+    """Return one row of a batch whose rows have equally many images."""
     rows = inputs["input_ids"].shape[0]
     each = {name: len(value) // rows for name, value in inputs.items()}
     return {name: value[row * each[name] : (row + 1) * each[name]] for name, value in inputs.items()}
@@ -205,7 +205,7 @@ def noting_waits(device: str) -> Iterator[list[str]]:
 
 
 def count_launches(call: Callable[[], Any], device: str) -> int:
-    """Kernels that a call starts; on a CPU the operators that would start one."""
+    """Count kernels that a call starts; on a CPU the operators that would start one."""
     if device == "cpu":
         counting = Launches()
         with counting:
@@ -296,7 +296,7 @@ def main() -> None:
 
 
 def check(family: str, attention: str, device: str, methods: dict[str, Method], *, quick: bool) -> dict[str, Any]:
-    """Everything about one family under one attention backend."""
+    """Check everything about one family under one attention backend."""
     model = small_model(family, attention)
     inputs, found = prompt_of(model, quick=quick), dict[str, Any]()
     for name, method in methods.items():

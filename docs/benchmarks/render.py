@@ -17,18 +17,20 @@ from matplotlib import rc_context
 
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
+from vitcop_llava.tools.benchmark.decoding import Decoding
+from vitcop_llava.tools.benchmark.host import HostCost
+from vitcop_llava.tools.benchmark.layers import LayerTimes
 from vitcop_llava.tools.benchmark.plot import draw_prefill
 from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
 from vitcop_llava.tools.benchmark.result import Row
+from vitcop_llava.tools.benchmark.tower import Result as TowerTimes
 from vitcop_llava.tools.comparison.plot import draw_tradeoff
-from vitcop_llava.tools.comparison.report import (
-    caption,
-    cells,
-    headings,
-    kinds_table,
-)
+from vitcop_llava.tools.comparison.report import caption, cells, headings, kinds_table
+from vitcop_llava.tools.comparison.stored import StoredResult, reached, unpruned
 from vitcop_llava.tools.markdown import markdown_table
+from vitcop_video.bench import Row as ReadingTimes
+from vitcop_video.demo.evaluate import Score
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -43,32 +45,33 @@ PAGES = (
 IMAGES = HERE.parent / "images"
 
 Stored = dict[str, Any]
+"""A file. Its rows are loaded as what they were stored from."""
 
 
-def machine(stored: Stored) -> str:
-    """What a result was measured on."""
+def machine(stored: Stored | StoredResult) -> str:
+    """Say what a result was measured on."""
     place = stored["environment"]
     return str(place["accelerator"] or f"{place['cores']} cores of {place['processor']}")
 
 
-def comparison_table(stored: Stored) -> str:
-    """The table of ``vitcop compare``."""
+def comparison_table(stored: StoredResult) -> str:
+    """Render the table of ``vitcop compare``."""
     table = markdown_table(headings(stored), cells(stored))
     return f"{table}\n\n{caption(stored)} `{stored['command']}`."
 
 
-def ablation_table(stored: Stored) -> str:
-    """The same without times, which say nothing of variants of one method on a model this small."""
-    return comparison_table(stored | {"timing": None})
+def ablation_table(stored: StoredResult) -> str:
+    """Render the same without times, which say nothing of variants of one method on a model this small."""
+    return comparison_table({**stored, "timing": None})
 
 
-def kinds(stored: Stored) -> str:
-    """Right answers by kind of question."""
+def kinds(stored: StoredResult) -> str:
+    """Tabulate right answers by kind of question."""
     return kinds_table(stored["comparison"]) or ""
 
 
 def bench_table(stored: Stored) -> str:
-    """What ``vitcop bench`` measured, and how."""
+    """Tabulate what ``vitcop bench`` measured, and say how."""
     rows = [Row.load(row) for row in stored["rows"]]
     lines = [markdown_table(HEADINGS, [bench_cells(row) for row in rows])]
     for row in rows:
@@ -87,7 +90,7 @@ def bench_table(stored: Stored) -> str:
 
 
 def headline(stored: Stored) -> str:
-    """One sentence: what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
+    """Say in one sentence what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
     whole, pruned = (Row.load(row) for row in stored["rows"])
     assert whole.prefill is not None
     assert pruned.prefill is not None
@@ -103,38 +106,39 @@ def headline(stored: Stored) -> str:
 
 
 def overhead(stored: Stored) -> str:
-    """What choosing and moving tokens costs, over all methods and budgets."""
-    over = [row["over_oracle"]["median"] - 1 for row in stored["rows"] if row["over_oracle"] is not None]
+    """Say what choosing and moving tokens costs, over all methods and budgets."""
+    rows = [Row.load(row) for row in stored["rows"]]
+    over = [row.over_oracle.median - 1 for row in rows if row.over_oracle is not None]
     return (
         f"Choosing and moving tokens adds between {min(over):.1%} and {max(over):.1%} to the time of the bare model "
         "at the same lengths."
     )
 
 
-def accuracy(stored: Stored) -> str:
-    """How often ViTCoP at a ninth answers as well as the unpruned demo model."""
-    rows = stored["comparison"]["variants"]
-    pruned = next(row for row in rows if (row["label"], row["retain"]) == ("ViTCoP", "1/9"))
-    asked = stored["comparison"]["questions"]
+def accuracy(stored: StoredResult) -> str:
+    """Say how often ViTCoP at a ninth answers as well as the unpruned demo model."""
+    compared = stored["comparison"]
+    ninth = next(row for row in reached(compared) if (row["label"], row["retain"]) == ("ViTCoP", "1/9"))
+    whole, pruned = (row["accuracy"]["value"] for row in (unpruned(compared), ninth))
     return (
-        f"Over {asked:,} held-out questions the demo model is right {rows[0]['accuracy']['value']:.1%} of the time "
-        f"with all of its tokens and {pruned['accuracy']['value']:.1%} of the time with a ninth of them."
+        f"Over {compared['questions']:,} held-out questions the demo model is right {whole:.1%} of the time with all "
+        f"of its tokens and {pruned:.1%} of the time with a ninth of them."
     )
 
 
 def parts_table(stored: Stored) -> str:
-    """Where the time of those prefills goes."""
+    """Tabulate where the time of those prefills goes."""
     return markdown_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]])
 
 
 def busy_table(stored: Stored) -> str:
-    """What a GPU worked in those prefills."""
+    """Tabulate what a GPU worked in those prefills."""
     rows = [Row.load(row) for row in stored["rows"]]
     return markdown_table(BUSY_HEADINGS, [cells for row in rows if (cells := busy_cells(row))])
 
 
 def check_table(stored: Stored) -> str:
-    """Small models on a GPU, beside the same models on the CPU."""
+    """Tabulate small models on a GPU, beside the same models on the CPU."""
     lines = []
     for where, found in stored.items():
         if not isinstance(found, dict) or "properties" not in found:
@@ -158,7 +162,7 @@ def check_table(stored: Stored) -> str:
 
 
 def reuse_table(stored: Stored) -> str:
-    """Many questions about one image on its prefix, beside one question asked as usual."""
+    """Tabulate many questions about one image on its prefix, beside one question asked as usual."""
     sizes = stored["sizes"]
     rows = {
         "one question, unpruned": "unpruned",
@@ -183,13 +187,11 @@ def reuse_table(stored: Stored) -> str:
 
 
 def decoding_table(stored: Stored) -> str:
-    """A token of ``generate`` in several caches, unpruned and pruned."""
+    """Tabulate a token of ``generate`` in several caches, unpruned and pruned."""
     lines = []
-    for row in stored["rows"]:
-        times = (f"{1e3 * each:.3g} ms" for each in (statistics.median(row["prefill"]), row["token_median"]))
-        lines.append(
-            [row["method"] or "unpruned", row["mode"], *times, f"{row['over_floor']:.2f}", as_bytes(row["cache_bytes"])]
-        )
+    for row in (Decoding(**row) for row in stored["rows"]):
+        times = (f"{1e3 * each:.3g} ms" for each in (statistics.median(row.prefill), row.token_median))
+        lines.append([row.method or "unpruned", row.mode, *times, f"{row.over_floor:.2f}", as_bytes(row.cache_bytes)])
     headings = ["", "cache", "to the first token", "a token", "of reading the weights", "cache at the end"]
     return (
         f"{markdown_table(headings, lines)}\n\nMedians over {stored['repeats']} answers of {stored['tokens']} tokens: "
@@ -199,15 +201,15 @@ def decoding_table(stored: Stored) -> str:
 
 
 def layers_table(stored: Stored) -> str:
-    """Decoder layers of a pruned prefill, beside bare ones of the same length."""
+    """Tabulate decoder layers of a pruned prefill, beside bare ones of the same length."""
     lines = [
         [
-            str(each["layer"]),
-            str(each["tokens"]),
-            *(f"{1e3 * statistics.median(each[name]):.4g} ms" for name in ("pruned", "bare")),
-            f"{each['ratio']:.3f}",
+            str(each.layer),
+            str(each.tokens),
+            *(f"{1e3 * statistics.median(times):.4g} ms" for times in (each.pruned, each.bare)),
+            f"{each.ratio:.3f}",
         ]
-        for each in stored["times"]
+        for each in (LayerTimes(**each) for each in stored["times"])
     ]
     table = markdown_table(["layer", "tokens", "in the prefill", "bare", "ratio"], lines)
     return (
@@ -217,18 +219,15 @@ def layers_table(stored: Stored) -> str:
 
 
 def host_table(stored: Stored) -> str:
-    """What a prefill and a token cost the host, beside the unpruned model."""
+    """Tabulate what a prefill and a token cost the host, beside the unpruned model."""
     lines = [
         [
-            row["name"],
-            "" if row["retained_tokens"] is None else f"{row['retained_tokens']:g}",
-            *(
-                cell
-                for part in ("prefill", "token")
-                for cell in (f"{1e3 * min(row[part]):.4g} ms", f"{row[f'{part}_ratio']:.3f}")
-            ),
+            row.name,
+            "" if row.retained_tokens is None else f"{row.retained_tokens:g}",
+            *(f"{1e3 * min(row.prefill):.4g} ms", f"{row.prefill_ratio:.3f}"),
+            *(f"{1e3 * min(row.token):.4g} ms", f"{row.token_ratio:.3f}"),
         ]
-        for row in stored["rows"]
+        for row in (HostCost(**row) for row in stored["rows"])
     ]
     headings, place = ["method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"], stored["environment"]
     return (
@@ -238,12 +237,12 @@ def host_table(stored: Stored) -> str:
 
 
 def tower_table(stored: Stored) -> str:
-    """The vision tower under pruning, beside the unpruned one."""
+    """Tabulate the vision tower under pruning, beside the unpruned one."""
     lines = []
-    for row in stored["rows"]:
-        cells = [row["method"] or "unpruned", row["dtype"]]
-        for part in ("tower", "encoding"):
-            cells += [f"{1e3 * statistics.median(row[part]):.4g} ms", f"{row['over_unpruned'][part]:.3f}"]
+    for row in (TowerTimes(**row) for row in stored["rows"]):
+        cells = [row.method or "unpruned", row.dtype]
+        for part, seconds in (("tower", row.tower), ("encoding", row.encoding)):
+            cells += [f"{1e3 * statistics.median(seconds):.4g} ms", f"{row.over_unpruned[part]:.3f}"]
         lines.append(cells)
     table = markdown_table(["", "dtype", "tower", "of unpruned", "tower, Stage I, projector", "of unpruned"], lines)
     return (
@@ -253,12 +252,13 @@ def tower_table(stored: Stored) -> str:
 
 
 def reading_table(stored: Stored) -> str:
-    """Reading frames of a file through vitcop-video, beside the decoders used directly."""
-    counts = [*dict.fromkeys(row["frames"] for row in stored["rows"])]
+    """Tabulate the reading of a file's frames through vitcop-video, beside the decoders used directly."""
+    rows = [ReadingTimes(**row) for row in stored["rows"]]
+    counts = [*dict.fromkeys(row.frames for row in rows)]
     lines = []
-    for name in dict.fromkeys(row["name"] for row in stored["rows"]):
-        each = {row["frames"]: row for row in stored["rows"] if row["name"] == name}
-        shown = [f"{each[count]['median']:.2f} s, {each[count]['over_fastest_direct']:.2f}" for count in counts]
+    for name in dict.fromkeys(row.name for row in rows):
+        each = {row.frames: row for row in rows if row.name == name}
+        shown = [f"{each[count].median:.2f} s, {each[count].over_fastest_direct:.2f}" for count in counts]
         lines.append([name, *shown])
     clip = stored["clip"]
     table = markdown_table(["", *(f"{count} frames" for count in counts)], lines)
@@ -270,43 +270,41 @@ def reading_table(stored: Stored) -> str:
 
 
 def clips_table(stored: Stored) -> str:
-    """Right answers of the demo video model: a line for each way to prune, a column for each budget."""
-    whole, *rows = stored["scores"]
-    unpruned = _right(whole)
-    budgets = [*dict.fromkeys(row["retention_ratio"] for row in rows)]
+    """Tabulate right answers of the demo video model: a line for each way to prune, a column for each budget."""
+    whole, *rows = _scores(stored)
+    budgets = [*dict.fromkeys(row.retention_ratio for row in rows)]
     lines = []
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        each = {row["retention_ratio"]: row for row in rows if row["variant"] == variant}
-        lines.append([variant, *(_clip_cell(each[budget], unpruned) for budget in budgets)])
+    for variant in dict.fromkeys(row.variant for row in rows):
+        each = {row.retention_ratio: row for row in rows if row.variant == variant}
+        lines.append([variant, *(_clip_cell(each[budget], whole) for budget in budgets)])
     place = stored["environment"]
     return (
         f"{markdown_table(['', *budgets], lines)}\n\nExact answers to one question about each of {stored['clips']:,} "
         f"held-out clips, in brackets of the unpruned accuracy, and tokens on average over the layers. Unpruned, "
-        f"{unpruned:.1%} are right with {whole['average_tokens']:.4g} tokens. torch {place['packages']['torch']}, "
+        f"{whole.accuracy():.1%} are right with {whole.average_tokens:.4g} tokens. torch {place['packages']['torch']}, "
         f"transformers {place['packages']['transformers']}. `{stored['command']}`."
     )
 
 
-def _clip_cell(row: Stored, unpruned: float) -> str:
-    if row["unreachable"] is not None:
+def _scores(stored: Stored) -> list[Score]:
+    return [Score(**row) for row in stored["scores"]]
+
+
+def _clip_cell(row: Score, whole: Score) -> str:
+    if row.unreachable is not None:
         return "out of reach"
-    return f"{_right(row):.1%} ({_right(row) / unpruned:.1%}), {row['average_tokens']:.4g}"
+    return f"{row.accuracy():.1%} ({row.accuracy() / whole.accuracy():.1%}), {row.average_tokens:.4g}"
 
 
 def clip_kinds(stored: Stored) -> str:
-    """The same at a ninth by kind of question."""
-    rows = [row for row in stored["scores"] if row["retention_ratio"] in {"1", "1/9"} and row["unreachable"] is None]
-    asked = rows[0]["questions"]
+    """Render the same at a ninth by kind of question."""
+    rows = [row for row in _scores(stored) if row.retention_ratio in {"1", "1/9"} and row.unreachable is None]
+    asked = rows[0].questions
     heads = ["", *(f"{kind} ({count})" for kind, count in asked.items())]
-    return markdown_table(heads, [[row["variant"], *(f"{_right(row, kind):.1%}" for kind in asked)] for row in rows])
+    return markdown_table(heads, [[row.variant, *(f"{row.accuracy(kind):.1%}" for kind in asked)] for row in rows])
 
 
-def _right(row: Stored, kind: str | None = None) -> float:
-    kinds = row["questions"] if kind is None else [kind]
-    return float(sum(row["right"][k] for k in kinds) / sum(row["questions"][k] for k in kinds))
-
-
-TABLES: dict[str, tuple[str, Callable[[Stored], str]]] = {
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "comparison": ("demo-comparison.json", comparison_table),
     "kinds": ("demo-comparison.json", kinds),
     "table-4": ("demo-table-4.json", ablation_table),
@@ -348,7 +346,7 @@ STYLES: dict[str, dict[Any, str]] = {
 
 
 def rendered(page: str) -> str:
-    """A page with every marked table made anew."""
+    """Return a page with every marked table made anew."""
     for name, (file, table) in TABLES.items():
         if not (HERE / file).exists():
             continue
@@ -363,7 +361,7 @@ def _between(text: str, found: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Rewrites the pages and the plots."""
+    """Rewrite the pages and the plots."""
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
     stored = json.loads((HERE / "demo-comparison.json").read_text())["comparison"]

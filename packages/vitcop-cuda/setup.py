@@ -28,7 +28,7 @@ MACROS = [("TORCH_TARGET_VERSION", "0x020b000000000000"), ("TORCH_STABLE_ONLY", 
 
 
 def nvcc_top() -> str:
-    """The folder that an nvcc on the path calls its own, also where it is a script that starts another."""
+    """Return the folder that an nvcc on the path calls its own, also where it is a script that starts another."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return ""
@@ -38,7 +38,7 @@ def nvcc_top() -> str:
 
 
 def cuda_home() -> Path | None:
-    """The first of $CUDA_HOME, the usual folder and nvcc's own that has CUDA's headers and nvcc."""
+    """Return the first of $CUDA_HOME, the usual folder and nvcc's own that has CUDA's headers and nvcc."""
     for folder in (os.environ.get("CUDA_HOME"), USUAL_CUDA_HOME, nvcc_top()):
         if folder and all((Path(folder) / part).is_file() for part in ("include/cuda_runtime_api.h", "bin/nvcc")):
             return Path(folder).resolve()
@@ -46,7 +46,7 @@ def cuda_home() -> Path | None:
 
 
 def missing_for_cuda(home: Path | None) -> str:
-    """Why the CUDA kernels cannot be built here; empty if they can."""
+    """Return why the CUDA kernels cannot be built here; empty if they can."""
     if torch.version.cuda is None:
         return "the torch that it was built with has no CUDA"
     if home is None:
@@ -55,14 +55,18 @@ def missing_for_cuda(home: Path | None) -> str:
 
 
 def architectures() -> str:
-    """What nvcc compiles for, as torch's build tools read it: the caller's choice, or the GPUs at hand, or a pair."""
+    """Return what nvcc compiles for, as torch's build tools read it: the caller's choice, or the GPUs at hand, or a
+    pair.
+    """
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     default = ";".join(f"{major}.{minor}" for major, minor in sorted(found)) or "8.0;9.0+PTX"
     return os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default)
 
 
 def extension(half: str, **macros: str) -> cpp_extension.CppExtension:
-    """``vitcop_cuda._cpu`` or ``vitcop_cuda._cuda``: two files, so that a torch without CUDA can load the first."""
+    """Return ``vitcop_cuda._cpu`` or ``vitcop_cuda._cuda``: two files, so that a torch without CUDA can load the
+    first.
+    """
     kind = cpp_extension.CUDAExtension if half == "cuda" else cpp_extension.CppExtension
     sources = [*SOURCES.glob(f"{half}/*.cpp"), *SOURCES.glob(f"{half}/*.cu"), SOURCES / "python" / f"{half}.cpp"]
     return kind(
@@ -76,7 +80,7 @@ def extension(half: str, **macros: str) -> cpp_extension.CppExtension:
 
 
 def extensions() -> list[cpp_extension.CppExtension]:
-    """The halves that can be built here."""
+    """Return the halves that can be built here."""
     home = cuda_home()
     reason = missing_for_cuda(home)
     halves = [extension("cpu", VITCOP_NO_CUDA_BECAUSE=reason)]

@@ -44,7 +44,7 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and its like as Python's own, also inside of tuples; anything else as it is.
+    """Return numbers of numpy and its like as Python's own, also inside of tuples; anything else as it is.
 
     Theirs have a fixed width, in which the arithmetic of costs overflows without a word.
     """
@@ -214,7 +214,7 @@ def check_tensor(name: str, value: object, shape: Sequence[int | str], like: Ten
 
 
 def check_floating(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
-    """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is a floating one."""
+    """Check as :func:`check_tensor` does, and raise ``TypeError`` unless the dtype is a floating one."""
     tensor = check_tensor(name, value, shape, like)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}")
@@ -222,7 +222,7 @@ def check_floating(name: str, value: object, shape: Sequence[int | str], like: T
 
 
 def check_integral(name: str, value: object, shape: Sequence[int | str], like: Tensor | None = None) -> Tensor:
-    """As :func:`check_tensor`, and raise ``TypeError`` unless its dtype is ``torch.int64``."""
+    """Check as :func:`check_tensor` does, and raise ``TypeError`` unless the dtype is ``torch.int64``."""
     tensor = check_tensor(name, value, shape, like)
     if tensor.dtype != torch.int64:
         raise TypeError(f"{name} must have dtype torch.int64, got {tensor.dtype}")

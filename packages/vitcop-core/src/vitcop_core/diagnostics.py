@@ -25,7 +25,7 @@ class Diagnosis(NamedTuple):
 
 
 def cutoff_scale(features: Tensor, cutoff_distance: float = 8.0) -> Tensor:
-    """Median distance between two tokens of a row, in units of the cutoff distance.
+    """Return the median distance between two tokens of a row, in units of the cutoff distance.
 
     The paper's cutoff of 8 presumes features on the scale of LLaVA-1.5's vision keys.
 

@@ -6,13 +6,25 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 
-def environment(packages: Iterable[str]) -> dict[str, Any]:
-    """Processor, cores, threads, accelerator, and the versions of torch and other packages.
+class Environment(TypedDict):
+    """A machine, and the versions of packages by name; of one that is not installed None."""
+
+    processor: str
+    cores: int | None
+    threads: int
+    accelerator: str | None
+    system: str
+    python: str
+    packages: dict[str, str | None]
+
+
+def environment(packages: Iterable[str]) -> Environment:
+    """Return processor, cores, threads, accelerator, and the versions of torch and other packages.
 
     Args:
         packages: Distributions to look up; one that is not installed has None.

@@ -157,7 +157,7 @@ def read_bytes(path: StrPath, limit: int) -> bytes:
 
 @contextmanager
 def told_of(path: StrPath) -> Iterator[None]:
-    """Inside, an error of the system about ``path`` or a temporary file beside it names ``path`` as it is given.
+    """Make errors of the system inside, about ``path`` or a temporary file beside it, name ``path`` as it is given.
 
     Raises:
         OSError: No file can have that name, with ``errno.EINVAL``; or what the block raises.

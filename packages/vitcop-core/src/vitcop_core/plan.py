@@ -207,7 +207,7 @@ class Plan:
         return tuple(layer_kv_bytes(shape, n, bytes_per_element) for n in self._lengths(shape, text_tokens))
 
     def kv_bytes(self, shape: LanguageModelShape, text_tokens: int, bytes_per_element: int = 2) -> int:
-        """Bytes of the whole key-value cache after the prefill: the sum of :meth:`kv_bytes_per_layer`."""
+        """Return the bytes of the whole key-value cache after the prefill: the sum of :meth:`kv_bytes_per_layer`."""
         return sum(self.kv_bytes_per_layer(shape, text_tokens, bytes_per_element))
 
     def _tokens(self) -> Iterator[int]:

@@ -53,7 +53,7 @@ def default_layers(num_layers: int) -> tuple[int, int]:
 
 
 def default_center_ratio(vision_ratio: Fraction) -> Fraction:
-    """Cluster centers per kept token: the line through the released scripts' .18, .15 and .12.
+    """Return the cluster centers per kept token: the line through the released scripts' .18, .15 and .12.
 
     Args:
         vision_ratio: pi1.
@@ -153,5 +153,5 @@ def _checked_decay(decay: Fraction) -> Fraction:
 
 
 def _weight(num_layers: int, deep_layer: int, decay: Fraction) -> Fraction:
-    """Layers, counting those after the deep cut by what they keep of the shallow one."""
+    """Count layers, those after the deep cut by what they keep of the shallow one."""
     return deep_layer + (num_layers - deep_layer) / decay

@@ -21,7 +21,7 @@ def load(name: str) -> tuple[Any | None, str]:
 
 
 def load_cuda(cpu: Any) -> tuple[Any | None, str]:
-    """As :func:`load`, for the CUDA kernels, which only a torch with CUDA can load.
+    """Do what :func:`load` does for the CUDA kernels, which only a torch with CUDA can load.
 
     Args:
         cpu: The module of the CPU kernels, which knows whether those for CUDA were built.

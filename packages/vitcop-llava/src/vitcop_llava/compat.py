@@ -38,7 +38,7 @@ def grids_argument(get_features: Callable[..., Any]) -> str:
 
 
 def split_clips(features: Tensor | Sequence[Tensor], frames: Sequence[int]) -> list[Tensor]:
-    """One entry for each clip, in the form in which this version of transformers expects it.
+    """Return one entry for each clip, in the form in which this version of transformers expects it.
 
     Entries that are objects of their own can be told apart when `generate` repeats them, rows of one tensor cannot.
 

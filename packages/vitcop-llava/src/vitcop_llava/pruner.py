@@ -136,7 +136,7 @@ class Pruner:
         return self._last.outcome.unreplayed or next((obstacle for obstacle in towers if obstacle), None)
 
     def survivors(self, row: int = 0) -> Survivors:
-        """Which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
+        """Return which patches of the most recent prefill's ``row`` survived each cut (read back from the device).
 
         Raises:
             TypeError: ``row`` is no integer.
@@ -145,7 +145,7 @@ class Pruner:
         return survivors_of(self._last, row, self._method)
 
     def remove(self) -> None:
-        """Takes every hook off the model. Calling it again does nothing."""
+        """Take every hook off the model. Calling it again does nothing."""
         if self._handles:
             _pruned.pop(self._parts.base, None)
         for handle in reversed(self._handles):
@@ -170,7 +170,7 @@ class Pruner:
 
 
 def _keeps_all(planner: Planner, parts: Parts, reader: Method | None) -> bool:
-    """Whether the budget keeps every token; raises where it does not, and the method cannot read the tower.
+    """Return whether the budget keeps every token.
 
     Args:
         planner: Of the method.
@@ -189,7 +189,7 @@ def _keeps_all(planner: Planner, parts: Parts, reader: Method | None) -> bool:
 
 
 def _settings_of(method: Method) -> str:
-    """A method with those of its settings that are not its defaults."""
+    """Return a method with those of its settings that are not its defaults."""
     if not is_dataclass(method):
         return repr(method)
     values = ((each, getattr(method, each.name)) for each in fields(method))
@@ -198,13 +198,13 @@ def _settings_of(method: Method) -> str:
 
 
 def active_settings(base: nn.Module) -> Settings | None:
-    """What the model with this base module is being pruned with; None while it is not."""
+    """Return what the model with this base module is being pruned with; None while it is not."""
     return _pruned.get(base)
 
 
 @contextmanager
 def finished_calls() -> Iterator[list[Call]]:
-    """Collects the calls that end inside the block, in this thread or task alone."""
+    """Collect the calls that end inside the block, in this thread or task alone."""
     calls: list[Call] = []
     token = _heard.set(calls)
     try:
@@ -214,7 +214,7 @@ def finished_calls() -> Iterator[list[Call]]:
 
 
 def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, capture: bool = False) -> Pruner:
-    """Prunes the visual tokens of ``model`` while it runs, until the returned handle is removed.
+    """Prune the visual tokens of ``model`` while it runs, until the returned handle is removed.
 
     Everything else stays as it was: ``forward`` and ``generate`` take and give what they always did, in lengths of the
     caller's prompt. Use it as a context manager or keep the handle:

@@ -38,7 +38,7 @@ Read = Callable[[str, list[int]], NDArray[np.uint8]]
 
 
 def with_decord(path: str, frames: list[int]) -> NDArray[np.uint8]:
-    """decord, as its documentation reads a batch."""
+    """Read with decord, a batch at a time as its documentation does."""
     import decord  # type: ignore[import-untyped]
 
     pixels: NDArray[np.uint8] = decord.VideoReader(path).get_batch(frames).asnumpy()
@@ -46,7 +46,7 @@ def with_decord(path: str, frames: list[int]) -> NDArray[np.uint8]:
 
 
 def with_torchcodec(path: str, frames: list[int], **settings: Any) -> NDArray[np.uint8]:
-    """torchcodec, with settings of its decoder."""
+    """Read with torchcodec and settings of its decoder."""
     from torchcodec.decoders import VideoDecoder  # type: ignore[attr-defined]
 
     decoder = VideoDecoder(path, dimension_order="NHWC", **settings)
@@ -55,7 +55,7 @@ def with_torchcodec(path: str, frames: list[int], **settings: Any) -> NDArray[np
 
 
 def with_pyav_seeking(path: str, frames: list[int]) -> NDArray[np.uint8]:
-    """PyAV, a seek for each frame; right for a constant rate only."""
+    """Read with PyAV, a seek for each frame; right for a constant rate only."""
     pixels = []
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -69,7 +69,7 @@ def with_pyav_seeking(path: str, frames: list[int]) -> NDArray[np.uint8]:
 
 
 def with_pyav_sequential(path: str, frames: list[int]) -> NDArray[np.uint8]:
-    """PyAV, decoding from the first frame to the last that is wanted."""
+    """Read with PyAV from the first frame to the last that is wanted."""
     wanted, pixels = set(frames), []
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -83,7 +83,7 @@ def with_pyav_sequential(path: str, frames: list[int]) -> NDArray[np.uint8]:
 
 
 def with_ours(path: str, frames: list[int], backend: str = "auto") -> NDArray[np.uint8]:
-    """`read_video`, which finds the same frames by their number."""
+    """Read with `read_video`, which finds the same frames by their number."""
     return read_video(path, frames=len(frames), backend=backend, time_limit=None).frames
 
 

@@ -143,7 +143,7 @@ def write_clip(path: Path, clip: Clip) -> Path:
 
 
 def render(number: int, texture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frame ``number``, [H, W, 3] uint8: a ramp that moves over a texture, and a yellow square."""
+    """Return the frame ``number``, [H, W, 3] uint8: a ramp that moves over a texture, and a yellow square."""
     height, width = texture.shape[:2]
     image = np.roll(texture, 3 * number, axis=1)
     image[..., 0] += ((np.arange(width) + 5 * number) % 128).astype(np.uint8)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from vitcop_core.environment import Environment
 from vitcop_llava.tools.model.environment import VIDEO_PACKAGES
 from vitcop_llava.tools.model.environment import environment as environment_with
 
 
-def environment() -> dict[str, Any]:
-    """Processor, cores, accelerator and package versions."""
+def environment() -> Environment:
+    """Return processor, cores, accelerator and package versions."""
     return environment_with(*VIDEO_PACKAGES)
 
 

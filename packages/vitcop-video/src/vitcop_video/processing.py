@@ -146,7 +146,7 @@ class ClipProcessor:
         return batch
 
     def pixels(self, clip: Any) -> Tensor:
-        """One clip's ``[F, 3, s, s]`` float32.
+        """Return one clip's ``[F, 3, s, s]`` float32.
 
         Args:
             clip: ``[F, H, W, 3]`` uint8, or F pictures of Pillow.
@@ -173,7 +173,7 @@ class ClipProcessor:
 def expand_video_tokens(
     texts: Sequence[str], frames: Sequence[int], tokens_per_frame: int, video_token: str = "<video>"
 ) -> list[str]:
-    """Prompts with as many placeholders for each clip as the model has tokens.
+    """Return the prompts with as many placeholders for each clip as the model has tokens.
 
     Args:
         texts: Prompts, one video token a clip.

@@ -22,7 +22,7 @@ class Ticks(Protocol):
 
 
 def uniform(window: range, frames: int) -> list[int]:
-    """Frames at equal distances, the first of the window among them.
+    """Return frames at equal distances, the first of the window among them.
 
     These are the indices of transformers' own sampling for LLaVA-NeXT-Video (``default_sample_indices_fn``): frame i of
     F is ``i * length // F``. Its documentation's ``np.arange(0, total, total / F).astype(int)`` differs now and then by

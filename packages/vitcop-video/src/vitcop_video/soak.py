@@ -70,7 +70,7 @@ class Result:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Good files, damaged copies of them, and things that are no videos; returns what is to be read."""
+    """Make good files, damaged copies of them, and things that are no videos; return what is to be read."""
     paths = [write_clip(folder / name, clip) for name, clip in GOOD.items() if WRITES_ROTATION or not clip.rotation]
     for good in list(paths):
         for seed in range(DAMAGED_COPIES):

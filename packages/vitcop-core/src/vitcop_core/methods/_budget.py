@@ -122,7 +122,7 @@ def cut_layers(given: Sequence[int] | None, published: Sequence[int], num_layers
 
 
 def average(num_layers: int, tokens: int, cuts: Sequence[tuple[int, Number]]) -> Fraction:
-    """Tokens at a layer's input, averaged over the layers.
+    """Return the tokens at a layer's input, averaged over the layers.
 
     Args:
         num_layers: Layers of the language model.
@@ -139,7 +139,7 @@ def average(num_layers: int, tokens: int, cuts: Sequence[tuple[int, Number]]) ->
 def falling_cuts(
     layers: Sequence[int], counts: Sequence[int], tokens: int, stage: str, *, pack: bool
 ) -> tuple[DecoderCut, ...]:
-    """Cuts of one kind, without those that would keep everything.
+    """Return cuts of one kind, without those that would keep everything.
 
     Args:
         layers: Where.

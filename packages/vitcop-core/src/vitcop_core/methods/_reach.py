@@ -99,7 +99,7 @@ def _share(share: Fraction) -> str:
 
 
 def _text(number: Fraction, places: int = _MOST) -> str:
-    """In decimals, rounded down."""
+    """Write in decimals, rounded down."""
     whole, rest = divmod(number.numerator * 10**places // number.denominator, 10**places)
     decimals = f"{rest:0{places}d}".rstrip("0")
     return f"{whole}.{decimals}" if decimals else f"{whole}"

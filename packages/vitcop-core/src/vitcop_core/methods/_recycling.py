@@ -91,7 +91,7 @@ def recycle(hidden: Tensor, score: Tensor, kept: Tensor, lengths: Tensor | None,
 
 
 def _density_peaks(hidden: Tensor, lengths: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Clusters around the tokens that are dense and far from denser ones.
+    """Cluster around the tokens that are dense and far from denser ones.
 
     Distance ``d_ij = |x_i - x_j| / sqrt(d)``; density ``exp(-mean of d_ij^2 over the c nearest, itself among them)``,
     of which equal ones count as denser at the lower index; delta, the least distance to a denser token, or the row's

@@ -28,7 +28,7 @@ class StageCounts(NamedTuple):
 
 
 def count_tokens(ratios: Ratios, units: Sequence[int], *, chained: bool) -> StageCounts:
-    """Tokens of each stage, of which there may be none.
+    """Return the tokens of each stage; there may be no stage.
 
     Args:
         ratios: Share of the original tokens that each stage leaves.
@@ -50,7 +50,7 @@ def count_tokens(ratios: Ratios, units: Sequence[int], *, chained: bool) -> Stag
 
 
 def clusters_per_unit(center_ratio: Fraction, counts: StageCounts, *, round_up: bool, capped: bool) -> tuple[int, ...]:
-    """Cluster centers of each unit: a share of the tokens that Stage I kept, and at least one.
+    """Return the cluster centers of each unit: a share of the tokens that Stage I kept, and at least one.
 
     Args:
         center_ratio: alpha.

@@ -40,7 +40,7 @@ def novelty(features: Tensor) -> Tensor:
 
 
 def share_out(weights: Tensor, amount: Tensor, room: Tensor, most: int) -> Tensor:
-    """Hands out ``amount`` tokens in proportion to weights: exactly as many as there are, none beyond its room.
+    """Hand out ``amount`` tokens in proportion to weights: exactly as many as there are, none beyond its room.
 
     By Webster's rule: token after token goes to the largest of weight / (tokens so far + 1/2), which rounds shares to
     the nearest and needs neither a second pass for what rounding left over nor a look at the result. Equal weights,
@@ -65,7 +65,7 @@ def share_out(weights: Tensor, amount: Tensor, room: Tensor, most: int) -> Tenso
 
 
 def counts_by_change(seen: VisionView, keep: int, keeps: Tensor | None, change_share: Fraction) -> tuple[int, Tensor]:
-    """Tokens of each frame, the sum over each clip being what it was.
+    """Return the tokens of each frame, the sum over each clip being what it was.
 
     Args:
         seen: With ``frames``.
@@ -95,7 +95,7 @@ def counts_by_change(seen: VisionView, keep: int, keeps: Tensor | None, change_s
 
 
 def spans_of(frames: Sequence[int], width: int) -> tuple[int, ...]:
-    """Frames that are clustered together: of each clip ``width`` at a time, the last of a clip the rest."""
+    """Return the frames that are clustered together: of each clip ``width`` at a time, the last of a clip the rest."""
     return tuple(min(width, count - start) for count in frames for start in range(0, count, width))
 
 
@@ -111,7 +111,7 @@ def vic_over_spans(
     lengths: Tensor | None,
     counts: Tensor | None,
 ) -> Clusters:
-    """Clusters the tokens of several frames together, time being a third coordinate: frame / ``width``.
+    """Cluster the tokens of several frames together, time being a third coordinate: frame / ``width``.
 
     A span has as many centers as its frames would have alone, so a part of the picture that stays the same leaves more
     of them to what moves.

@@ -80,7 +80,7 @@ def labeled_official_vic(
     lengths: Tensor | None,
     counts: Tensor | None,
 ) -> Clusters:
-    """As :func:`official_vic`, the last of ``clusters`` being the one for tokens that it leaves without a label.
+    """Cluster as :func:`official_vic`; the last of ``clusters`` is the one for tokens that it leaves without a label.
 
     Args:
         features: As there, like the rest.
@@ -100,7 +100,7 @@ def labeled_official_vic(
 
 
 def head_mean_norm(keys: Tensor) -> Tensor:
-    """Norm of the keys' mean over heads: ``[B, G, n, e]`` to ``[B, n]`` float32.
+    """Return the norm of the keys' mean over heads: ``[B, G, n, e]`` to ``[B, n]`` float32.
 
     It ranks tokens differently from Equation 4, which takes the norm over all heads.
     """

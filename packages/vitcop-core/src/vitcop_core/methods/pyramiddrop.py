@@ -100,7 +100,7 @@ class PyramidDrop(BudgetedMethod):
         return Plan(num_layers, units, None, falling_cuts(layers, counts, tokens, "last_token", pack=True))
 
     def needs_attention(self, cut: DecoderCut) -> bool:
-        """That of the layer behind the cut alone."""
+        """Return whether the layer is the one behind the cut, which alone is scored."""
         return False
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:

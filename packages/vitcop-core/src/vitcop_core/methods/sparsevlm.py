@@ -93,7 +93,7 @@ class SparseVLM(BudgetedMethod):
         return Plan(num_layers, units, None, tuple(cuts))
 
     def needs_prompt(self, cut: DecoderCut) -> bool:
-        """At every cut: the raters are found by the embeddings of text and image."""
+        """Return True for every cut: the raters are found by the embeddings of text and image."""
         return True
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:

@@ -102,7 +102,7 @@ class VisionZip(BudgetedMethod):
         keeps: Tensor | None = None,
         cluster_counts: Tensor | None = None,
     ) -> VisionSelection:
-        """D + C tokens of each unit, C of them contextual; see :meth:`Method.cut_vision`.
+        """Keep D + C tokens of each unit, C of them contextual; see :meth:`Method.cut_vision`.
 
         Args:
             seen: The units.
@@ -175,7 +175,7 @@ def _marked(index: Tensor, size: int) -> Tensor:
 
 
 def _contextual_groups(keys: Tensor, rest: Tensor, counts: Tensor, most: int) -> _Groups:
-    """Targets among ``rest`` [C, n], and which of them each other patch there joins.
+    """Return the targets among ``rest`` [C, n], and which of them each other patch there joins.
 
     Args:
         keys: ``[C, n, e]``, of length 1.

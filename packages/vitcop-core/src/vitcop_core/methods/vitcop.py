@@ -185,11 +185,11 @@ class ViTCoP(BudgetedMethod):
         return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
 
     def needs_labels(self, cut: DecoderCut) -> bool:
-        """Only to co-prune."""
+        """Return whether the cut co-prunes."""
         return cut.stage == "co_prune"
 
     def needs_attention(self, cut: DecoderCut) -> bool:
-        """Only with ``saliency="attention"``."""
+        """Return whether the saliency is ``"attention"``."""
         return self.saliency == "attention"
 
     def cut_title(self, plan: Plan, number: int) -> str:
@@ -212,7 +212,7 @@ class ViTCoP(BudgetedMethod):
         keeps: Tensor | None = None,
         cluster_counts: Tensor | None = None,
     ) -> VisionSelection:
-        """Stage I: the tokens with most attention (:attr:`vision_saliency`), and their clusters for Stage II.
+        """Keep the tokens with most attention (Stage I, :attr:`vision_saliency`), and cluster them for Stage II.
 
         See :meth:`Method.cut_vision`.
 
@@ -231,7 +231,7 @@ class ViTCoP(BudgetedMethod):
         return VisionSelection(index=index, clusters=found, saliency=saliency, counts=counts, spans=spans)
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
-        """Stage II (``co_prune``), or III and a Stage II without clusters (``top_tokens``).
+        """Apply Stage II (``co_prune``), or Stage III and a Stage II without clusters (``top_tokens``).
 
         See :meth:`Method.cut_decoder`.
 

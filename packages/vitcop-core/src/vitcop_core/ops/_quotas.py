@@ -10,7 +10,7 @@ class QuotaRule(Protocol):
     """Shares out elites among clusters."""
 
     def __call__(self, sizes: Tensor, elites: Tensor, norms: Tensor) -> Tensor:
-        """Quota of each cluster.
+        """Return the quota of each cluster.
 
         Args:
             sizes: ``[B, c]`` int64, tokens of each cluster; 0 for a label that is not used.
@@ -24,7 +24,7 @@ class QuotaRule(Protocol):
 
 
 def top_up_quotas(sizes: Tensor, elites: Tensor, norms: Tensor) -> Tensor:
-    """Equation 5, and what its floors leave over handed out one at a time.
+    """Apply Equation 5, and hand out what its floors leave over one at a time.
 
     The left-over goes by the largest remainder, the lower label on ties, skipping clusters of which only one token is
     left to merge, in as many passes as it takes. Follows :class:`QuotaRule`; the norms play no part.

@@ -8,7 +8,7 @@ from vitcop_core.ops._library import register
 
 
 def cls_saliency(query_cls: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention that the CLS token pays to every token, summed over heads.
+    """Return the attention that the CLS token pays to every token, summed over heads.
 
     ``S_i = sum_h softmax_i(scale * q_h . k_hi)``. Only this one row of the attention matrix is needed, so the vision
     tower may keep its fused attention.

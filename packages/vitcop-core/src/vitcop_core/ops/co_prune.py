@@ -62,7 +62,7 @@ def co_prune(
 
 
 def group_means(hidden: Tensor, slot: Tensor, budget: int) -> Tensor:
-    """Mean of the hidden states that go into each output.
+    """Return the mean of the hidden states that go into each output.
 
     Args:
         hidden: ``[B, n, d]`` floating.

@@ -8,7 +8,7 @@ from vitcop_core.ops._library import accumulator, register
 
 
 def key_norm(keys: Tensor) -> Tensor:
-    """L2 norm of each token's keys over all key-value heads together.
+    """Return the L2 norm of each token's keys over all key-value heads together.
 
     ``w_i = sqrt(sum_g ||K_i^(g)||^2)``. Rotary position embedding turns keys without changing their length, so keys
     from before and after it give the same norm.

@@ -14,7 +14,7 @@ _BLOCK = 2**21
 
 
 def received_attention(queries: Tensor, keys: Tensor, scale: float, *, lengths: Tensor | None = None) -> Tensor:
-    """Attention that every token receives, averaged over heads and over the tokens that pay it.
+    """Return the attention that every token receives, averaged over heads and over the tokens that pay it.
 
     ``R_j = 1 / (H n) sum_h sum_i softmax_j(scale * q_hi . k_hj)``. It sums to 1 over a row. The matrix of attention is
     never there as a whole: beside the arguments, memory grows with n and not with its square.

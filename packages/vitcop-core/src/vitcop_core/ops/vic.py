@@ -74,7 +74,7 @@ def vic_in_time(
     lengths: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Clusters:
-    """As :func:`vic`, among tokens of several frames: near in place *and* time.
+    """Cluster as :func:`vic`, among tokens of several frames: near in place *and* time.
 
     It is no operator with kernels of its own: the reference runs on every device, and takes memory for ``[B, n, n]``
     distances.
@@ -118,7 +118,7 @@ def _check(
 
 
 def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
-    """Euclidean distances between the tokens of each row.
+    """Return the Euclidean distances between the tokens of each row.
 
     Args:
         features: ``[B, n, d]``.

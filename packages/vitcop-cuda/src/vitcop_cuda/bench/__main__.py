@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from vitcop_core.files import write_json
 from vitcop_cuda.bench.machine import environment, rates
 from vitcop_cuda.bench.measures import broadcast_at, four_calls, growth_by_batch, power_law, vic_at
 from vitcop_cuda.bench.memory import peak_of_vic
+from vitcop_cuda.bench.stored import Measurements, StoredResult
 
 PEAK_TOKENS = 2880
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> Measurements:
     """Return every measurement, in the order in which it is stored."""
     device = given.device
     found = rates(device, max(3, given.repeats // 3))
@@ -51,12 +51,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "broadcast": [broadcast_at(tokens, given.broadcast_repeats, device) for tokens in given.broadcast],
         "peak_of_vic": {"tokens": PEAK_TOKENS, "bytes": peak, "matrices_of_floats": peak / 4 / PEAK_TOKENS**2},
         "four_calls": four_calls(given.repeats, device, given.prefill),
-        "growth_by_tokens": power_law(by_tokens),
+        "growth_by_tokens": power_law({row["tokens"]: row["seconds"]["kernel"]["median"] for row in by_tokens}),
         "growth_by_batch": growth_by_batch(given.batches, given.tokens[0], given.repeats, device),
     }
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Measurements) -> None:
     """Print a short table."""
     print(f"{'n':>6} {'kernel':>10} {'reference':>10} {'product':>10}   over kernel: reference, product; of floor")
     for row in result["vic"]:
@@ -67,11 +67,9 @@ def show(result: dict[str, Any]) -> None:
             f"{row['reference_over_kernel']:.1f}x, {row['kernel_over_product']:.2f}; {row['kernel_over_floor']:.1f}"
         )
         print(f"{row['tokens']:>6} {' '.join(seconds)}   {ratios}")
-    for row in result["broadcast"]:
-        print(
-            f"broadcast, n = {row['tokens']}:",
-            row.get("skipped") or f"{row['broadcast_over_kernel']:.0f} times the kernel",
-        )
+    for each in result["broadcast"]:
+        found = f"{each['broadcast_over_kernel']:.0f} times the kernel" if "seconds" in each else each["skipped"]
+        print(f"broadcast, n = {each['tokens']}:", found)
     print(f"peak of vic at n = {PEAK_TOKENS}: {result['peak_of_vic']['matrices_of_floats']:.2f} n x n floats")
     calls = result["four_calls"]
     share = f", {calls['kernels_share']:.2%} of {calls['prefill']}" if "prefill" in calls else ""
@@ -93,7 +91,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     command = " ".join(["python -m vitcop_cuda.bench", *sys.argv[1:]])
     with torch.inference_mode():
-        result = {"command": command, **measure(given)}
+        result: StoredResult = {"command": command, **measure(given)}
     if given.out is not None:
         write_json(given.out, result)
     show(result)

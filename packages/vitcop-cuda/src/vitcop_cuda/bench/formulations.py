@@ -17,7 +17,9 @@ CUTOFF, THRESHOLD = 8.0, 0.6
 
 
 def vic_inputs(tokens: int, batch: int, device: str, seed: int) -> tuple[Any, ...]:
-    """Arguments of ``vic``: features whose distances are of the cutoff's size, on the grid that they were kept from."""
+    """Return arguments of ``vic``: features whose distances are of the cutoff's size, on the grid that they were kept
+    from.
+    """
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(batch, tokens, WIDTH, generator=generator) * CUTOFF / math.sqrt(2 * WIDTH)
     side = math.isqrt(2 * tokens) + 1

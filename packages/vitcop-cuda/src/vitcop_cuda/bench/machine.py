@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from vitcop_core.environment import Environment
 from vitcop_core.environment import environment as environment_with
+from vitcop_cuda.bench.stored import Rates
 from vitcop_cuda.bench.timing import interleaved
 
 
-def environment() -> dict[str, Any]:
-    """Processor, cores, threads, accelerator and package versions."""
+def environment() -> Environment:
+    """Return processor, cores, threads, accelerator and package versions."""
     return environment_with(("vitcop-core", "vitcop-cuda"))
 
 
-def rates(device: str, repeats: int) -> dict[str, float]:
-    """Bytes a second of a large copy, read and written, and operations a second of large products."""
+def rates(device: str, repeats: int) -> Rates:
+    """Return bytes a second of a large copy, read and written, and operations a second of large products."""
     size, side = (2**30, 8192) if device == "cuda" else (2**28, 2048)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

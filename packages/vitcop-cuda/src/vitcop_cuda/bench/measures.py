@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,17 @@ import torch
 from vitcop_core.ops import REFERENCES
 from vitcop_cuda.bench.formulations import WIDTH, FourCalls, broadcast_bytes, broadcast_vic, centered, vic_inputs
 from vitcop_cuda.bench.memory import free_bytes
+from vitcop_cuda.bench.stored import (
+    BatchRow,
+    BroadcastRow,
+    FourCallsRow,
+    NoLaw,
+    PowerLaw,
+    Rates,
+    SkippedRow,
+    StoredTimes,
+    VicRow,
+)
 from vitcop_cuda.bench.timing import Call, Times, interleaved
 
 GPU_SETS_BYTES, MOST_SETS = 2**28, 64
@@ -26,8 +36,12 @@ def _sets(bytes_each: int, device: str) -> int:
     return 1 if device == "cpu" else max(1, min(MOST_SETS, GPU_SETS_BYTES // max(bytes_each, 1)))
 
 
-def _plain(times: dict[str, Times]) -> dict[str, dict[str, float]]:
-    return {name: asdict(entry) for name, entry in times.items()}
+def _plain(times: dict[str, Times]) -> dict[str, StoredTimes]:
+    return {name: _stored(entry) for name, entry in times.items()}
+
+
+def _stored(times: Times) -> StoredTimes:
+    return {"median": times.median, "low": times.low, "high": times.high, "repeats": times.repeats}
 
 
 def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
@@ -36,8 +50,8 @@ def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
     return partial(torch.bmm, wide, wide.mT, out=out)
 
 
-def vic_at(tokens: int, repeats: int, device: str, rates: dict[str, float]) -> dict[str, Any]:
-    """Kernel, reference and the distance product alone, interleaved, and how far the kernel is from its floors."""
+def vic_at(tokens: int, repeats: int, device: str, rates: Rates) -> VicRow:
+    """Time kernel, reference and the distance product alone, interleaved, and compare the kernel with its floors."""
     given = [vic_inputs(tokens, 1, device, seed) for seed in range(_sets(tokens * WIDTH * 4, device))]
     runs: dict[str, Sequence[Call]] = {
         "kernel": [partial(torch.ops.vitcop.vic, *arguments) for arguments in given],
@@ -63,7 +77,7 @@ def vic_at(tokens: int, repeats: int, device: str, rates: dict[str, float]) -> d
     }
 
 
-def broadcast_at(tokens: int, repeats: int, device: str) -> dict[str, Any]:
+def broadcast_at(tokens: int, repeats: int, device: str) -> BroadcastRow | SkippedRow:
     """Return the broadcast formulation beside the kernel, where its differences fit into half of the free memory."""
     needed, free = broadcast_bytes(tokens), free_bytes(device)
     if needed > free // 2:
@@ -81,7 +95,7 @@ def broadcast_at(tokens: int, repeats: int, device: str) -> dict[str, Any]:
     return {"tokens": tokens, "bytes": needed, "seconds": _plain(times), "broadcast_over_kernel": ratio}
 
 
-def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any]:
+def four_calls(repeats: int, device: str, prefill: Path | None) -> FourCallsRow:
     """Return the calls that one pruned prefill makes, and their share of a stored one's time."""
     given = [FourCalls(device, seed) for seed in range(_sets(4 * 2**20, device))]
     runs: dict[str, Sequence[Call]] = {
@@ -89,13 +103,13 @@ def four_calls(repeats: int, device: str, prefill: Path | None) -> dict[str, Any
         "references": [calls.references for calls in given],
     }
     times = interleaved(runs, repeats, device, graphs=("kernels",), what="four calls")
-    found: dict[str, Any] = {"seconds": _plain(times)}
-    found["references_over_kernels"] = times["references"].median / times["kernels"].median
+    kernels, references = times["kernels"].median, times["references"].median
+    found: FourCallsRow = {"seconds": _plain(times), "references_over_kernels": references / kernels}
     if prefill is not None:
         row = _pruned_prefill(prefill)
         seconds, busy = row["prefill"]["median"], row.get("busy_prefill")
         found |= {"prefill": prefill.name, "prefill_seconds": seconds}
-        found |= {f"{name}_share": times[name].median / seconds for name in ("kernels", "references")}
+        found |= {"kernels_share": kernels / seconds, "references_share": references / seconds}
         if busy is not None:
             found["kernels_share_of_busy"] = times.get("kernels (graph)", times["kernels"]).median / busy
     return found
@@ -109,7 +123,7 @@ def _pruned_prefill(stored: Path) -> dict[str, Any]:
     return row
 
 
-def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[dict[str, Any]]:
+def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[BatchRow]:
     """Return the kernel on more and more rows, interleaved."""
     runs: dict[str, Sequence[Call]] = {}
     for batch in batches:
@@ -117,24 +131,20 @@ def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: s
         runs[str(batch)] = [partial(torch.ops.vitcop.vic, *vic_inputs(tokens, batch, device, seed)) for seed in sets]
     times = interleaved(runs, repeats, device, graphs=tuple(runs), what="batches")
     one = times.get(f"{batches[0]} (graph)", times[str(batches[0])]).median
-    found = []
+    found = list[BatchRow]()
     for batch in batches:
         entry = times.get(f"{batch} (graph)", times[str(batch)])
-        found.append({"batch": batch, "tokens": tokens, "seconds": asdict(entry), "over_one": entry.median / one})
+        found.append({"batch": batch, "tokens": tokens, "seconds": _stored(entry), "over_one": entry.median / one})
     return found
 
 
-def power_law(rows: Sequence[dict[str, Any]], least: int = 288) -> dict[str, float]:
-    """Return ``seconds = factor * n ** exponent``, fitted to the logarithms of the kernel's medians from ``least``
+def power_law(seconds: Mapping[int, float], least: int = 288) -> PowerLaw | NoLaw:
+    """Return ``seconds = factor * n ** exponent``, fitted to the logarithms of seconds by tokens, from ``least``
     tokens on.
 
     Below that a call costs what it costs to make, and the fit would say nothing about the work.
     """
-    points = [
-        (math.log(row["tokens"]), math.log(row["seconds"]["kernel"]["median"]))
-        for row in rows
-        if row["tokens"] >= least or len(rows) < 3
-    ]
+    points = [(math.log(n), math.log(each)) for n, each in seconds.items() if n >= least or len(seconds) < 3]
     if len(points) < 2:
         return {}
     slope, intercept = statistics.linear_regression(*zip(*points, strict=True))

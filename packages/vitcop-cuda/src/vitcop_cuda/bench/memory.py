@@ -16,7 +16,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on the device."""
+    """Return the memory that is free on the device."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
@@ -24,7 +24,7 @@ def free_bytes(device: str) -> int:
 
 
 def peak_of_vic(tokens: int, device: str) -> int:
-    """Bytes that ``vic`` takes at its peak beyond its inputs, results included.
+    """Return the bytes that ``vic`` takes at its peak beyond its inputs, results included.
 
     On a CPU measured in a process of its own by the resident memory of the whole process, which also sees what does not
     come from torch's allocator; the kernel's counter of the peak is reset just before the call.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vitcop_core.files import write_whole
+from vitcop_cuda.bench.stored import BroadcastRow, SkippedRow, StoredRegisters, StoredResult, StoredTimes
 
-Stored = dict[str, Any]
 
-
-def _milliseconds(entry: dict[str, float]) -> str:
+def _milliseconds(entry: StoredTimes) -> str:
     return f"{1e3 * entry['median']:.3g} ms"
 
 
-def kernels_table(stored: Stored) -> str:
+def _times(row: BroadcastRow | SkippedRow) -> str:
+    return f"{row['broadcast_over_kernel']:.0f} times" if "seconds" in row else row["skipped"]
+
+
+def kernels_table(stored: StoredResult) -> str:
     """Return ``vic`` by tokens: kernel, reference, product and the broadcast formulation."""
     broadcast = {row["tokens"]: row for row in stored["broadcast"]}
     lines = [
@@ -22,7 +24,7 @@ def kernels_table(stored: Stored) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in stored["vic"]:
-        seconds, other = row["seconds"], broadcast.get(row["tokens"], {})
+        seconds, other = row["seconds"], broadcast.get(row["tokens"])
         timed = seconds.get("kernel (graph)", seconds["kernel"])
         cells = [
             str(row["tokens"]),
@@ -30,14 +32,18 @@ def kernels_table(stored: Stored) -> str:
             f"{1e3 * timed['low']:.3g} to {1e3 * timed['high']:.3g}",
             f"{_milliseconds(seconds['reference'])}, {row['reference_over_kernel']:.1f} times",
             f"{_milliseconds(seconds['product, float64'])}, kernel {row['kernel_over_product']:.2f} of it",
-            f"{other['broadcast_over_kernel']:.0f} times" if "seconds" in other else other.get("skipped", ""),
+            ""
+            if other is None
+            else f"{other['broadcast_over_kernel']:.0f} times"
+            if "seconds" in other
+            else other["skipped"],
             f"{row['kernel_over_floor']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _notes(stored)])
 
 
-def _notes(stored: Stored) -> str:
+def _notes(stored: StoredResult) -> str:
     place, rates, calls = stored["environment"], stored["rates"], stored["four_calls"]
     machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
     share = ""
@@ -55,12 +61,12 @@ def _notes(stored: Stored) -> str:
         f"The four calls of a LLaVA-1.5-7B prefill at 64 tokens: {_milliseconds(calls['seconds']['kernels'])}{share}.",
         f"{batches[-1]['batch']} rows of {batches[-1]['tokens']} tokens cost {batches[-1]['over_one']:.3g} times one.",
     ]
-    if law := stored["growth_by_tokens"]:
+    if "exponent" in (law := stored["growth_by_tokens"]):
         parts.append(f"From {law['from_tokens']:.0f} tokens on the time grows as n to the {law['exponent']:.2f}.")
     return " ".join([*parts, f"`{stored['command']}`."])
 
 
-def registers_table(stored: Stored) -> str:
+def registers_table(stored: StoredRegisters) -> str:
     """Return what ptxas says that each kernel takes, by architecture."""
     kinds = sorted({entry["architecture"] for entry in stored["kernels"]}, key=lambda kind: int(kind[3:]))
     found = {(entry["kernel"], entry["architecture"]): entry for entry in stored["kernels"]}
@@ -73,7 +79,7 @@ def registers_table(stored: Stored) -> str:
     return "\n".join([*lines, "", f"Registers a thread, by nvcc {stored['nvcc']}; bytes spilled: {spills}."])
 
 
-def draw_growth(stored: Stored, target: Path) -> None:
+def draw_growth(stored: StoredResult, target: Path) -> None:
     """Time by tokens with the fitted power law, and time by rows beside what as many single calls would take."""
     import matplotlib.pyplot as plt
 
@@ -85,7 +91,7 @@ def draw_growth(stored: Stored, target: Path) -> None:
     rows = [row for row in stored["broadcast"] if "seconds" in row]
     broadcast = [1e3 * row["seconds"]["broadcast"]["median"] for row in rows]
     left.loglog([row["tokens"] for row in rows], broadcast, marker="o", label="broadcast")
-    if law := stored["growth_by_tokens"]:
+    if "exponent" in (law := stored["growth_by_tokens"]):
         fitted = [1e3 * law["factor"] * n ** law["exponent"] for n in tokens]
         left.loglog(tokens, fitted, "k--", linewidth=1, label=f"$n^{{{law['exponent']:.2f}}}$")
     left.set(xlabel="tokens", ylabel="ms", title="vic, one row")

@@ -32,7 +32,7 @@ class Times:
 
 
 def summary(seconds: Sequence[float]) -> Times:
-    """Median and spread."""
+    """Return median and spread."""
     low, high = min(seconds), max(seconds)
     if len(seconds) >= 4:
         low, _, high = statistics.quantiles(seconds, n=4)

@@ -19,7 +19,7 @@ MAX_SIDE = MAX_INT
 
 
 def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
-    """Heights and widths as integers; where they are a tensor on the device, the one read of a prefill.
+    """Return heights and widths as integers. Where they are a tensor on the device, this is the one read of a prefill.
 
     Raises:
         TypeError: They are no pairs of integers.

@@ -43,7 +43,7 @@ def _holding(variable: ContextVar[Value], value: Value) -> Iterator[None]:
 
 
 def active_call(owner: int | None = None) -> Call | None:
-    """The forward pass that hooks are running in, in this thread or task; None if it is not ``owner``'s."""
+    """Return the forward pass that hooks are running in, in this thread or task; None if it is not ``owner``'s."""
     call = _call.get()
     return call if call is None or owner is None or call.owner == owner else None
 
@@ -76,7 +76,9 @@ def expect_call(owner: int | None) -> None:
 
 
 def is_expected(owner: int) -> bool:
-    """Whether ``owner``'s base module runs without having opened a call: its forward is no longer the pruner's."""
+    """Return whether ``owner``'s base module runs without having opened a call: its forward is no longer the
+    pruner's.
+    """
     return _expected.get() == owner
 
 
@@ -91,7 +93,7 @@ def encoding_ahead(owner: int) -> AbstractContextManager[None]:
 
 
 def is_encoding_ahead(owner: int) -> bool:
-    """Whether ``generate`` of ``owner``'s model encodes images, in this thread or task."""
+    """Return whether ``generate`` of ``owner``'s model encodes images, in this thread or task."""
     return _ahead.get() == owner
 
 
@@ -106,13 +108,13 @@ def is_encoding(owner: int) -> bool:
 
 
 def active_generation(owner: int) -> Generation | None:
-    """The ``generate`` of ``owner``'s model that is running, in this thread or task."""
+    """Return the ``generate`` of ``owner``'s model that is running, in this thread or task."""
     generation = _generation.get()
     return generation if generation is not None and generation.owner == owner else None
 
 
 def active_tower(owner: int) -> TowerPass | None:
-    """The image encoding that hooks of ``owner`` are running in."""
+    """Return the image encoding that hooks of ``owner`` are running in."""
     tower = _tower.get()
     return tower if tower is not None and tower.encoded.owner == owner else None
 
@@ -128,7 +130,7 @@ def replaying_tower(encoded: EncodedImages | None) -> AbstractContextManager[Non
 
 
 def replaying(owner: int) -> EncodedImages | None:
-    """What the tower of ``owner``'s model encodes by replaying layers; None where it runs them."""
+    """Return what the tower of ``owner``'s model encodes by replaying layers; None where it runs them."""
     encoded = _replaying.get()
     return encoded if encoded is not None and encoded.owner == owner else None
 
@@ -144,7 +146,7 @@ def tower_ends_at(owner: int, top: int | None) -> AbstractContextManager[None]:
 
 
 def tower_top(owner: int) -> int | None:
-    """The last hidden state that is wanted of the tower of ``owner``'s model; None where all are."""
+    """Return the last hidden state that is wanted of the tower of ``owner``'s model; None where all are."""
     wanted = _top.get()
     return wanted[1] if wanted is not None and wanted[0] == owner else None
 

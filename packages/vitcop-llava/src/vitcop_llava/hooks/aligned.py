@@ -203,7 +203,7 @@ def _between(hidden: Tensor, values: Tensor, places: range) -> Tensor:
 
 
 def restore(hidden: Tensor, segment: Segment, known: Aligned) -> Tensor:
-    """As :func:`vitcop_llava.sequence.segment.restore`.
+    """Do what :func:`vitcop_llava.sequence.segment.restore` does.
 
     Args:
         hidden: ``[B, P, d]``.

@@ -17,7 +17,7 @@ Step = dict[str, Any]
 
 
 def keys_of(parts: Parts, run: Prefill, like: Tensor, layer: int) -> Keys:
-    """What the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
+    """Return what the current segment attends to; it begins at ``layer`` and has yet to be appended to its cache."""
     segment, past = run.segment, 0
     columns, has_padding = segment.columns, segment.valid is not None
     if run.past:
@@ -34,7 +34,7 @@ def keys_of(parts: Parts, run: Prefill, like: Tensor, layer: int) -> Keys:
 
 
 def mask_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> Any:
-    """The mask of a layer that continues from its cache with nothing to cut."""
+    """Return the mask of a layer that continues from its cache with nothing to cut."""
     held = run.layers[layer]
     if held.group not in run.masks:
         rows, queries, padding = like.shape[0], like.shape[1], None
@@ -56,7 +56,7 @@ def is_plain(run: Continuation, queries: int) -> bool:
 
 
 def rotary_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> dict[str, Any]:
-    """The rotations of a layer that continues from a cache whose positions were packed there."""
+    """Return the rotations of a layer that continues from a cache whose positions were packed there."""
     held = run.layers[layer]
     if isinstance(held.shift, int) and held.shift == 0:
         return {}
@@ -66,7 +66,7 @@ def rotary_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -
 
 
 def step_of_group(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
-    """The arguments of a layer of a static cache that differ from layer to layer, for tokens that follow.
+    """Return the arguments of a layer of a static cache that differ from layer to layer, for tokens that follow.
 
     Nothing in it depends on how many tokens the cache holds but values on the device.
 

@@ -82,7 +82,7 @@ class CallHooks:
             yield self._parts.base.register_forward_hook(expect_no_more, with_kwargs=True)
 
     def _unless_step(self, hook: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
-        """``hook`` as one that compiled code runs in Python, but does without in a step of decoding."""
+        """Return ``hook`` as one that compiled code runs in Python, but does without in a step of decoding."""
         in_python = eager(hook)
 
         def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
@@ -93,8 +93,8 @@ class CallHooks:
         return guarded
 
     def _generate_masks(self, original: Callable[..., Any], **kwargs: Any) -> Any:
-        """The mask that `generate` gives the model for a static cache: of four dimensions, but for pruned layers, which
-        need one each and are given the caller's.
+        """Return the mask that `generate` gives the model for a static cache: of four dimensions, but for pruned
+        layers, which need one each and are given the caller's.
         """
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         if not isinstance(cache, StaticCache):
@@ -114,8 +114,8 @@ class CallHooks:
             return original(*args, **kwargs)
 
     def _placeholder_mask(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The mask of each kind of placeholder. Their number is known on the host; a wrong one is left to transformers,
-        which refuses it. On a device without values there is nothing to count.
+        """Return the mask of each kind of placeholder. Their number is known on the host; a wrong one is left to
+        transformers, which refuses it. On a device without values there is nothing to count.
         """
         call, given = active_call(self._owner), arguments_of(original, args, kwargs)
         embeds, kinds = given["inputs_embeds"], self._parts.token_ids
@@ -152,7 +152,7 @@ class CallHooks:
         return self._prune_in_python(original, *args, **kwargs)
 
     def _step(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
-        """One token more in a static cache: all that is known of it is on the cache."""
+        """Run one token more in a static cache: all that is known of it is on the cache."""
         if not torch.compiler.is_compiling():
             expect_call(None)
         layer: Any = kwargs["past_key_values"].layers[0]
@@ -207,7 +207,7 @@ class CallHooks:
                     check_absent(call.seen.others, self._parts.token_ids, past)
 
     def _sources(self, given: Kwargs) -> dict[str, Source]:
-        """The images and clips of a call, by kind."""
+        """Return the images and clips of a call, by kind."""
         found, outputs = {}, given.get("mm_encoder_outputs") or {}
         for kind, token_id in self._parts.token_ids.items():
             pixels = given.get(PIXELS[kind])
@@ -217,5 +217,5 @@ class CallHooks:
 
 
 def _named(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
-    """All arguments of a forward by name."""
+    """Return all arguments of a forward by name."""
     return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs

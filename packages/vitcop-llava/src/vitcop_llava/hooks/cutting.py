@@ -73,7 +73,9 @@ def keep_positions(run: Prefill, after: Segment, appended_at: Tensor, origin: Te
 
 
 def labels_after(labels: Tensor | None, index: Tensor, keeps: Tensor | None) -> Tensor | None:
-    """Labels ``[B, N]`` of the tokens at ``index`` [B, k]; N or more past what a row keeps, if rows differ in that."""
+    """Return the labels ``[B, N]`` of the tokens at ``index`` [B, k]; N or more past what a row keeps, if rows differ
+    in that.
+    """
     if labels is None:
         return None
     return labels.gather(1, index if keeps is None else index.clamp(max=labels.shape[1] - 1))

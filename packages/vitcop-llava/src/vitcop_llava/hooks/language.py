@@ -124,7 +124,7 @@ class LanguageHooks:
         return None
 
     def _begin(self, call: Call, kwargs: Kwargs) -> Kwargs | None:
-        """The arguments of a prefill with images; None where the mask hides them all."""
+        """Return the arguments of a prefill with images; None where the mask hides them all."""
         embeds: Tensor = kwargs["inputs_embeds"]
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         if is_checkpointing(self._parts):  # keeps no keys
@@ -260,7 +260,7 @@ class LanguageHooks:
         return (hidden, *args[1:]), {**kwargs, **run.given}
 
     def _given(self, run: Prefill, keys: Keys) -> Kwargs:
-        """The arguments of the layers behind a cut that differ from the first layer's."""
+        """Return the arguments of the layers behind a cut that differ from the first layer's."""
         # Position ids serve FlashAttention alone, which takes their gaps for the seams of packed sequences.
         is_flash = "flash" in (self._parts.config._attn_implementation or "")
         ids = None if is_flash or self._parts.keeps_positions else run.segment.position_ids
@@ -288,7 +288,7 @@ class LanguageHooks:
     def _renumber(
         self, run: Prefill, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor
     ) -> Segment:
-        """Gives the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
+        """Give the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
         if cut.pack_positions:
             first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
             positions = packed(first, own_padding(run, after), after.slots).expand(origin.shape[0], -1)

@@ -211,7 +211,9 @@ def _label(call: Call, run: Prefill, codes: Tensor | None) -> None:
 def _labels_of_source(
     source: Source, count: Sequence[int], codes: Tensor, is_own: Tensor, *, ragged: bool
 ) -> tuple[Tensor, list[int]]:
-    """Labels of a source's tokens, counted from 0 in each row, and how many each row has; arbitrary elsewhere."""
+    """Return the labels of a source's tokens, counted from 0 in each row, and how many each row has; arbitrary
+    elsewhere.
+    """
     encoded = source.results
     if not encoded.labels:  # beside others that are clustered, each of its tokens stands for itself
         kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, count)]
@@ -240,7 +242,7 @@ def row_cut(call: Call, run: Prefill, layer: int, device: torch.device) -> tuple
 
 
 def lost(run: Prefill, counts: list[int], device: torch.device) -> Tensor | int:
-    """By how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
+    """Return by how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
     fewer = [had - has for had, has in zip(run.visual, counts, strict=True)]
     return fewer[0] if len(set(fewer)) == 1 else on_device(fewer, device)[:, None]
 

@@ -117,7 +117,7 @@ class HookSwitch:
         return self.is_on if torch.compiler.is_compiling() else holder in self._lasting
 
     def guard(self, wrap: Callable[..., Any]) -> None:
-        """From the next time that the hooks are put on, put ``wrap(hook)`` on in their place, and nothing else."""
+        """Put ``wrap(hook)`` on in place of the hooks the next time that they are put on, and nothing else."""
         with _switching:
             self._more = ()
             self._hooks = [(module, wrap(hook)) for module, hook in self._hooks]

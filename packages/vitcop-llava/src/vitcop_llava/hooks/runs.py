@@ -194,11 +194,11 @@ class Prefill(Run):
         return self.segments[-1]
 
     def segment_of(self, layer: int) -> Segment:
-        """What ``layer`` ran on."""
+        """Return what ``layer`` ran on."""
         return self.segments[sum(layer >= cut for cut in self.cut_layers)]
 
     def shift_step(self, layer: int) -> Tensor | int:
-        """By how much earlier calls packed more in ``layer`` than in the one before it."""
+        """Return by how much earlier calls packed more in ``layer`` than in the one before it."""
         return self.shifts[layer] - self.shifts[layer - 1] if self.shifts else 0
 
 

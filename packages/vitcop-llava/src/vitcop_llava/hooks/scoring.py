@@ -183,7 +183,9 @@ class Scoring:
         return torch.cat([past, past.new_ones(rows, slots) if padding is None else padding], dim=1)
 
     def _own_rotary(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the uncut segment in the layer after the cut, which may have packed more before."""
+        """Return the cosines and sines of the uncut segment in the layer after the cut, which may have packed more
+        before.
+        """
         run = self.run
         step = run.shift_step(self.index)
         if isinstance(step, int) and step == 0:
@@ -197,7 +199,7 @@ class Scoring:
         return cosines, sines
 
     def _queries(self, attention: Any, normed: Tensor, places: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Normed inputs ``[B, R, d]`` of slots [B, R] to rotated ``[B, H, R, e]``."""
+        """Turn normed inputs ``[B, R, d]`` of slots [B, R] into rotated queries ``[B, H, R, e]``."""
         queries = head_states(attention, normed, "q").transpose(1, 2)
         cosines, sines = (take(part, places) for part in self._turns(rotary))
         return rotate(attention, queries, cosines, sines)

@@ -53,7 +53,7 @@ class _Ragged(NamedTuple):
 
 
 def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> tuple[Tensor | None, Tensor | None]:
-    """Chooses patches, and writes into ``encoded`` what became of the placeholders.
+    """Choose patches, and write into ``encoded`` what became of the placeholders.
 
     Args:
         method: Decides.
@@ -197,7 +197,7 @@ def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torc
 
 
 def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
-    """Codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
+    """Return the codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
     if not any(image.tiling.tiles[0] for image in images):
         counts = [count for image in images for count in image.tiling.counts]
         if min(counts) == codes.shape[1]:

@@ -108,7 +108,7 @@ class Source:
         return self.encoded
 
     def batch_codes(self, codes: Tensor) -> list[Tensor]:
-        """The codes of each image of the batch, clusters counted over the batch where anything was clustered."""
+        """Return the codes of each image of the batch, clusters counted over the batch where anything was clustered."""
         encoded, before = self.results, 0
         each = codes.split([image.tiling.placeholders for image in encoded.images])
         firsts, found = list(accumulate(encoded.labels, initial=0)), []
@@ -175,7 +175,7 @@ class Call:
     outcome: Outcome | None = None
 
     def take(self, encoded: EncodedImages) -> None:
-        """Notes what was encoded on the way to the language model."""
+        """Note what was encoded on the way to the language model."""
         if encoded.kind in self.sources:
             self.sources[encoded.kind].encoded = encoded
 

@@ -24,7 +24,7 @@ _ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 
 
 def is_step(given: Kwargs, switch: HookSwitch) -> bool:
-    """Whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
+    """Return whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
 
     Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
     """
@@ -39,14 +39,14 @@ def is_step(given: Kwargs, switch: HookSwitch) -> bool:
 
 
 def is_plain_step(kwargs: Kwargs) -> bool:
-    """Whether the language model is given one token after a static cache that nothing was dropped in."""
+    """Return whether the language model is given one token after a static cache that nothing was dropped in."""
     cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
     is_one = embeds is not None and embeds.shape[1] == 1
     return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
 
 
 def open_state(cache: object) -> StaticState | None:
-    """What the layers of a static cache share while a call continues what was pruned in it; None otherwise."""
+    """Return what the layers of a static cache share while a call continues what was pruned in it; None otherwise."""
     if not isinstance(cache, StaticCache) or not is_static_pruned(cache.layers[0]):
         return None
     state = cache.layers[0].state
@@ -54,7 +54,7 @@ def open_state(cache: object) -> StaticState | None:
 
 
 def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
-    """The arguments of the language model for tokens that follow in a static cache that was pruned."""
+    """Return the arguments of the language model for tokens that follow in a static cache that was pruned."""
     embeds, mask, layers = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs["past_key_values"].layers
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -70,7 +70,7 @@ def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
 
 
 def step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
-    """The arguments of decoder layer ``index``; None where it was given no steps."""
+    """Return the arguments of decoder layer ``index``; None where it was given no steps."""
     steps = kwargs.get(STEPS)
     if steps is None:
         return None
@@ -78,7 +78,7 @@ def step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
 
 
 def whole_mask(mask: Tensor | None, cache: StaticCache) -> Tensor | None:
-    """A mask ``[B, columns]`` as long as the cache, so that its shape stays from token to token."""
+    """Return a mask ``[B, columns]`` as long as the cache, so that its shape stays from token to token."""
     layer = cache.layers[0]
     assert isinstance(layer, PrunedStaticLayer)  # only of a pruned cache
     return None if mask is None else functional.pad(mask, (0, layer.max_cache_len - mask.shape[1]), value=1)

@@ -289,7 +289,9 @@ def _ints(stored: Any) -> Iterator[int]:
 
 
 def _packed_before(plan: Plan, layer: int) -> int:
-    """By how much the positions of tokens that follow are packed in a layer, for what cuts up to it have dropped."""
+    """Return by how much the positions of tokens that follow are packed in a layer, for what cuts up to it have
+    dropped.
+    """
     lost, tokens = 0, plan.entry_tokens
     for cut in plan.decoder:
         lost += tokens - cut.tokens if cut.pack_positions and cut.layer <= layer else 0

@@ -43,11 +43,11 @@ class PrunedLayer(Described, DynamicLayer):
         return self.keys
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
-        """The logical column of every slot, ``[B, physical]``, those after the described ones included."""
+        """Return the logical column of every slot, ``[B, physical]``, those after the described ones included."""
         return self.columns_of(self.physical_length, rows, device)
 
     def fork(self) -> Self:
-        """A layer with the content of this one, which has one row, for as many rows as its first update brings.
+        """Return a layer with the content of this one, which has one row, for as many rows as its first update brings.
 
         Keys and values are the same tensors until then, and are never written to: updates make new ones.
         """
@@ -65,7 +65,7 @@ class PrunedLayer(Described, DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Appends keys and values.
+        """Append keys and values.
 
         Raises:
             RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
@@ -78,16 +78,16 @@ class PrunedLayer(Described, DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """The logical length: what the caller's prompt and the generated tokens add up to."""
+        """Return the logical length: what the caller's prompt and the generated tokens add up to."""
         physical = self.physical_length
         return 0 if physical == 0 else physical - self.described + self.covered
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The physical sizes, which are those of the keys."""
+        """Return the physical sizes, which are those of the keys."""
         return self.physical_length + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the newest tokens (a negative number of them), as far back as the end of the last image.
+        """Remove the newest tokens (a negative number of them), as far back as the end of the last image.
 
         Raises:
             ValueError: The number is positive, or reaches into an image or into padding.
@@ -98,7 +98,7 @@ class PrunedLayer(Described, DynamicLayer):
         super().crop(tokens_to_remove)
 
     def _uncover(self, count: int, newer: int) -> None:
-        """Forgets the last ``count`` covered columns, if they are all text."""
+        """Forget the last ``count`` covered columns, if they are all text."""
         assert self.columns is not None  # covered columns are described
         tail = 0 if self.text_tail is None else self.text_tail
         if isinstance(tail, Tensor):
@@ -112,7 +112,7 @@ class PrunedLayer(Described, DynamicLayer):
         self.text_tail = None if self.text_tail is None else self.text_tail - count
 
     def reset(self) -> None:
-        """Empties the layer and forgets what was dropped."""
+        """Empty the layer and forget what was dropped."""
         # First of all: some versions of transformers would write zeros, into what a fork shares too.
         self.keys = self.values = None
         self.is_initialized = self.is_shared = False
@@ -120,17 +120,17 @@ class PrunedLayer(Described, DynamicLayer):
         self._forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorders keys, values and row state."""
+        """Reorder keys, values and row state."""
         super().reorder_cache(cast(LongTensor, beam_idx))
         self._select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps some rows of keys, values and row state."""
+        """Keep some rows of keys, values and row state."""
         super().batch_select_indices(indices)
         self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats each row of keys, values and row state."""
+        """Repeat each row of keys, values and row state."""
         super().batch_repeat_interleave(repeats)
         if self.columns is not None:
             self.columns = self.columns.repeat_interleave(repeats, dim=0)
@@ -164,7 +164,7 @@ class KeyTap(Cache):
 
 
 def check_cache(cache: object) -> None:
-    """Raises unless ``cache`` can hold rows of different lengths in different layers, on the device.
+    """Raise unless ``cache`` can hold rows of different lengths in different layers, on the device.
 
     Raises:
         ValueError: It is quantized, offloaded, or anything else but a dynamic or a static cache.
@@ -192,24 +192,26 @@ def check_cache(cache: object) -> None:
 
 
 def cached_length(cache: object) -> int:
-    """Tokens in a dynamic or static cache, the dropped ones included; 0 in any other. Reads a static one's counter."""
+    """Return the tokens of a dynamic or static cache, dropped ones included; 0 for any other. Read a static one's
+    counter.
+    """
     return int(cache.get_seq_length()) if isinstance(cache, DynamicCache | StaticCache) else 0
 
 
 def is_pruned(cache: object) -> bool:
-    """Whether some layer of ``cache`` dropped tokens."""
+    """Return whether some layer of ``cache`` dropped tokens."""
     layers = cache.layers if isinstance(cache, Cache) else []
     return any(isinstance(layer, Described) and layer.columns is not None for layer in layers)
 
 
 def is_forked(cache: object) -> bool:
-    """Whether ``cache`` holds a prefix that nothing has followed yet."""
+    """Return whether ``cache`` holds a prefix that nothing has followed yet."""
     layers = cache.layers if isinstance(cache, Cache) else []
     return any(isinstance(layer, PrunedLayer) and layer.is_shared for layer in layers)
 
 
 def check_follows(placeholders: Tensor) -> None:
-    """Raises where tokens ``[B, L]`` that are to follow a prefix, without images, have placeholders (bool) among them.
+    """Raise where tokens ``[B, L]`` that are to follow a prefix, without images, have placeholders (bool) among them.
 
     Raises:
         ValueError: The prompt is given as a whole, and its beginning would be read a second time, as text.
@@ -223,7 +225,7 @@ def check_follows(placeholders: Tensor) -> None:
 
 
 def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
-    """Raises unless what ``cache`` dropped was dropped before the same layers.
+    """Raise unless what ``cache`` dropped was dropped before the same layers.
 
     Layers between two cuts share one mask, so they have to hold the same columns.
 
@@ -240,14 +242,16 @@ def check_cuts(cache: Cache, cut_layers: tuple[int, ...]) -> None:
 
 
 def install_layers(cache: Cache, num_layers: int) -> Sequence[HeldLayer]:
-    """Puts pruned layers in place of the plain ones, with what those already hold."""
+    """Put pruned layers in place of the plain ones, with what those already hold."""
     held = static_layers(cache) if isinstance(cache, StaticCache) else grown_layers(cache, num_layers)
     cache.layers = [*held]
     return held
 
 
 def grown_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
-    """The layers of a dynamic cache as pruned ones, with what they already hold, and those that it has yet to get."""
+    """Return the layers of a dynamic cache as pruned ones, with what they already hold, and those that it has yet to
+    get.
+    """
     layers = [_converted(layer) for layer in cache.layers]
     return [*layers, *(PrunedLayer() for _ in range(num_layers - len(layers)))]
 

@@ -57,14 +57,14 @@ class Described:
         group: int,
         shift: Tensor | int = 0,
     ) -> None:
-        """Records what the slots stand for, just before the update that appends the last of them."""
+        """Record what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered, self.lost = columns, covered, covered - columns.shape[1]
         self.is_described = True
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
         self.has_padding, self.group, self.shift = has_padding, group, shift
 
     def columns_of(self, slots: int, rows: int, device: torch.device) -> Tensor:
-        """The logical column of each of the first ``slots`` slots, ``[rows, slots]`` int64, described or not."""
+        """Return the logical column of each of the first ``slots`` slots, ``[rows, slots]`` int64, described or not."""
         tail = (torch.arange(slots - self.described, device=device) + self.covered).expand(rows, -1)
         return tail if self.columns is None else torch.cat([self.columns.expand(rows, -1), tail], dim=1)
 

@@ -31,15 +31,15 @@ class PhysicalSizes:
     is_compileable: bool = False
 
     def get_query_offset(self, layer_idx: int = 0) -> int | Tensor:
-        """Slots before the queries."""
+        """Return how many slots there are before the queries."""
         return self.past
 
     def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
-        """Slots before the queries."""
+        """Return how many slots there are before the queries."""
         return self.past
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int | Tensor, int]:
-        """Keys in all, and the first key's offset."""
+        """Return the number of keys, and the first key's offset."""
         return self.past + query_length if self.keys is None else self.keys, 0
 
 

@@ -13,7 +13,7 @@ from vitcop_core import ops
 
 
 def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
-    """Position ids that count each row's tokens from its first one on, whatever was dropped between them.
+    """Return the position ids that count each row's tokens from its first one on, whatever was dropped between them.
 
     Args:
         position_ids: ``[B, P]`` int64.
@@ -58,7 +58,7 @@ _ROWS = 64
 def row_attention(
     queries: Tensor, keys: Tensor, places: Tensor, weights: Tensor, *, scale: float, padding: Tensor | None
 ) -> Tensor:
-    """Softmaxed attention of some tokens, mean over heads and weighted mean over them.
+    """Return the softmaxed attention of some tokens, mean over heads and weighted mean over them.
 
     Args:
         queries: ``[B, H, R, e]``, rotated.

@@ -66,7 +66,9 @@ class Segment:
 
 
 def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Host numbers as an int64 tensor; from pinned memory the copy does not wait for what the device has yet to do."""
+    """Return host numbers as an int64 tensor; from pinned memory the copy does not wait for what the device has yet to
+    do.
+    """
     host = torch.tensor(values, dtype=torch.int64, device="cpu")
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
@@ -96,7 +98,7 @@ def compact(keep: Tensor, length: int, *, ragged: bool) -> tuple[Tensor, Tensor 
 
 
 def take(hidden: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``hidden`` [B, n, ...] at ``index`` [B, k]."""
+    """Return the rows of ``hidden`` [B, n, ...] at ``index`` [B, k]."""
     shape = (*index.shape, *hidden.shape[2:])
     return hidden.gather(1, index.reshape(*index.shape, *[1] * (hidden.ndim - 2)).expand(shape))
 

@@ -69,11 +69,11 @@ class PrunedStaticLayer(Described, StaticLayer):
         return self.keys[:, :, : self.physical_length] if self.is_initialized and self.keys is not None else None
 
     def slot_columns(self, rows: int, device: torch.device) -> Tensor:
-        """The logical column of every slot in use, ``[rows, physical_length]``."""
+        """Return the logical column of every slot in use, ``[rows, physical_length]``."""
         return self.columns_of(self.physical_length, rows, device)
 
     def describe(self, columns: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Records what the slots stand for; contiguous, as it is once rows have changed places."""
+        """Record what the slots stand for; contiguous, as it is once rows have changed places."""
         super().describe(columns.contiguous(), *args, **kwargs)
 
     def begin_filling(self, length: int) -> None:
@@ -104,7 +104,7 @@ class PrunedStaticLayer(Described, StaticLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes keys and values behind the slots in use.
+        """Write keys and values behind the slots in use.
 
         Returns:
             The slots in use in a prefill, all slots otherwise.
@@ -143,18 +143,18 @@ class PrunedStaticLayer(Described, StaticLayer):
         return self.keys[:, :, : own.stop], self.values[:, :, : own.stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The size of the buffers."""
+        """Return the size of the buffers."""
         return self.room, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorders keys, values and row state, the first two where they are."""
+        """Reorder keys, values and row state, the first two where they are."""
         if self.is_initialized and self.keys is not None and self.values is not None:
             for held in (self.keys, self.values):
                 held.copy_(held.index_select(0, beam_idx.to(held.device)))
         self._select(beam_idx)
 
     def reset(self) -> None:
-        """Empties the layer and forgets what was dropped. The buffers go: the next prompt's may have another size."""
+        """Empty the layer and forget what was dropped. The buffers go: the next prompt's may have another size."""
         self.keys = self.values = None
         self.is_initialized, self.physical_length = False, 0
         super().reset()
@@ -162,12 +162,12 @@ class PrunedStaticLayer(Described, StaticLayer):
 
 
 def is_static_pruned(layer: object) -> TypeGuard[PrunedStaticLayer]:
-    """Whether ``layer`` is one of fixed size that dropped tokens, or goes with layers that did."""
+    """Return whether ``layer`` is one of fixed size that dropped tokens, or goes with layers that did."""
     return isinstance(layer, PrunedStaticLayer) and layer.is_described
 
 
 def check_room(needed: int, room: int) -> None:
-    """Raises unless a static cache has room for all tokens.
+    """Raise unless a static cache has room for all tokens.
 
     Raises:
         ValueError: It has not.
@@ -180,7 +180,9 @@ def check_room(needed: int, room: int) -> None:
 
 
 def static_layers(cache: StaticCache) -> list[PrunedStaticLayer]:
-    """The layers of a static cache as pruned ones, with what they already hold; waits for the device if they do."""
+    """Return the layers of a static cache as pruned ones, with what they already hold; waits for the device if they
+    do.
+    """
     shared = next((layer.state for layer in cache.layers if isinstance(layer, PrunedStaticLayer)), StaticState())
     return [_converted(layer, shared) for layer in cache.layers]
 

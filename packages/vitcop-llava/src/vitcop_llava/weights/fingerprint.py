@@ -118,7 +118,7 @@ class _Adapters(NamedTuple):
 
 
 def _find_adapters(base: nn.Module) -> dict[str, _Adapters]:
-    """By module name, those that hold adapters."""
+    """Return by module name those that hold adapters."""
     found = {}
     for path, module in base.named_modules():
         active: Any = getattr(module, "active_adapters", None)
@@ -138,7 +138,7 @@ def _find_adapters(base: nn.Module) -> dict[str, _Adapters]:
 
 
 def _samples(base: nn.Module, adapters: Mapping[str, _Adapters]) -> Iterator[tuple[str, Tensor]]:
-    """By name, bytes of evenly spaced numbers of every weight that takes part, on its device."""
+    """Return by name bytes of evenly spaced numbers of every weight that takes part, on its device."""
     for name, value in base.state_dict(keep_vars=True).items():
         own = _own_name(name, adapters) if adapters else name
         if own is None:

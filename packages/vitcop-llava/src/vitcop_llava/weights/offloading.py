@@ -76,7 +76,7 @@ def weights_in_place(*owners: nn.Module) -> Iterator[None]:
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """Accelerate's hooks on a module, several of which it puts into one."""
+    """Return accelerate's hooks on a module, several of which it puts into one."""
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))

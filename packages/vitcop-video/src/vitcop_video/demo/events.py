@@ -136,7 +136,7 @@ def _possible(state: dict[int, int], before: list[Event], known: int) -> list[tu
 def _timed(
     seed: int, actors: tuple[Actor, ...], drawn: list[Event], states: list[dict[int, int]], rng: np.random.Generator
 ) -> Clip:
-    """Spreads the events over the frames: every state is seen twice at least, and a move has a frame of its own."""
+    """Spread the events over the frames: every state is seen twice at least, and a move has a frame of its own."""
     moving = [event.kind == "moves" for event in drawn]
     spare = FRAMES - 2 * len(states) - sum(moving)
     lengths = 2 + rng.multinomial(spare, np.full(len(states), 1 / len(states)))

@@ -97,7 +97,7 @@ class LanguageTrainer:
     def _seen(
         self, clips: list[tuple[int, Clip]], thinning: Thinning | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the answers to questions about clips."""
+        """Return the logits and labels of the answers to questions about clips."""
         features = self._features[torch.tensor([pick for pick, _ in clips])]
         if thinning is not None:
             grid = math.isqrt(features.shape[1] // FRAMES)
@@ -129,7 +129,7 @@ class LanguageTrainer:
         return Packer(self._processor, visual_tokens)
 
     def _scored(self, embeds: Tensor, positions: Tensor, labels: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One mask for all layers, or one for each of three parts: before, between and after `DEPTHS`."""
+        """Return one mask for all layers, or one for each of three parts: before, between and after `DEPTHS`."""
         language, device = self._model.model.language_model, self._args.device
         positions, labels = positions.to(device), labels.to(device)
         parts = [mask.to(device) for mask in masks]
@@ -142,7 +142,7 @@ class LanguageTrainer:
 
 
 def squeezed(positions: Tensor, first: int, tokens: int, rng: np.random.Generator) -> Tensor:
-    """Positions ``[b, length]`` with each row's clip squeezed at random, and the text after it moved up.
+    """Return the positions ``[b, length]`` with each row's clip squeezed at random, and the text after it moved up.
 
     As :func:`vitcop_llava.tools.demo.language.warped` does for images, and for its reason. Half of the rows are left as
     they are, a quarter is squeezed evenly, and in the last quarter some frames are squeezed more than others. The first

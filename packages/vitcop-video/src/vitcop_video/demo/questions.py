@@ -47,14 +47,16 @@ def questions_about(clip: Clip) -> list[Question]:
 
 
 def sample_questions(clip: Clip, kind: str, count: int, rng: np.random.Generator) -> list[Question]:
-    """Up to ``count`` different questions of one kind, fewer where the clip does not have that many."""
+    """Return up to ``count`` different questions of one kind, fewer where the clip does not have that many."""
     pool = [question for question in questions_about(clip) if question.kind == kind]
     picks = rng.permutation(len(pool))[:count]
     return [pool[int(pick)] for pick in picks]
 
 
 def held_out(clips: int) -> list[Asked]:
-    """One question for each of the first ``clips`` clips: of the kind whose turn it is, or the next that it has."""
+    """Return one question for each of the first ``clips`` clips: of the kind whose turn it is, or the next that it
+    has.
+    """
     asked = []
     for seed in range(clips):
         clip, rng = sample_clip(seed), np.random.default_rng([seed, 4])

@@ -55,7 +55,7 @@ def choose(name: str) -> Backend:
 def decode(
     backend: Backend, index: Index, frames: Sequence[int], deadline: Deadline
 ) -> tuple[NDArray[np.uint8], str, str | None]:
-    """Upright frames of any numbers in any order.
+    """Return the upright frames of any numbers in any order.
 
     Returns:
         [F, H, W, 3] uint8; the name of the backend that decoded them; why it was not the one asked for, or None.
@@ -80,5 +80,5 @@ def decode(
 
 
 def _spread(pixels: NDArray[np.uint8], places: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """Frames at their places; a copy only where the order or a repeat asks for one."""
+    """Put frames at their places; copy only where the order or a repeat asks for one."""
     return pixels if np.array_equal(places, np.arange(len(pixels))) else pixels[places]

@@ -58,7 +58,7 @@ def limit(size: int, threads: int, seconds: float | None) -> None:
 
 
 def _held() -> tuple[int, int]:
-    """Bytes of address space, and of data, that this process has now; a guess where there is no /proc."""
+    """Return the bytes of address space, and of data, that this process has now; a guess where there is no /proc."""
     try:
         with open("/proc/self/statm") as file:  # noqa: PTH123
             fields = [int(field) * os.sysconf("SC_PAGE_SIZE") for field in file.read().split()]

@@ -38,7 +38,7 @@ _WORKER = Path(__file__).with_name("decord_worker.py")
 
 @cache
 def missing() -> str | None:
-    """Why decord cannot run here; None where it can. It is not imported into this process."""
+    """Return why decord cannot run here; None where it can. It is not imported into this process."""
     if find_spec("decord") is None:
         return "decord is not installed"
     probe = subprocess.run(
@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 def refusal(index: Index) -> str | None:
-    """Why a file is not for decord: its FFmpeg is 4.1, and it finds frames by counting from a key frame."""
+    """Return why a file is not for decord: its FFmpeg is 4.1, and it finds frames by counting from a key frame."""
     if index.has_leading_frames:
         return "frames appear before the key frame that they follow, which makes it miscount"
     return refusal_of_rest(index, CONTAINERS, CODECS)

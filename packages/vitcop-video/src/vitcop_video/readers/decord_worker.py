@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 
 def main() -> None:
-    """Answers one request."""
+    """Answer one request."""
     # Whatever a library prints must not end up among the pixels.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

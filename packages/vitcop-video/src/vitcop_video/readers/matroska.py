@@ -76,5 +76,5 @@ def element(file: BinaryIO, at: int) -> tuple[int, int, int] | None:
 
 
 def _width(head: bytes, place: int) -> int:
-    """Bytes of a number of variable length, by the place of its first bit; 9 where there is none."""
+    """Return the bytes of a number of variable length, by the place of its first bit; 9 where there is none."""
     return 9 - head[place].bit_length() if place < len(head) else 9

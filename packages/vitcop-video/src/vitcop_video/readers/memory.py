@@ -58,7 +58,7 @@ def confined_bytes(result: int) -> int:
 
 
 def _aligned(side: int) -> int:
-    """Codecs work on blocks of up to 64 pixels."""
+    """Round up to a multiple of 64: codecs work on blocks of up to 64 pixels."""
     return -(-side // 64) * 64
 
 

@@ -190,7 +190,7 @@ class _Walk:
         return self._file.read(after - body)
 
     def _box(self, at: int, end: int) -> tuple[bytes, int, int]:
-        """Kind, where the body begins, and where the box ends."""
+        """Return the kind of a box, where its body begins, and where it ends."""
         if at + 8 > end:
             raise StrangeError
         self._file.seek(at)

@@ -29,7 +29,7 @@ class Orientation:
         return self.is_exact and (self.mirrors_x ^ self.mirrors_y ^ self.swaps) is False
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the upright frame."""
+        """Return the width and height of the upright frame."""
         return (height, width) if self.swaps else (width, height)
 
     def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -168,7 +168,7 @@ class _Packets:
         self._next, self._iterator = 0, iter(container.demux(stream))
 
     def between(self, start: int, last: int) -> Iterator[Packet[VideoStream]]:
-        """Packets ``start`` to ``last``, both included."""
+        """Return the packets ``start`` to ``last``, both included."""
         if not self._next <= start <= self._next + READ_ON:
             self._seek(start)
         while self._next <= last:

@@ -211,7 +211,7 @@ def _packets(container: InputContainer, stream: VideoStream, path: Path, deadlin
 
 
 def _name(container: InputContainer) -> str:
-    """FFmpeg's name, the same whether it was told or found out."""
+    """Return FFmpeg's name, the same whether it was told or found out."""
     name = container.format.name
     return next((full for full in (_MOV, "matroska,webm") if name in full.split(",")), name)
 
@@ -299,7 +299,9 @@ def _check_whole(container: InputContainer, stream: VideoStream, path: Path, fou
 
 
 def _starts(packets: NDArray[np.int64], order: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] int64: the last key packet at or before each frame's, in decoding and in appearance; -1 where none is."""
+    """Return ``[N]`` int64: the last key packet at or before each frame's, in decoding and in appearance; -1 where none
+    is.
+    """
     place = np.searchsorted(keys, order, side="right") - 1
     while True:
         early = (place >= 0) & (packets[keys[place]] > packets[order])

@@ -23,7 +23,7 @@ AT_A_TIME = 8
 
 @cache
 def missing() -> str | None:
-    """Why torchcodec cannot run here; None where it can."""
+    """Return why torchcodec cannot run here; None where it can."""
     if find_spec("torchcodec") is None:
         return "torchcodec is not installed"
     try:
@@ -35,7 +35,7 @@ def missing() -> str | None:
 
 
 def refusal(index: Index) -> str | None:
-    """Why a file is not for torchcodec."""
+    """Return why a file is not for torchcodec."""
     return refusal_of_rest(index, CONTAINERS, CODECS)
 
 

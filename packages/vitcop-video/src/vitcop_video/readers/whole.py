@@ -51,7 +51,7 @@ def _mp4(form: Form, size: int) -> str | None:
 
 
 def _gif(file: BinaryIO, tick: Callable[[], None]) -> str | None:
-    """Follows the blocks to the trailer."""
+    """Follow the blocks to the trailer."""
     cut = "it has no trailer, which ends every GIF"
     head = file.read(13)
     if len(head) < 13:
@@ -94,7 +94,7 @@ def _avi(file: BinaryIO, size: int) -> str | None:
 
 
 def _matroska(file: BinaryIO, size: int) -> str | None:
-    """Follows the elements at the top to the end, as far as they say how long they are."""
+    """Follow the elements at the top to the end, as far as they say how long they are."""
     at = 0
     for _ in range(matroska.MAX_ELEMENTS):
         if at >= size:

@@ -63,16 +63,16 @@ class Accuracy:
         return [score for score in self.scores if score.unreachable is None]
 
     def relative(self, score: Score) -> float | None:
-        """Right answers over those of the unpruned model; None where that has none."""
+        """Return right answers over those of the unpruned model; None where that has none."""
         return score.right / self.unpruned if self.unpruned else None
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return asdict(self) | {"scores": [asdict(score) for score in self.scores]}
 
 
 def top_tokens(share: Fraction) -> ViTCoP:
-    """ViTCoP with Stage I alone: of each image the top ``share`` of the tokens by CLS attention, cut no further.
+    """Return ViTCoP with Stage I alone: of each image the top ``share`` of the tokens by CLS attention, cut no further.
 
     Raises:
         ValueError: The share is not in (0, 1].

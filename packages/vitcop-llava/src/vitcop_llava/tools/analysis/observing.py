@@ -176,7 +176,7 @@ class _Recorder:
         return found
 
     def _units(self, number: int) -> list[list[Array]]:
-        """By image or clip of a source, what CLS pays to the patches that the model uses of each unit."""
+        """Return, by image or clip of a source, what CLS pays to the patches that the model uses of each unit."""
         source, given = self._prompt.sources[number], iter(self._saliencies[number])
         found = []
         for tiling in source.tilings:

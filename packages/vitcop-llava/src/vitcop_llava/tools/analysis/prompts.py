@@ -147,7 +147,7 @@ def _row(sources: list[Source], row: int) -> Row:
 
 
 def _text(visual: Tensor, padding: Tensor | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Columns and weights of the last token, and of the text after the last image."""
+    """Return columns and weights of the last token, and of the text after the last image."""
     column = torch.arange(visual.shape[1], device=visual.device)
     real = torch.ones_like(visual) if padding is None else padding
     last = (real * column).amax(dim=1, keepdim=True)

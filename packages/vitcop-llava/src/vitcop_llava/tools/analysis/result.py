@@ -114,7 +114,7 @@ class Analysis:
 
 
 def analyze(model: nn.Module, prompts: Iterable[Mapping[str, Any]]) -> Analysis:
-    """Observes a model on prompts, one run each, and works out the numbers of Figures 2a, 3a, 4 and 6.
+    """Observe a model on prompts, one run each, and work out the numbers of Figures 2a, 3a, 4 and 6.
 
     Args:
         model: One that `prune` takes, unpruned; it is left as it was.
@@ -150,7 +150,7 @@ def summarize(observations: Iterable[Observation]) -> Analysis:
 
 
 def quartiles(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Lower quartile, median and upper quartile over the first dimension."""
+    """Return lower quartile, median and upper quartile over the first dimension."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
     return low, median, high
 

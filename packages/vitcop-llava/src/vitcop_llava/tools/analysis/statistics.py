@@ -39,7 +39,7 @@ def average_ranks(values: ArrayLike) -> Floats:
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> Floats:
-    """Spearman's rank correlation, layer by layer: the correlation of average ranks.
+    """Return Spearman's rank correlation, layer by layer: the correlation of average ranks.
 
     Args:
         first: ``[L, n]``.
@@ -62,7 +62,8 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> Floats:
 
 
 def effective_share(attention: ArrayLike) -> Floats:
-    """Over how large a share of the tokens attention is spread: the exponential of its entropy, over their number.
+    """Return over how large a share of the tokens attention is spread: the exponential of its entropy, over their
+    number.
 
     Args:
         attention: ``[L, n]``, not negative; brought to a sum of 1.

@@ -115,7 +115,7 @@ class Verdict:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data, the text with it."""
+        """Return plain data, the text with it."""
         thresholds = {"strong": STRONG, "clear": CLEAR, "agreement": AGREEMENT}
         return asdict(self) | {"thresholds": thresholds, "text": self.text}
 

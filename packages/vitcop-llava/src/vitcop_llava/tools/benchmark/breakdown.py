@@ -23,7 +23,7 @@ and what every prefill does between those modules."""
 
 
 def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
-    """Seconds of each of `PARTS` in one prefill of the model as it is: plain, or under `prune`.
+    """Return the seconds of each of `PARTS` in one prefill of the model as it is: plain, or under `prune`.
 
     A method works in hooks around those modules. Clocks run inside of these, so that its work is in none of the modules
     but in the rest.

@@ -90,7 +90,7 @@ def _labeled(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def _profiled(call: Callable[[], None], *more: ProfilerActivity) -> Any:
-    """Everything that ``call`` made a GPU do, and whatever ``more`` stands for, as torch's profiler lists it."""
+    """Return everything that ``call`` made a GPU do, and whatever ``more`` stands for, as torch's profiler lists it."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA, *more], acc_events=True) as profiled:
         call()

@@ -126,7 +126,7 @@ def _settings(mode: str, tokens: int) -> dict[str, Any]:
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Bytes a second of a large copy, read and written."""
+    """Return the bytes a second of a large copy, read and written."""
     source = torch.randint(256, (_COPIED,), dtype=torch.uint8, device=device)
     target, times = torch.empty_like(source), list[float]()
     for _ in range(8):

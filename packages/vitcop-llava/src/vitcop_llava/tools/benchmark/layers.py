@@ -86,7 +86,7 @@ class _Clock:
             self._run_bare(index, layer, args[0])
 
     def _run_bare(self, index: int, layer: nn.Module, like: Tensor) -> None:
-        """One call of the layer by itself: nothing of the prefill's goes in but the shape."""
+        """Call the layer once by itself: nothing of the prefill's goes in but the shape."""
         parts, length = self._parts, like.shape[1]
         hidden = torch.empty_like(like).copy_(like.flip(1))
         rotary = parts.rotary(hidden, torch.arange(length, device=hidden.device)[None])
@@ -98,7 +98,7 @@ class _Clock:
         self.bare[index].append(now(hidden.device) - started)
 
     def times(self, skip: int) -> list[LayerTimes]:
-        """Of every layer, without the first ``skip`` rounds."""
+        """Return the times of every layer, without the first ``skip`` rounds."""
         found = []
         for index, tokens in enumerate(self.tokens):
             pruned, bare = self.pruned[index][skip:], self.bare[index][skip:]

@@ -10,7 +10,9 @@ _CGROUP, _MEMORY = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a process can still take on a device; None where the system does not say (other than Linux)."""
+    """Return the memory that a process can still take on a device; None where the system does not say (other than
+    Linux).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu" or not _MEMORY.is_file():
@@ -33,7 +35,7 @@ def _number(path: Path) -> int | None:
 
 
 def _file_cache() -> int | None:
-    """Bytes of the control group that are cached files, which give way."""
+    """Return the bytes of the control group that are cached files, which give way."""
     try:
         fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except OSError:

@@ -51,7 +51,7 @@ def make_prompt(
     frames: int | None = None,
     seed: int = 0,
 ) -> Prompt:
-    """Random pixels, and random words around their placeholders.
+    """Make random pixels, and random words around their placeholders.
 
     Args:
         model: Takes the prompt.
@@ -87,7 +87,7 @@ def make_prompt(
 
 
 def largest_image(parts: Parts) -> tuple[int, int]:
-    """Width and height of an image that fills the pinpoint with most tokens."""
+    """Return the width and height of an image that fills the pinpoint with most tokens."""
     anyres = parts.anyres
     assert anyres is not None  # asked for by callers
     height, width = max(anyres.pinpoints, key=lambda point: anyres.tile(*point).tokens)

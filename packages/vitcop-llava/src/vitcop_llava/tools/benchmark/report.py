@@ -91,7 +91,7 @@ def part_cells(row: Row) -> list[str]:
 
 
 def remarks(result: Result) -> list[str]:
-    """Why rows are empty."""
+    """Return why rows are empty."""
     return [row.remark for row in result.rows if row.missing]
 
 

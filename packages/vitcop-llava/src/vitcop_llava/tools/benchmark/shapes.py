@@ -143,7 +143,7 @@ def skeleton(shape: Shape, dtype: torch.dtype, attention: str = "sdpa") -> Any:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters, those without weights yet included."""
+    """Return the bytes of a model's parameters, those without weights yet included."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
@@ -165,7 +165,7 @@ def random_model(
 
 
 def _fill(weight: Tensor, noise: Tensor, scale: float) -> None:
-    """Repeats the noise over a weight: drawing seven billion numbers would take longer than the measurement."""
+    """Repeat the noise over a weight: drawing seven billion numbers would take longer than the measurement."""
     scaled = noise * scale
     for part in _parts(weight.view(-1), len(scaled)):
         part.copy_(scaled[: len(part)])
@@ -177,7 +177,7 @@ def _parts(flat: Tensor, length: int) -> Iterator[Tensor]:
 
 
 def _restore_buffers(model: Any) -> None:
-    """Recomputes what a model made on the meta device lacks: rotary frequencies and position indices."""
+    """Recompute what a model made on the meta device lacks: rotary frequencies and position indices."""
     language = model.model.language_model
     language.rotary_emb = type(language.rotary_emb)(config=language.config).to(model.device)
     embeddings = model.model.vision_tower.embeddings

@@ -246,7 +246,7 @@ def _as_table(outcome: Outcome) -> Table:
 
 
 def _token_counts(report: Report) -> list[tuple[str, float, int]]:
-    """Visual tokens after each stage and on average: name, pruned, unpruned."""
+    """Return the visual tokens after each stage and on average: name, pruned, unpruned."""
     row = report.rows[0]
     assert row.plan is not None  # `ask` always has an image
     every, last = row.plan.visual_tokens, row.plan.num_layers - 1

@@ -184,7 +184,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def parse_size(given: str | None) -> tuple[int, int] | None:
-    """Width and height of ``--image-size``.
+    """Return the width and height of ``--image-size``.
 
     Raises:
         UserError: where it is not two positive numbers with an x between them.

@@ -150,7 +150,7 @@ def _check_attention(attention: str | None, device: torch.device, dtype: torch.d
 
 @contextmanager
 def _attention_mistakes(attention: str) -> Iterator[None]:
-    """Inside, a backend that transformers does not have, or that is not installed, is the user's mistake."""
+    """Turn a backend that transformers does not have, or that is not installed, into a mistake of the user's."""
     try:
         yield
     except (ImportError, ValueError, KeyError) as error:

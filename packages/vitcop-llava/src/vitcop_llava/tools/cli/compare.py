@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.comparison.questions import Fault, QuestionSet
     from vitcop_llava.tools.comparison.run import Options
+    from vitcop_llava.tools.comparison.stored import StoredResult
     from vitcop_llava.tools.comparison.variants import Variant
     from vitcop_llava.tools.media.video_support import Sampling
     from vitcop_llava.tools.model.loading import Loaded
@@ -164,7 +165,7 @@ def compare(
     with quiet(notes):
         result = _run(loaded, asked, variants, options, out, resume, _command(context))
     if as_json:
-        print_json(result | {"notes": notes.found})
+        print_json({**result, "notes": notes.found})
     else:
         _print(loaded, result, out)
         notes.print()
@@ -243,7 +244,7 @@ def _run(
     out: Path,
     resume: bool,
     command: str,
-) -> dict[str, Any]:
+) -> StoredResult:
     from vitcop_llava.tools.comparison.run import run, write
     from vitcop_llava.tools.model.environment import VIDEO_PACKAGES, environment
 
@@ -252,7 +253,7 @@ def _run(
         with mistakes():
             found = run(loaded, summary, asked, variants, options, out, resume=resume, on_fault=_tell)
         place = environment(*(VIDEO_PACKAGES if asked.have_video else ()))
-        result = {"command": command, "environment": place} | found
+        result: StoredResult = {"command": command, "environment": place, **found}
         write(out, result, f"{summary['source']}: {found['comparison']['questions']:,} questions")
     except OSError as error:
         raise cannot_write("--out", Path(error.filename or out), error) from error
@@ -280,7 +281,7 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _print(loaded: Loaded, result: dict[str, Any], out: Path) -> None:
+def _print(loaded: Loaded, result: StoredResult, out: Path) -> None:
     from vitcop_llava.tools.comparison.report import caption, cells, headings
 
     print_result(describe(loaded))

@@ -74,7 +74,7 @@ def _version(package: str) -> str | None:
 
 
 def _failure(module: str) -> str | None:
-    """Why a module cannot be imported; None where it can."""
+    """Return why a module cannot be imported; None where it can."""
     try:
         import_module(module)
     except Exception as error:  # a package that was built for another torch fails in ways of its own

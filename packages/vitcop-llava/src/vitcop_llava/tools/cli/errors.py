@@ -44,7 +44,7 @@ def cannot_write(option: str, path: Path, error: OSError) -> Exception:
 
 @contextmanager
 def mistakes(about: str = "") -> Iterator[None]:
-    """Inside, a ``ValueError`` or ``TypeError`` is about what the user gave.
+    """Turn a ``ValueError`` or ``TypeError`` inside into a mistake of the user's.
 
     Args:
         about: the argument, where the message does not name it.

@@ -20,7 +20,7 @@ MAX_RESULTS = 4 * 2**30
 def answer_batch(
     path: Path, out: Path | None, resume: bool, run: Mapping[str, Any], answer: Callable[[Request], dict[str, Any]]
 ) -> bool:
-    """Answers every line; the results are JSON lines as well, each written when it is there.
+    """Answer every line; the results are JSON lines as well, each written when it is there.
 
     A line that cannot be answered gets a result with ``error``, and a message on stderr; the others go on.
 
@@ -53,7 +53,7 @@ def answer_batch(
 def _answer_lines(
     path: Path, output: Output, done: Mapping[int, Any], answer: Callable[[Request], dict[str, Any]]
 ) -> int:
-    """Answers the lines that have no result yet; returns how many failed."""
+    """Answer the lines that have no result yet; return how many failed."""
     failed = 0
     with _open_lines(path) as lines:
         for number, line in numbered_lines(lines):

@@ -53,7 +53,7 @@ class Notes:
 
 @contextmanager
 def quiet(notes: Notes, *, keep_downloads: bool = False) -> Iterator[None]:
-    """Silences transformers and Python's warnings for a while; what vitcop itself warns of goes into the notes.
+    """Silence transformers and Python's warnings for a while; what vitcop itself warns of goes into the notes.
 
     Args:
         notes: gets the warnings.
@@ -138,7 +138,7 @@ def prepare_inputs(loaded: Loaded, media: Sequence[Medium], question: str, notes
 
 
 def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
-    """Prunes a model.
+    """Prune a model.
 
     Raises:
         UserError: for a budget that does not fit the model.
@@ -154,7 +154,7 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
 
 @contextmanager
 def budget_mistakes(budget: Budget) -> Iterator[None]:
-    """Inside, a budget that cannot be met for an image, which is known from its size, is the user's mistake."""
+    """Turn a budget that cannot be met for an image of this size into a mistake of the user's."""
     from vitcop_llava.hooks.planning import BudgetError
 
     try:

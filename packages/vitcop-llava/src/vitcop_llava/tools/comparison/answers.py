@@ -186,7 +186,7 @@ class Asker:
         return [answer.strip() for answer in decoded]
 
     def pruning(self, variant: Variant) -> AbstractContextManager[Pruner | None]:
-        """Inside, the model runs as the variant says."""
+        """Run the model as the variant says while inside."""
         return nullcontext() if variant.method is None else prune(self._loaded.model, variant.method)
 
 

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from vitcop_llava.tools.comparison.result import Row
+from vitcop_llava.tools.comparison.stored import Compared, Comparison, reached, unpruned
 
 _MARKERS = "osD^vPX*<>"
 
 
-def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
+def draw_tradeoff(compared: Comparison, target: IO[bytes], title: str = "") -> None:
     """Write a PNG.
 
     Args:
@@ -26,10 +26,9 @@ def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
     """
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    rows = [row for row in compared["variants"] if row["problem"] is None]
-    whole = next(row for row in rows if row["settings"] is None)
+    rows, whole = reached(compared), unpruned(compared)
     pruned = [row for row in rows if row is not whole]
-    lowest = min(_low(row) for row in rows)
+    highest, lowest = max(map(_share, rows)), min((_interval(row) or (_share(row),))[0] for row in rows)
     for number, label in enumerate(dict.fromkeys(row["label"] for row in pruned)):
         _draw_line(axes, label, [row for row in pruned if row["label"] == label], number)
     _draw_unpruned(axes, whole)
@@ -39,7 +38,7 @@ def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:g}"))
     axes.set_xlabel(f"visual tokens, average over layers (of {whole['tokens']:.4g})")
     axes.set_ylabel("right answers, %")
-    axes.set_ylim(max(0.0, 100 * lowest - 4), min(101.0, 100 * max(row["accuracy"]["value"] for row in rows) + 4))
+    axes.set_ylim(max(0.0, lowest - 4), min(101.0, highest + 4))
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     # Below the axes: lines may lie anywhere inside them.
@@ -48,7 +47,7 @@ def draw_tradeoff(compared: Row, target: IO[bytes], title: str = "") -> None:
 
 
 def _ticks(tokens: list[float]) -> list[int]:
-    """One tick where several methods come near to the same budget: at the largest."""
+    """Return one tick where several methods come near to the same budget: at the largest."""
     ticks: list[int] = []
     for tick in sorted({round(value) for value in tokens}, reverse=True):
         if not ticks or tick < 0.87 * ticks[-1]:
@@ -56,13 +55,14 @@ def _ticks(tokens: list[float]) -> list[int]:
     return ticks
 
 
-def _draw_line(axes: Axes, label: str, rows: list[Row], number: int) -> None:
+def _draw_line(axes: Axes, label: str, rows: list[Compared], number: int) -> None:
     rows = sorted(rows, key=lambda row: row["tokens"])
-    shares = [100 * row["accuracy"]["value"] for row in rows]
+    shares = [_share(row) for row in rows]
     bars = None
-    if all(row["accuracy"]["low"] is not None for row in rows):
-        below = [share - 100 * row["accuracy"]["low"] for share, row in zip(shares, rows, strict=True)]
-        above = [100 * row["accuracy"]["high"] - share for share, row in zip(shares, rows, strict=True)]
+    intervals = [found for row in rows if (found := _interval(row)) is not None]
+    if len(intervals) == len(rows):
+        below = [share - low for share, (low, _) in zip(shares, intervals, strict=True)]
+        above = [high - share for share, (_, high) in zip(shares, intervals, strict=True)]
         bars = [below, above]
     axes.errorbar(
         [row["tokens"] for row in rows],
@@ -79,13 +79,17 @@ def _draw_line(axes: Axes, label: str, rows: list[Row], number: int) -> None:
     )
 
 
-def _draw_unpruned(axes: Axes, row: Row) -> None:
-    found = row["accuracy"]
-    axes.axhline(100 * found["value"], color="gray", linestyle=":", label="unpruned")
-    if found["low"] is not None:
-        axes.axhspan(100 * found["low"], 100 * found["high"], color="gray", alpha=0.15, linewidth=0)
+def _draw_unpruned(axes: Axes, row: Compared) -> None:
+    axes.axhline(_share(row), color="gray", linestyle=":", label="unpruned")
+    if (interval := _interval(row)) is not None:
+        axes.axhspan(*interval, color="gray", alpha=0.15, linewidth=0)
 
 
-def _low(row: Row) -> float:
-    low: float = row["accuracy"]["value"] if row["accuracy"]["low"] is None else row["accuracy"]["low"]
-    return low
+def _share(row: Compared) -> float:
+    return 100 * row["accuracy"]["value"]
+
+
+def _interval(row: Compared) -> tuple[float, float] | None:
+    """Return the interval of the accuracy in per cent, where there is one."""
+    low, high = row["accuracy"]["low"], row["accuracy"]["high"]
+    return None if low is None or high is None else (100 * low, 100 * high)

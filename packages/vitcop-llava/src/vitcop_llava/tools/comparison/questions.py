@@ -54,7 +54,7 @@ class Item:
         return self.images or self.scene
 
     def open(self, side: int, sampling: Sampling) -> list[Medium]:
-        """Its images and clips.
+        """Open its images and clips.
 
         Args:
             side: Pixels, of a scene, which is drawn.
@@ -97,7 +97,7 @@ class QuestionSet:
 
 
 def demo_questions(limit: int = DEMO_QUESTIONS) -> QuestionSet:
-    """Questions about held-out scenes: one of each kind a scene, where the scene has one of that kind.
+    """Return questions about held-out scenes: one of each kind a scene, where the scene has one of that kind.
 
     Args:
         limit: How many. Scenes count from seed 0 on, and the demo model was trained on seeds from 1000000 on.
@@ -113,7 +113,7 @@ def scene_images(seed: int, side: int) -> list[Image.Image]:
 
 
 def scene_questions(seed: int) -> list[Item]:
-    """One question of each kind about a scene, where it has one of that kind, numbered from 1."""
+    """Return one question of each kind about a scene, where it has one of that kind, numbered from 1."""
     rng, drawn = np.random.default_rng([seed, 2]), sample_scene(seed)
     asked = [question for kind in KINDS for question in sample_questions(drawn, kind, 1, rng)]
     return [

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from vitcop_llava.tools.comparison.result import Row
+from vitcop_llava.tools.comparison.stored import (
+    Comparison,
+    Measurements,
+    StoredEstimate,
+    StoredResult,
+    Timing,
+    Unreachable,
+    reached,
+    unpruned,
+)
 from vitcop_llava.tools.markdown import markdown_table
 
 COLUMNS = ("method", "budget", "tokens", "accuracy", "of unpruned", "MACs", "cache")
 TIMES = ("prefill (ms)", "token (ms)", "memory (MiB)")
 
 
-def headings(result: Row) -> list[str]:
+def headings(result: Measurements) -> list[str]:
     """Return the headings of `cells`."""
     return [*COLUMNS, *(TIMES if result["timing"] else ())]
 
 
-def cells(result: Row) -> list[list[str]]:
+def cells(result: Measurements) -> list[list[str]]:
     """Return a line for each variant: what it is, what it costs, and how well it answers.
 
     Args:
         result: The whole result, with ``comparison`` and ``timing``.
     """
     compared = result["comparison"]
-    whole = next(row for row in compared["variants"] if row["settings"] is None)
+    whole = unpruned(compared)
     lines = []
     for row in compared["variants"]:
         line = [row["label"], row["retain"]]
@@ -29,44 +38,44 @@ def cells(result: Row) -> list[list[str]]:
             line += ["", *problem_cells(row)]
             lines.append([*line, *[""] * (len(headings(result)) - len(line))])
             continue
-        shares = (f"{row[name] / whole[name]:.1%}" for name in ("macs", "kv_bytes"))
+        shares = (f"{row['macs'] / whole['macs']:.1%}", f"{row['kv_bytes'] / whole['kv_bytes']:.1%}")
         line += [f"{row['tokens']:.4g}", f"{row['accuracy']['value']:.1%}", interval(row["kept"]), *shares]
         lines.append([*line, *_times(result["timing"], row["name"])])
     return lines
 
 
-def problem_cells(row: Row) -> tuple[str, str]:
+def problem_cells(row: Unreachable) -> tuple[str, str]:
     """Return what stands in the place of accuracy and its share, where a budget is out of reach."""
     if row["nearest_tokens"] is None:
         return "does not fit", ""
     return "out of reach", f"nearest: {row['nearest_tokens']} tokens"
 
 
-def interval(found: Row | None) -> str:
+def interval(found: StoredEstimate | None) -> str:
     """Return a share with its interval, where it has a width, in per cent."""
     if found is None:
         return "-"
-    if found["low"] is None or found["low"] == found["high"]:
+    if found["low"] is None or found["high"] is None or found["low"] == found["high"]:
         return f"{found['value']:.1%}"
     return f"{found['value']:.1%} ({100 * found['low']:.1f}–{100 * found['high']:.1f})"
 
 
-def _times(timing: Row | None, name: str) -> list[str]:
+def _times(timing: Timing | None, name: str) -> list[str]:
     if timing is None:
         return []
     row = timing["variants"][name]
-    scales = {"prefill_seconds": 1e3, "token_seconds": 1e3, "peak_bytes": 2**-20}
-    return ["-" if row[key] is None else _number(scale * row[key]) for key, scale in scales.items()]
+    scaled = ((row["prefill_seconds"], 1e3), (row["token_seconds"], 1e3), (row["peak_bytes"], 2**-20))
+    return ["-" if value is None else _number(scale * value) for value, scale in scaled]
 
 
 def _number(value: float) -> str:
-    """Three digits, or all those before the point."""
+    """Write three digits, or all those before the point."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
-def kinds_table(compared: Row) -> str | None:
-    """Accuracy by kind of question, in Markdown; None where questions have no kinds."""
-    rows = [row for row in compared["variants"] if row["problem"] is None]
+def kinds_table(compared: Comparison) -> str | None:
+    """Return the accuracy by kind of question, in Markdown; None where questions have no kinds."""
+    rows = reached(compared)
     kinds = [*dict.fromkeys(kind for row in rows for kind in row["kinds"])]
     if not kinds:
         return None
@@ -77,7 +86,7 @@ def kinds_table(compared: Row) -> str | None:
     return markdown_table(["method", "budget", "tokens", *kinds], lines)
 
 
-def asked(compared: Row) -> str:
+def asked(compared: Comparison) -> str:
     """Return how many questions there were, and what the brackets mean."""
     clips = compared.get("clips", 0)  # results stored before clips could be asked about do not have it
     about = "images" if not clips else "clips" if clips == compared["images"] else "images and clips"
@@ -88,10 +97,10 @@ def asked(compared: Row) -> str:
     )
 
 
-def caption(result: Row) -> str:
+def caption(result: Measurements) -> str:
     """Return what the columns mean."""
     compared, timing = result["comparison"], result["timing"]
-    whole = next(row for row in compared["variants"] if row["settings"] is None)
+    whole = unpruned(compared)
     said = (
         f"{asked(compared)} Tokens are averages over the language model's layers and the questions, of "
         f"{whole['tokens']:.4g}; MACs and cache are the language model's prefill, of {whole['macs'] / 1e9:.4g} G and "
@@ -103,7 +112,7 @@ def caption(result: Row) -> str:
     return said
 
 
-def markdown(result: Row) -> str:
+def markdown(result: StoredResult) -> str:
     """Return the whole report."""
     compared, model = result["comparison"], result["comparison"]["model"]
     per_frame = model.get("visual_tokens_per_frame")  # of models for clips alone

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from vitcop_llava.families import Parts
 from vitcop_llava.tools.comparison.answers import Answered
 from vitcop_llava.tools.comparison.costs import Cost, CostCounter, tiling_of
 from vitcop_llava.tools.comparison.matching import RULE, is_right
 from vitcop_llava.tools.comparison.questions import Fault, QuestionSet
-from vitcop_llava.tools.comparison.statistics import CONFIDENCE, RESAMPLES, Estimates, estimate
+from vitcop_llava.tools.comparison.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from vitcop_llava.tools.comparison.stored import (
+    Asking,
+    Compared,
+    Comparison,
+    StoredEstimate,
+    StoredVariant,
+    TimedVariant,
+    Times,
+    Timing,
+    Unreachable,
+)
 from vitcop_llava.tools.comparison.timing import Timed
 from vitcop_llava.tools.comparison.variants import UNPRUNED, Variant, nearest_tokens
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -63,10 +71,13 @@ class Results:
         return found
 
 
-def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int, questions: QuestionSet) -> Row:
-    """Everything that does not depend on the clock.
+def comparison(
+    asking: Asking, results: Results, parts: Parts, bytes_per_element: int, seed: int, questions: QuestionSet
+) -> Comparison:
+    """Return everything that does not depend on the clock.
 
     Args:
+        asking: Of which model the questions were asked, and how.
         results: At least one question must have been asked.
         parts: The model.
         bytes_per_element: Of the cache.
@@ -82,25 +93,43 @@ def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int
     layouts = sorted(
         {tiling_of(size, parts).units for size in sizes}, key=lambda units: (sum(units), units), reverse=True
     )
-    rows = []
+    rows = list[Compared | Unreachable]()
     for variant in results.variants:
-        row: Row = {"name": variant.name, "label": variant.label, "retain": variant.retain}
-        row |= {"settings": variant.settings}
-        if variant.name in costs:
-            row |= {"problem": None, "nearest_tokens": None, **asdict(costs[variant.name])}
-            row |= {"right": sum(right[variant.name]), "kinds": _by_kind(results.answered, right[variant.name])}
-            row |= _as_row(estimates[variant.name])
-        else:
+        about: StoredVariant = {
+            "name": variant.name,
+            "label": variant.label,
+            "retain": variant.retain,
+            "settings": variant.settings,
+        }
+        if variant.name not in costs:
             nearest = nearest_tokens(variant, parts.shape.num_layers, layouts)
-            row |= {"problem": results.problems[variant.name], "nearest_tokens": nearest}
+            rows.append({**about, "problem": results.problems[variant.name], "nearest_tokens": nearest})
+            continue
+        cost, answers, found = costs[variant.name], right[variant.name], estimates[variant.name]
+        row: Compared = {
+            **about,
+            "problem": None,
+            "nearest_tokens": None,
+            "tokens": cost.tokens,
+            "macs": cost.macs,
+            "kv_bytes": cost.kv_bytes,
+            "tokens_per_layer": cost.tokens_per_layer,
+            "right": sum(answers),
+            "kinds": _by_kind(results.answered, answers),
+            "accuracy": _stored(found.accuracy),
+            "difference": _stored(found.difference),
+            "kept": None if found.kept is None else _stored(found.kept),
+        }
         rows.append(row)
+    faults = sorted(results.faults, key=lambda fault: fault.number)
     return {
+        **asking,
         "questions": len(results.answered),
         "images": len(set(groups)),
         "clips": len({each.item.group for each in results.answered if each.item.is_about_video}),
         "source": questions.source,
         "digest": questions.digest,
-        "faults": [asdict(fault) for fault in sorted(results.faults, key=lambda fault: fault.number)],
+        "faults": [{"number": fault.number, "error": fault.error} for fault in faults],
         "matching": RULE,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
@@ -110,7 +139,7 @@ def comparison(results: Results, parts: Parts, bytes_per_element: int, seed: int
 
 
 def _by_kind(answered: Sequence[Answered], right: Sequence[bool]) -> dict[str, list[int]]:
-    """Right answers and questions of each kind."""
+    """Return right answers and questions of each kind."""
     found: dict[str, list[int]] = {}
     for each, was_right in zip(answered, right, strict=True):
         if each.item.kind is not None:
@@ -120,18 +149,36 @@ def _by_kind(answered: Sequence[Answered], right: Sequence[bool]) -> dict[str, l
     return found
 
 
-def _as_row(found: Estimates) -> Row:
-    return {name: estimate and asdict(estimate) for name, estimate in vars(found).items()}
+def _stored(found: Estimate) -> StoredEstimate:
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def timing(runs: Sequence[Timed], new_tokens: int) -> Row:
+def timing(runs: Sequence[Timed], new_tokens: int) -> Timing:
     """Return every run of each variant, and the medians."""
-    found: dict[str, Row] = {}
+    found: dict[str, list[Times]] = {}
     for run in runs:
-        row = found.setdefault(run.variant, {"runs": []})
-        row["runs"].append(asdict(run.measured))
-    for row in found.values():
-        for name in ("prefill_seconds", "token_seconds", "peak_bytes", "cache_bytes"):
-            values = [run[name] for run in row["runs"] if run[name] is not None]
-            row[name] = statistics.median(values) if values else None
-    return {"new_tokens": new_tokens, "variants": found}
+        times = run.measured
+        found.setdefault(run.variant, []).append(
+            {
+                "prefill_seconds": times.prefill_seconds,
+                "token_seconds": times.token_seconds,
+                "peak_bytes": times.peak_bytes,
+                "cache_bytes": times.cache_bytes,
+            }
+        )
+    return {"new_tokens": new_tokens, "variants": {name: _medians(each) for name, each in found.items()}}
+
+
+def _medians(runs: list[Times]) -> TimedVariant:
+    return {
+        "runs": runs,
+        "prefill_seconds": _median(run["prefill_seconds"] for run in runs),
+        "token_seconds": _median(run["token_seconds"] for run in runs),
+        "peak_bytes": _median(run["peak_bytes"] for run in runs),
+        "cache_bytes": _median(run["cache_bytes"] for run in runs),
+    }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

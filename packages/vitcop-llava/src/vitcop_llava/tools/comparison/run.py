@@ -15,7 +15,8 @@ from vitcop_llava.tools.comparison import ANSWERS, PLOT, REPORT, RESULT
 from vitcop_llava.tools.comparison.answers import AnswerFile, Asker, ask_all
 from vitcop_llava.tools.comparison.questions import Fault, QuestionSet, chunks
 from vitcop_llava.tools.comparison.report import markdown
-from vitcop_llava.tools.comparison.result import Results, Row, comparison, timing
+from vitcop_llava.tools.comparison.result import Results, comparison, timing
+from vitcop_llava.tools.comparison.stored import Asking, Measurements, StoredResult, Timing
 from vitcop_llava.tools.comparison.timing import Timed, time_variants
 from vitcop_llava.tools.comparison.variants import UNPRUNED, Variant, find_problem
 from vitcop_llava.tools.media.video_support import Sampling
@@ -54,7 +55,7 @@ def run(
     *,
     resume: bool = False,
     on_fault: Callable[[Fault], None] = lambda fault: None,
-) -> Row:
+) -> Measurements:
     """Ask every variant and the unpruned model every question; the answers are in the folder as they come.
 
     Args:
@@ -101,13 +102,17 @@ def run(
             )
         file.finish()
     size = loaded.dtype.itemsize
-    compared = {"model": dict(model), "batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
-    compared |= comparison(results, loaded.parts, size, options.seed, questions)
+    asking: Asking = {
+        "model": dict(model),
+        "batch_size": options.batch_size,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    compared = comparison(asking, results, loaded.parts, size, options.seed, questions)
     able = [variant for variant in able if variant.name not in results.problems]
     return {"comparison": compared, "timing": _timing(loaded, asker, able, results, options.timed)}
 
 
-def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Results, timed: int) -> Row | None:
+def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Results, timed: int) -> Timing | None:
     items = [answered.item for answered in results.answered[:timed]]
     if not items:
         return None
@@ -124,7 +129,7 @@ def _bar(total: int, what: str) -> tqdm[Any]:
     return tqdm(total=total, desc=what, file=sys.stderr, disable=None, leave=False)
 
 
-def write(folder: Path, result: Row, title: str) -> None:
+def write(folder: Path, result: StoredResult, title: str) -> None:
     """Write the numbers, the report and the plot, each whole or not at all.
 
     Args:

@@ -46,7 +46,7 @@ class Estimates:
 def estimate(
     right: Mapping[str, Sequence[bool]], groups: Sequence[Hashable], baseline: str, *, seed: int = 0
 ) -> dict[str, Estimates]:
-    """Accuracy of each variant, and how it compares with the baseline's.
+    """Estimate the accuracy of each variant, and compare it with the baseline's.
 
     Args:
         right: By variant, whether each question was answered right.

@@ -120,7 +120,7 @@ def _published(parts: Parts) -> list[Variant]:
 
 
 def find_problem(variant: Variant, model: Any) -> str | None:
-    """Why a variant cannot run on a model, known before anything is asked; None where it can."""
+    """Return why a variant cannot run on a model, known before anything is asked; None where it can."""
     if variant.method is None:
         return None
     try:

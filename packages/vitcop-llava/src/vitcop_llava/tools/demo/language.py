@@ -40,7 +40,7 @@ class LanguageTrainer:
         self._parameters = [parameter for part in parts for parameter in part.parameters()]
 
     def train(self, stage: str, steps: int, rate: float, told_every: int, log: Callable[..., None]) -> None:
-        """Stages two and three. Each ``told_every``-th step has scenes told in words (0: none has)."""
+        """Train stages two and three. Each ``told_every``-th step has scenes told in words (0: none has)."""
         seed = self._args.seed + told_every
         optimizer, schedule = optimizer_for(self._parameters, rate, steps, min(150, steps // 10 + 1))
         order, rng = shuffled(len(self._features), seed + 1), np.random.default_rng(seed)
@@ -57,7 +57,7 @@ class LanguageTrainer:
                 log(stage=stage, step=step, told=told, loss=loss.item(), tokens_right=right, seconds=seconds)
 
     def _seen(self, picks: list[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the answers to questions about images."""
+        """Return the logits and labels of the answers to questions about images."""
         rows = [_asked(sample_scene(FIRST_TRAINING_SEED + pick), rng) for pick in picks]
         first, count = self._packer.first_visual, self._features.shape[1]
         tokens, positions, labels, mask = self._packer.batch(rows)
@@ -85,7 +85,7 @@ class LanguageTrainer:
 
 
 def warped(positions: Tensor, first: int, count: int, rng: np.random.Generator) -> Tensor:
-    """Positions ``[b, length]`` with each row's image squeezed at random, and the text after it moved up.
+    """Return the positions ``[b, length]`` with each row's image squeezed at random, and the text after it moved up.
 
     A language model that has read text of every length knows that a place in the picture is no fixed distance from the
     question. One that has only ever seen this prompt would learn the distances by heart, and where a shape stands from

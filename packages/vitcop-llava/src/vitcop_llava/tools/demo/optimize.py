@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def optimizer_for(
     parameters: list[nn.Parameter], rate: float, steps: int, warmup: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with a linear warm-up and a cosine to a hundredth of the rate."""
+    """Return AdamW with a linear warm-up and a cosine to a hundredth of the rate."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def factor(step: int) -> float:
@@ -30,7 +30,7 @@ def descend(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     clipped: Iterable[nn.Parameter],
 ) -> None:
-    """One step against the gradient of a loss, which for the ``clipped`` parameters is no longer than 1."""
+    """Take one step against the gradient of a loss, which for the ``clipped`` parameters is no longer than 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(clipped, 1.0)

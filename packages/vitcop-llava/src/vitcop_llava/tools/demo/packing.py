@@ -47,7 +47,9 @@ class Packer:
         return np.array(columns, dtype=np.int64).T
 
     def batch(self, rows: list[list[Question]], told: list[str] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens, positions and (shifted) labels ``[b, length]``, and the mask ``[b, 1, length, length]``."""
+        """Return the tokens, positions and (shifted) labels ``[b, length]``, and the mask ``[b, 1, length,
+        length]``.
+        """
         packed = [self.row(row, None if told is None else told[index]) for index, row in enumerate(rows)]
         length = max(row.shape[1] for row in packed)
         table = np.zeros((4, len(rows), length), dtype=np.int64)

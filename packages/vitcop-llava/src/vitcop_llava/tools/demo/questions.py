@@ -53,7 +53,7 @@ def questions_about(scene: Scene) -> list[Question]:
 
 
 def sample_questions(scene: Scene, kind: str, count: int, rng: np.random.Generator) -> list[Question]:
-    """Up to ``count`` different questions of one kind, fewer where the scene does not have that many.
+    """Return up to ``count`` different questions of one kind, fewer where the scene does not have that many.
 
     A third of the counting questions is about all shapes and most others about a color or shape that is there: drawn
     evenly, two thirds of the answers would be zero.

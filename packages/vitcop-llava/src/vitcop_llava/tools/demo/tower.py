@@ -18,7 +18,9 @@ from vitcop_llava.tools.demo.scenes import MAX_SHAPES
 
 
 def normalized(pixels: Tensor, processor: LlavaProcessor) -> Tensor:
-    """uint8 ``[n, side, side, 3]`` to the float32 ``[n, 3, side, side]`` that the image processor makes of it."""
+    """Turn uint8 ``[n, side, side, 3]`` into the float32 ``[n, 3, side, side]`` that the image processor makes of
+    it.
+    """
     mean = torch.tensor(processor.image_processor.image_mean, device=pixels.device)
     std = torch.tensor(processor.image_processor.image_std, device=pixels.device)
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -71,7 +73,7 @@ def train_tower(
     args: argparse.Namespace,
     log: Callable[..., None],
 ) -> None:
-    """Stage one: the vision tower on dense labels under each patch and presence labels on CLS."""
+    """Train stage one: the vision tower on dense labels under each patch and presence labels on CLS."""
     device, tower = args.device, model.model.vision_tower
     heads = TowerHeads(tower.config.hidden_size).to(device)
     optimizer, schedule = optimizer_for(

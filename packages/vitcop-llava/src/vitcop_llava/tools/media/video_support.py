@@ -79,7 +79,9 @@ class VideoSupport(Protocol):
         """The demo model for videos."""
 
     def read_clip(self, path: Path, sampling: Sampling) -> Clip:
-        """Frames of a file; raises ValueError or TypeError, which names the file, for one that cannot be read."""
+        """Return the frames of a file; raise ValueError or TypeError, which names the file, for one that cannot be
+        read.
+        """
 
     def processor(self, name: str) -> Any:
         """Return the processor of a checkpoint for videos; raises OSError or ValueError where it has none."""

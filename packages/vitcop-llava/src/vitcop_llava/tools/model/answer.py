@@ -131,7 +131,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
 
 
 def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:
-    """Answers greedily, under whatever pruning is on the model, and takes the time."""
+    """Answer greedily, under whatever pruning is on the model, and take the time."""
     clock = _Clock()
     with torch.inference_mode():
         output = loaded.model.generate(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vitcop_core.environment import Environment
 from vitcop_core.environment import environment as environment_with
 
 _PACKAGES = ("transformers", "numpy", "vitcop-core", "vitcop-cuda", "vitcop-llava")
@@ -12,6 +11,6 @@ VIDEO_PACKAGES = ("vitcop-video", "av", "decord", "torchcodec")
 """What reads videos, where a result is about some."""
 
 
-def environment(*packages: str) -> dict[str, Any]:
-    """Processor, cores, accelerator and package versions, those of further ``packages`` among them."""
+def environment(*packages: str) -> Environment:
+    """Return processor, cores, accelerator and package versions, those of further ``packages`` among them."""
     return environment_with((*_PACKAGES, *packages))

@@ -81,7 +81,9 @@ def decode(model: Any, inputs: Mapping[str, Any], token: Tensor, cache: Cache, s
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Bytes of the memory behind the keys and values of all layers; what several of them share counts once."""
+    """Return the bytes of the memory behind the keys and values of all layers; what several of them share counts
+    once.
+    """
     storages = {}
     for layer in cache.layers:
         for held in (getattr(layer, "keys", None), getattr(layer, "values", None)):
@@ -92,12 +94,12 @@ def cache_bytes(cache: Cache) -> int:
 
 
 def _positions(mask: Tensor | None) -> dict[str, Tensor]:
-    """Position ids as `generate` makes them from a mask: padding does not count."""
+    """Return the position ids as `generate` makes them from a mask: padding does not count."""
     return {} if mask is None else {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device is done with everything that was started on it."""
+    """Return the seconds on a clock, once the device is done with everything that was started on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

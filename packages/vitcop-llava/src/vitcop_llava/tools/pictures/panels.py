@@ -82,7 +82,7 @@ class Canvas:
         return picture
 
     def _spread(self, values: Pixels) -> Pixels:
-        """One value a patch to the panel's pixels: ``[patches]`` to ``[height, width, 1]``."""
+        """Spread one value a patch over the panel's pixels: ``[patches]`` to ``[height, width, 1]``."""
         rows = values.reshape(self._grid).repeat(self._cell[0], 0)
         return rows.repeat(self._cell[1], 1)[..., None]
 

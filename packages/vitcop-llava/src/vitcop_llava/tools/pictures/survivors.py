@@ -36,7 +36,7 @@ def as_seen(image_processor: Any, image: Image.Image) -> Image.Image:
 
 
 def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, caption: str = "") -> Image.Image:
-    """As `survival_picture`, for an image in tiles: one sheet for the small copy of the whole, one for the tiles.
+    """Draw what `survival_picture` draws, for an image in tiles: one sheet for the small copy, one for the tiles.
 
     Args:
         image: the picture, of any size.
