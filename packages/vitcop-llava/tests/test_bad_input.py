@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
     DynamicCache,
     Gemma3TextConfig,
     LlamaConfig,
@@ -21,7 +22,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextModel,
     Phi3Config,
-    SiglipVisionConfig,
+    Siglip2VisionConfig,
     StaticCache,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
@@ -174,10 +175,15 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "got a LlavaNextModel; prune the LlavaNextForConditionalGeneration that it is a part of",
     ),
     "no-model": (lambda: torch.nn.Linear(2, 2), TypeError, "got a Linear"),
-    "siglip": (
-        lambda: llava(SiglipVisionConfig(**VISION), vision_feature_select_strategy="full"),
+    "dinov2": (
+        lambda: llava(Dinov2Config(**VISION)),
         ValueError,
-        r"got a SiglipVisionModel \(supported: CLIPVisionModel",
+        r"got a Dinov2Model \(supported: CLIPVisionModel, SiglipVisionModel\)",
+    ),
+    "siglip2": (
+        lambda: llava(Siglip2VisionConfig(**VISION | {"image_size": None})),
+        ValueError,
+        "must have a vision tower that sees every image at one size, got a Siglip2VisionModel with image_size=None",
     ),
     "phi3": (
         lambda: llava(text=Phi3Config(**TEXT, pad_token_id=0)),

@@ -42,6 +42,7 @@ CLS_SALIENCY = [
     Case("cls_saliency", "expanded", _attention_expanded),
 ]
 
+
 def _all_attention(draw: Draw, batch: int, heads: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
     return draw.normal(batch, heads, tokens, width), draw.normal(batch, heads, tokens, width, scale=3)
 

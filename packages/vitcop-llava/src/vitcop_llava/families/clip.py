@@ -18,13 +18,18 @@ def clip_parts(model: Any) -> Parts:
     without CLS, as the selected feature; the parts say what stands in the way. Other methods take any tower.
 
     Raises:
-        ValueError: The language model cannot be pruned.
+        ValueError: The language model cannot be pruned, or the tower has no one size of images.
     """
     config, base = model.config, model.model
     tower, language_model = base.vision_tower, base.language_model
     check_decoder(language_model)
     scored, obstacle = _scored(config, tower)
     vision = config.vision_config
+    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+        raise ValueError(
+            f"model must have a vision tower that sees every image at one size, got a {type(tower).__name__} with "
+            f"image_size={vision.image_size!r} and patch_size={vision.patch_size!r}"
+        )
     side = vision.image_size // vision.patch_size
     return Parts(
         base=base,
