@@ -25,6 +25,7 @@ ENTRY_POINTS = "vitcop.methods"
 #: Every method of this package by its name in text, which is read without regard to case.
 METHODS = {
     "vitcop": "ViTCoP",
+    "earlyvitcop": "EarlyViTCoP",
     "fastv": "FastV",
     "pyramiddrop": "PyramidDrop",
     "sparsevlm": "SparseVLM",

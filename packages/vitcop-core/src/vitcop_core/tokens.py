@@ -98,6 +98,8 @@ class VisionView:
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
         queries: Gives that layer's queries of all tokens that ``keys`` are of, in the same shape. They are projected
             only when called.
+        entry_keys: Gives the keys that the first layer of the language model makes of features in front of the
+            projector, each by itself: ``[C, k, d_v]`` to ``[C, G, k, e]``, not rotated.
         attended_keys: ``[C, H, M, e]``, the keys as the layer attends to them, where it rotates queries and keys by
             position; None where they are ``keys``.
         sizes: ``[C]`` int64, how many of the vision layer's M patches each unit has, where units are of different
@@ -120,6 +122,7 @@ class VisionView:
     grid: tuple[int, int] | None = None
     frames: tuple[int, ...] | None = None
     queries: Callable[[], Tensor] = _not_shown
+    entry_keys: Callable[[Tensor], Tensor] = _not_shown
     attended_keys: Tensor | None = None
     sizes: Tensor | None = None
 

@@ -8,6 +8,7 @@ from vitcop_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcop_core import (
+        EarlyViTCoP,
         FastV,
         LanguageModelShape,
         Method,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
 
 __all__ = [
+    "EarlyViTCoP",
     "FastV",
     "FeatureScaleWarning",
     "ImagePrefix",
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {
     "vitcop_core": (
+        "EarlyViTCoP",
         "FastV",
         "LanguageModelShape",
         "Method",

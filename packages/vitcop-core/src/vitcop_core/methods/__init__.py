@@ -7,6 +7,7 @@ has the budgets.
 from vitcop_core.methods._budget import BudgetedMethod
 from vitcop_core.methods._vision import patch_saliency
 from vitcop_core.methods.base import Method, unit_counts
+from vitcop_core.methods.early import EarlyViTCoP
 from vitcop_core.methods.fastv import FastV
 from vitcop_core.methods.pyramiddrop import PyramidDrop
 from vitcop_core.methods.sparsevlm import SparseVLM
@@ -15,6 +16,7 @@ from vitcop_core.methods.vitcop import ViTCoP
 
 __all__ = [
     "BudgetedMethod",
+    "EarlyViTCoP",
     "FastV",
     "Method",
     "PyramidDrop",

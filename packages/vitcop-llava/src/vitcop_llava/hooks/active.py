@@ -124,6 +124,11 @@ def set_tower(tower: TowerPass | None) -> None:
     _tower.set(tower)
 
 
+def without_tower() -> AbstractContextManager[None]:
+    """Call parts of the tower by hand, as somebody else would, in the middle of encoding."""
+    return _holding(_tower, None)
+
+
 def replaying_tower(encoded: EncodedImages | None) -> AbstractContextManager[None]:
     """Let the vision tower replay its lower layers while it encodes what ``encoded`` is of; None: run them."""
     return _holding(_replaying, encoded)

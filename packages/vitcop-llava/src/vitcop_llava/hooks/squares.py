@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vitcop_core import Method, VisionView
 from vitcop_llava.families import Parts
 from vitcop_llava.families.grids import token_places
 from vitcop_llava.hooks.active import active_tower, set_tower
+from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.patching import Removable, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one
@@ -133,6 +135,7 @@ class SquareHooks:
             queries=lambda: by_unit(turned[0]),
             keys=by_unit(keys),
             attended_keys=by_unit(turned[1]),
+            entry_keys=partial(entry_keys, self._parts),
             scale=scored.scale,
             positions=_positions(units, squares.device),
             hidden=hidden,

@@ -37,6 +37,7 @@ from vitcop_llava.hooks.active import (
 )
 from vitcop_llava.hooks.capture import TowerCapture
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchanged
+from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one, whole_codes
@@ -297,6 +298,7 @@ class VisionHooks:
         return VisionView(
             query_cls=_projected(scored, "q", normed[:, :1])[:, :, 0] if scored.has_cls else None,
             keys=_projected(scored, "k", normed),
+            entry_keys=partial(entry_keys, self._parts),
             scale=scored.scale,
             positions=self._positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
             hidden=features,
