@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import vitcop_core
 from vitcop_core import (
     DecoderCut,
+    EarlyViTCoP,
     FastV,
     LanguageModelShape,
     Plan,
@@ -124,6 +125,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "PyramidDrop with ratios": (PyramidDrop, {"ratios": (0.5, 0.25, 0.1)}),
     "SparseVLM": (SparseVLM, {"retention_ratio": 0.5, "layers": (2, 3, 4)}),
     "SparseVLM with counts": (SparseVLM, {"counts": (66, 30, 17)}),
+    "EarlyViTCoP": (EarlyViTCoP, {"retention_ratio": 0.5}),
+    "EarlyViTCoP with settings": (EarlyViTCoP, {"retained_tokens": 9, "pi1": 0.5, "center_ratio": 0.1}),
     "VisionZip": (VisionZip, {"retention_ratio": 0.5}),
     "VisionZip with counts": (VisionZip, {"counts": (54, 10)}),
     "ViTCoP": (ViTCoP, {field.name: getattr(ViTCoP(retained_tokens=64), field.name) for field in fields(ViTCoP)}),
@@ -191,7 +194,7 @@ def error_of(call: Callable[..., Any], arguments: dict[str, Any]) -> str | None:
         found = call(**arguments)
         if isinstance(found, Plan):
             assert found.average_tokens > 0
-        elif isinstance(found, FastV | PyramidDrop | SparseVLM | VisionZip | ViTCoP):
+        elif isinstance(found, EarlyViTCoP | FastV | PyramidDrop | SparseVLM | VisionZip | ViTCoP):
             return error_of(found.plan, PLANNED)
     except (TypeError, ValueError) as refused:
         error = str(refused)

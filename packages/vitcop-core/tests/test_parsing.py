@@ -50,7 +50,7 @@ def test_several_methods_have_labels() -> None:
     ("text", "message"),
     [
         ("", "text must be a name, or a name with settings"),
-        ("magic", "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, got 'magic'"),
+        ("magic", "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, earlyvitcop, got 'magic'"),
         ("vitcop, fastv", "text must be one method, got 'vitcop, fastv'"),
         ("vitcop(layers={[]:1})", "layers must be a plain value"),
         ("vitcop(layers={{}})", "layers must be a plain value"),

@@ -1,4 +1,4 @@
-"""FastV, PyramidDrop, SparseVLM and VisionZip inside a model: the properties that every method has."""
+"""The other methods inside a model: the properties that every method has."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip
+from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip
 
 Make = Callable[..., Tensor]
 METHODS: dict[str, Any] = {
@@ -20,9 +20,11 @@ METHODS: dict[str, Any] = {
     "sparsevlm-given": SparseVLM(counts=(60, 30, 10), layers=(2, 3, 6)),
     "visionzip": VisionZip(retained_tokens=48),
     "visionzip-given": VisionZip(counts=(9, 3)),
+    "early": EarlyViTCoP(retained_tokens=48, cutoff_distance=3.0),
+    "early-layer0": EarlyViTCoP(retained_tokens=48, cutoff_distance=3.0, ranking="layer0"),
 }
 methods = pytest.mark.parametrize("name", METHODS)
-families = pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip])
+families = pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip, EarlyViTCoP])
 
 
 def close(found: Tensor, wanted: Tensor) -> None:

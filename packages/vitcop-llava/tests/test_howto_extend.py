@@ -140,7 +140,7 @@ def test_method_is_found_by_its_name() -> None:
     )
     with pytest.raises(ValueError, match="setting must be one of layer for Loud, got 'depth'"):
         find_method("loud(depth=3)", retained_tokens=64)
-    with pytest.raises(ValueError, match=r"text must be one of vitcop, .*, visionzip, loud, got 'silent'"):
+    with pytest.raises(ValueError, match=r"text must be one of vitcop, .*, earlyvitcop, loud, got 'silent'"):
         find_method("silent", retained_tokens=64)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import ViTCoP
+from vitcop_llava import EarlyViTCoP, ViTCoP
 
 Inputs = Callable[..., dict[str, Any]]
 KEEP_ALL = ViTCoP(retention_ratio=1)
@@ -82,6 +82,23 @@ def test_batch_equals_rows_for_variants(
     batch: list[list[Any]] = [[2, (96, 96), 3], [(10, 90), 3, (131, 77), 4], [9], [(200, 9), 1, (5, 3), 2]]
     method = budget(**{"share": "1/6", **VARIANTS[variant]})
     check_rows(next_model, next_inputs, batch, side, method)
+
+
+@pytest.mark.parametrize("ranking", ["vision", "layer0"])
+def test_cutting_before_the_language_model_has_the_properties(
+    next_model: Any, next_inputs: Inputs, ranking: Any
+) -> None:
+    batch: list[list[Any]] = [[2, (96, 96), 3], [(10, 90), 3, (131, 77), 4], [9], [(200, 9), 1, (5, 3), 2]]
+    method = EarlyViTCoP(retention_ratio=1 / 3, ranking=ranking)
+    check_rows(next_model, next_inputs, batch, "left", method)
+    inputs = next_inputs(batch[1:2])
+    with vitcop_llava.prune(next_model, method) as pruner:
+        made = next_model.generate(**inputs, max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+        (row,) = pruner.report.rows
+        assert row.plan is not None
+        assert len(set(row.plan.tokens_per_layer)) == 1
+        again = {**inputs, "input_ids": made.sequences, "attention_mask": torch.ones_like(made.sequences)}
+        close(torch.cat(made.logits), next_model(**again).logits[0, -4:-1])
 
 
 @settings(quick, max_examples=60)

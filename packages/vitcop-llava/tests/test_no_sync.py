@@ -139,6 +139,8 @@ BASELINES = [
     vitcop_llava.PyramidDrop(retained_tokens=48),
     vitcop_llava.SparseVLM(retained_tokens=48),
     vitcop_llava.VisionZip(retained_tokens=48),
+    vitcop_llava.EarlyViTCoP(retained_tokens=48),
+    vitcop_llava.EarlyViTCoP(retained_tokens=48, ranking="layer0"),
 ]
 
 

@@ -12,11 +12,15 @@ from torch import Tensor
 from transformers import DynamicCache, LlavaNextConfig, LlavaNextForConditionalGeneration, SiglipVisionConfig
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 KEEP_ALL = ViTCoP(retention_ratio=1)
-METHODS = {"vitcop": ViTCoP(retained_tokens=24, cutoff_distance=3.0), "zip": VisionZip(retained_tokens=24)}
+METHODS = {
+    "vitcop": ViTCoP(retained_tokens=24, cutoff_distance=3.0),
+    "zip": VisionZip(retained_tokens=24),
+    "early": EarlyViTCoP(retained_tokens=24, cutoff_distance=3.0),
+}
 OTHERS = {
     "fastv": FastV(retained_tokens=48),
     "pyramid": PyramidDrop(retained_tokens=48),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import VisionZip, ViTCoP
+from vitcop_llava import EarlyViTCoP, VisionZip, ViTCoP
 
 Inputs = Callable[..., dict[str, Any]]
 KEEP_ALL = ViTCoP(retention_ratio=1)
@@ -70,7 +70,7 @@ def test_batch_equals_rows_for_every_language_model(
     check_rows(build_video(kind, attention), video_inputs, batch, "left", budget("1/3"), keep_newline=True)
 
 
-@pytest.mark.parametrize("method", [ViTCoP, VisionZip])
+@pytest.mark.parametrize("method", [ViTCoP, VisionZip, EarlyViTCoP])
 def test_tower_without_cls_has_the_four_properties(
     build_video: Callable[..., Any], video_inputs: Inputs, budget: Any, method: Any
 ) -> None:
@@ -80,7 +80,7 @@ def test_tower_without_cls_has_the_four_properties(
     plain = model(**stock(inputs)).logits
     with vitcop_llava.prune(model, KEEP_ALL):
         assert torch.equal(model(**inputs).logits, plain)
-    pruned = budget("1/3") if method is ViTCoP else VisionZip(retention_ratio=1 / 3)
+    pruned = budget("1/3") if method is ViTCoP else method(retention_ratio=1 / 3)
     check_rows(model, video_inputs, batch, "left", pruned)
     one = video_inputs(batch[1:2])
     with vitcop_llava.prune(model, pruned):

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import FastV, VisionZip, ViTCoP
+from vitcop_llava import EarlyViTCoP, FastV, VisionZip, ViTCoP
 from vitcop_llava.hooks import opening, vision
 
 FRAMES, TOKENS = 4, 16
@@ -20,6 +20,7 @@ METHODS = {
     "attention": ViTCoP(**SHARE, cutoff_distance=3.0, saliency="attention"),
     "FastV": FastV(**SHARE),
     "VisionZip": VisionZip(**SHARE),
+    "EarlyViTCoP": EarlyViTCoP(**SHARE, ranking="layer0"),
 }
 
 

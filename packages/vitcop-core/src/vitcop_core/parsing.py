@@ -25,11 +25,11 @@ ENTRY_POINTS = "vitcop.methods"
 #: Every method of this package by its name in text, which is read without regard to case.
 METHODS = {
     "vitcop": "ViTCoP",
-    "earlyvitcop": "EarlyViTCoP",
     "fastv": "FastV",
     "pyramiddrop": "PyramidDrop",
     "sparsevlm": "SparseVLM",
     "visionzip": "VisionZip",
+    "earlyvitcop": "EarlyViTCoP",
 }
 
 #: The longest text that is read: what nests deeper could exhaust the parser's stack.

@@ -29,7 +29,9 @@ def entry_keys(parts: Parts, features: Tensor) -> Tensor:
     taken = features if parts.squares is None else features.reshape(units * count * parts.squares.patches, -1)
     with without_tower():  # the hooks on the projector are for what it is called with by the model
         projected: Tensor = parts.projector(taken)
-    hidden = projected.reshape(units, count, -1).to(execution_device(layer))
+    hidden = projected.reshape(units, count, -1)
+    if not hidden.is_meta:
+        hidden = hidden.to(execution_device(layer))
     with weights_in_place(layer, layer.self_attn):
         norm = getattr(layer, "input_layernorm", None)
         keys = head_states(layer.self_attn, hidden if norm is None else norm(hidden), "k")
