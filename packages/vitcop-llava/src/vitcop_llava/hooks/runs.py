@@ -139,7 +139,9 @@ class Prefill(Run):
         continuation: Columns at the end of this call that follow the prompt: candidates of assisted decoding.
         placeholders: ``[B, L]`` bool, where placeholders stand whose images the mask does not hide.
         cut_layers: The layers before which tokens are cut: where each segment but the first begins.
-        entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included.
+        entry_dropped: Visual tokens that each row has lost before the language model, earlier calls included; 0 where
+            tokens keep their positions.
+        keeps_positions: Whether they do, whatever is dropped before them.
         shifts: By how much earlier calls packed the positions in each layer; empty without a cache.
         visual: Visual tokens of each row in the current segment.
         slots: Physical tokens of each row in the current segment.
@@ -168,6 +170,7 @@ class Prefill(Run):
     placeholders: Final[Tensor]
     cut_layers: Final[tuple[int, ...]]
     entry_dropped: Final[Tensor | int]
+    keeps_positions: Final[bool]
     shifts: Final[list[Tensor | int]]
     visual: list[int]
     slots: list[int]
