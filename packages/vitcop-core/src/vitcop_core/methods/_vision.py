@@ -1,12 +1,36 @@
 """Patches of units that may use different parts of their grid."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.tokens import VisionView
 
+#: d_c of the paper, on the scale of CLIP ViT-L's keys.
+PAPER_CUTOFF = 8.0
+
 #: What the patches of a unit can be ranked by: see :func:`patch_saliency`.
-VISION_SALIENCIES = ("auto", "cls", "received")
+VisionSaliency = Literal["auto", "cls", "received"]
+VISION_SALIENCIES: tuple[VisionSaliency, ...] = ("auto", "cls", "received")
+
+
+def on_tower(
+    cutoff_distance: float | Literal["auto"] | None, vision_saliency: VisionSaliency, *, has_cls: bool
+) -> tuple[float | Literal["auto"], VisionSaliency]:
+    """Return a cutoff distance and a saliency with what follows from the vision tower filled in.
+
+    Args:
+        cutoff_distance: As given to a method.
+        vision_saliency: Likewise.
+        has_cls: Whether the tower has a CLS token.
+    """
+    cutoff = cutoff_distance
+    if cutoff is None:
+        cutoff = PAPER_CUTOFF if has_cls else "auto"
+    if vision_saliency == "auto":
+        vision_saliency = "cls" if has_cls else "received"
+    return cutoff, vision_saliency
 
 
 def patch_saliency(seen: VisionView, choice: str) -> Tensor:

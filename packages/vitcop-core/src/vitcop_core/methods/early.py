@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,15 @@ from vitcop_core.checks import MAX_LAYERS, check_choice, check_int, check_positi
 from vitcop_core.diagnostics import Diagnosis, diagnose_cutoff
 from vitcop_core.methods._budget import BudgetedMethod, Number
 from vitcop_core.methods._reach import Reach, Sample, unreachable
-from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, take_patches, top_patches
+from vitcop_core.methods._settings import check_cutoff
+from vitcop_core.methods._vision import (
+    PAPER_CUTOFF,
+    VISION_SALIENCIES,
+    on_tower,
+    patch_saliency,
+    take_patches,
+    top_patches,
+)
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.plan import Plan, VisionCut, identity_plan
 from vitcop_core.tokens import VisionSelection, VisionView
@@ -42,7 +50,7 @@ class EarlyViTCoP(BudgetedMethod):
     Attributes:
         pi1: The share of an image's tokens that is clustered; None for 0.2 + 0.9 r (Table 8). Never less than what is
             kept.
-        cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys.
+        cutoff_distance: d_c of the clustering; see :class:`ViTCoP`.
         spatial_threshold: tau of the clustering, on a grid of side 1.
         center_ratio: alpha, cluster centers per token that is clustered; None for 0.3 pi1 + 0.03. At most half of the
             tokens that are kept are centers.
@@ -56,7 +64,7 @@ class EarlyViTCoP(BudgetedMethod):
     """
 
     pi1: Number | None = None
-    cutoff_distance: float = 8.0
+    cutoff_distance: float | Literal["auto"] | None = None
     spatial_threshold: float = 0.6
     center_ratio: Number | None = None
     ranking: Literal["vision", "layer0"] = "vision"
@@ -68,7 +76,7 @@ class EarlyViTCoP(BudgetedMethod):
         for name in ("pi1", "center_ratio"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name), at_most=1)
-        check_positive("cutoff_distance", self.cutoff_distance)
+        check_cutoff(self.cutoff_distance)
         check_positive("spatial_threshold", self.spatial_threshold)
         check_choice("ranking", self.ranking, ("vision", "layer0"))
         check_choice("vision_saliency", self.vision_saliency, VISION_SALIENCIES)
@@ -83,9 +91,15 @@ class EarlyViTCoP(BudgetedMethod):
         """Only with ``vision_saliency="cls"``."""
         return self.vision_saliency == "cls"
 
+    def for_tower(self, *, has_cls: bool) -> Self:
+        """Return it with the cutoff distance and the saliency of such a tower; see :meth:`Method.for_tower`."""
+        cutoff, saliency = on_tower(self.cutoff_distance, self.vision_saliency, has_cls=has_cls)
+        return replace(self, cutoff_distance=cutoff, vision_saliency=saliency)
+
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """Return how the cutoff distance fits the scale of the keys."""
-        return diagnose_cutoff(keys, self.cutoff_distance)
+        """Return how a given cutoff distance fits the scale of the keys."""
+        cutoff = PAPER_CUTOFF if self.cutoff_distance is None else self.cutoff_distance
+        return None if cutoff == "auto" else diagnose_cutoff(keys, cutoff)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cut of one sample; see :meth:`Method.plan`.
@@ -128,8 +142,10 @@ class EarlyViTCoP(BudgetedMethod):
             entering = self._entering(keeps, lengths)
             centers, width = self._centers(keeps, lengths, entering), max(1, keep // 2)
         index = top_patches(seen, saliency, most, entering)
-        how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
         features, positions = (take_patches(each, index) for each in (seen.key_features().detach(), seen.positions))
+        cutoff, _ = on_tower(self.cutoff_distance, self.vision_saliency, has_cls=seen.query_cls is not None)
+        distance = ops.auto_cutoff(features, lengths=entering) if cutoff == "auto" else cutoff
+        how: dict[str, Any] = {"cutoff_distance": distance, "spatial_threshold": self.spatial_threshold}
         found = ops.vic(features, positions, width, lengths=entering, counts=centers, **how)
         hidden = take_patches(seen.hidden, index)
         if self.ranking == "layer0":
@@ -138,7 +154,7 @@ class EarlyViTCoP(BudgetedMethod):
             norms = -saliency.gather(1, index.clamp(max=patches - 1))
         cut = ops.co_prune(hidden, found.labels, norms, keep, width, lengths=entering, counts=keeps)
         place = index.gather(1, cut.index.clamp(max=most - 1)).masked_fill(cut.index == most, patches)
-        return VisionSelection(index=place, clusters=None, saliency=saliency, hidden=cut.hidden)
+        return VisionSelection(index=place, clusters=None, saliency=saliency, hidden=cut.hidden, cutoff=distance)
 
     def _entering(self, keep: Count, tokens: Count) -> Count:
         """Return how many of a unit's tokens are clustered where so many are kept."""

@@ -17,7 +17,7 @@ from vitcop_core.methods._schedule import Schedule
 from vitcop_core.methods._settings import check_cutoff, check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
-from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, top_patches
+from vitcop_core.methods._vision import PAPER_CUTOFF, VISION_SALIENCIES, on_tower, patch_saliency, top_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.methods.official import co_prune_variant, head_mean_norm, labeled_official_vic
 from vitcop_core.ops._quotas import rounded_quotas, top_up_quotas
@@ -36,9 +36,6 @@ _SWITCHES = {
     "counts": ("floor", "chained"),
     "deep_positions": ("kept", "reindexed"),
 }
-
-# d_c of the paper, on the scale of CLIP ViT-L's keys.
-PAPER_CUTOFF = 8.0
 
 # The released code's schedule is written for this depth, whatever the model's.
 _OFFICIAL_DEPTH = 32
@@ -160,10 +157,8 @@ class ViTCoP(BudgetedMethod):
 
     def for_tower(self, *, has_cls: bool) -> Self:
         """Return it with the cutoff distance and the saliency of such a tower; see :meth:`Method.for_tower`."""
-        saliency = self.vision_saliency
-        if saliency == "auto":
-            saliency = "cls" if has_cls else "received"
-        return replace(self, cutoff_distance=self._cutoff(has_cls), vision_saliency=saliency)
+        cutoff, saliency = on_tower(self.cutoff_distance, self.vision_saliency, has_cls=has_cls)
+        return replace(self, cutoff_distance=cutoff, vision_saliency=saliency)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cuts of one sample; see :meth:`Method.plan`.
@@ -325,7 +320,7 @@ class ViTCoP(BudgetedMethod):
         features = seen.key_features() if self.switch("vic_features") == "vit_keys" else seen.hidden
         features, positions = ops.gather_tokens([features.detach(), seen.positions], index)
         what, near = (features, positions, clusters), self.spatial_threshold
-        given = self._cutoff(seen.query_cls is not None)
+        given, _ = on_tower(self.cutoff_distance, self.vision_saliency, has_cls=seen.query_cls is not None)
         if spans is not None and self.compat == "paper":
             own = None if given == "auto" else given
             return vic_over_spans(*what, own, near, spans, self.cluster_frames, lengths=lengths, counts=counts)
@@ -334,12 +329,6 @@ class ViTCoP(BudgetedMethod):
             return labeled_official_vic(*what, cutoff, near, lengths=lengths, counts=counts), cutoff
         thresholds: dict[str, Any] = {"cutoff_distance": cutoff, "spatial_threshold": near}
         return ops.vic(*what, **thresholds, lengths=lengths, counts=counts), cutoff
-
-    def _cutoff(self, has_cls: bool) -> float | Literal["auto"]:
-        """Return the cutoff distance on a tower with a CLS token, or without."""
-        if self.cutoff_distance is None:
-            return PAPER_CUTOFF if has_cls else "auto"
-        return self.cutoff_distance
 
     def _norms(self, seen: DecoderView) -> Tensor:
         """Return ``[B, n]``, the smaller the more important."""
