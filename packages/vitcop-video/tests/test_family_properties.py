@@ -215,6 +215,24 @@ def test_later_turns_equal_one_prompt(video_model: Any, video_inputs: Inputs, bu
         assert cache.get_seq_length() == whole.shape[1] + second["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("hidden", ["picture", "clip"])
+def test_picture_or_clip_that_the_mask_hides_is_absent(
+    video_model: Any, video_inputs: Inputs, budget: Any, hidden: str
+) -> None:
+    inputs = video_inputs([[2, (100, 77), 3, "clip4", 4]])
+    ids, pixels = inputs["input_ids"], ["pixel_values_videos"]
+    shown = ids != video_model.config.image_token_index
+    if hidden == "clip":
+        shown, pixels = ids != video_model.config.video_token_index, ["pixel_values", "image_sizes"]
+    rest = {"input_ids": ids[:, shown[0]], **{name: inputs[name] for name in pixels}}
+    given = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with vitcop_llava.prune(video_model, budget("1/3")) as pruner:
+        found = video_model.generate(**inputs | {"attention_mask": shown.long()}, **given)
+        assert pruner.report.rows[0].images == 1
+        wanted = video_model.generate(**rest, attention_mask=torch.ones_like(rest["input_ids"]), **given)
+    close(torch.stack(found.logits), torch.stack(wanted.logits))
+
+
 def test_gradients_reach_the_tower(video_model: Any, video_inputs: Inputs, budget: Any) -> None:
     inputs = video_inputs([[2, "clip4", 4], ["clip2", (64, 64), 3]])
     with torch.enable_grad(), vitcop_llava.prune(video_model, budget("1/3", change_share=0.5, cluster_frames=2)):

@@ -14,7 +14,7 @@ from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.shown import shown
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.counting import by_row, members_of, share_out
+from vitcop_llava.hooks.counting import by_row, count_images
 from vitcop_llava.hooks.kept import PlannedImage
 from vitcop_llava.hooks.state import Call, EncodedImages
 from vitcop_llava.report_rows import RowReport, Stage, titles_of
@@ -70,7 +70,7 @@ class Report:
             note: str | None = "the budget keeps every token: the model runs unpruned"
             ratio = None
         else:
-            members, plans, note = members_of([*call.sources.values()], call.rows.counts), list(call.plans), None
+            members, plans, note = [*call.rows.members], list(call.plans), None
             ratios = [_distance_ratio(source.results, method) for source in call.sources.values()]
             ratio = next((found for found in ratios if found is not None), None)
         length = call.placeholders.shape[1]
@@ -180,10 +180,9 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
         raise ValueError(f"row must be one of the {len(call.plans)} rows and hold an image, got {shown(row)}")
     plan, outcome = call.plans[row], call.outcome
     assert plan is not None  # checked above
-    own = members_of([*call.sources.values()], call.rows.counts)[row]
     number = _patch_numbers(call, row)
     found = []
-    for stage in RowReport(len(own), plan, 0, titles=titles_of(method, plan)).stages:
+    for stage in RowReport(len(call.rows.members[row]), plan, 0, titles=titles_of(method, plan)).stages:
         segment = outcome.segments[0 if stage.layer is None else 1 + outcome.cut_layers.index(stage.layer)]
         columns = segment.columns[row].gather(0, segment.visual[row, : stage.tokens]).cpu()
         merged = torch.zeros_like(columns, dtype=torch.bool)
@@ -196,10 +195,9 @@ def survivors_of(call: Call | None, row: int, method: Method) -> Survivors:
 
 def _patch_numbers(call: Call, row: int) -> Tensor:
     """Return ``[L]`` int64: the number of the patch at each placeholder of a row, whatever elsewhere."""
-    assert call.rows is not None  # checked by the caller
     numbers, before = torch.zeros(next(iter(call.sources.values())).where.shape[1], dtype=torch.int64, device="cpu"), 0
-    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
-        own = by_row(source.images, count)[row]
+    for source in call.sources.values():
+        own = by_row(source.images, source.counts)[row]
         if own:
             where, places = source.where[row].cpu(), _is_patch(own)
             numbers[where] = before + (places.cumsum(0) - 1)[: int(where.sum())]
@@ -209,9 +207,9 @@ def _patch_numbers(call: Call, row: int) -> Tensor:
 
 def _clusters_of(call: Call, row: int) -> Tensor:
     """Return ``[patches]`` int64: the cluster of each patch of a row, counted from 0 in the row; -1 for the dropped."""
-    assert call.rows is not None  # checked by the caller
     found, before = [], 0
-    for source, count in zip(call.sources.values(), call.rows.counts, strict=True):
+    for source in call.sources.values():
+        count = source.counts
         own, encoded = by_row(source.images, count)[row], source.results
         codes = encoded.codes if own and encoded.labels else None
         if codes is None:
@@ -262,7 +260,7 @@ def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
             images = [whole] * (sum(counts) // parts.visual_tokens)
         sizes = [image.tiling.placeholders for image in images]
         repeats = sum(counts) // sum(sizes) if sizes else 1  # of each row, by `generate` for beams
-        rows = by_row(images, share_out(counts[::repeats], sizes))
+        rows = by_row(images, count_images(counts[::repeats], sizes))
         each.append([row for row in rows for _ in range(repeats)])
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
 

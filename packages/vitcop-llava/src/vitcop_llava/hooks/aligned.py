@@ -7,6 +7,7 @@ gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,39 +16,40 @@ from torch import Tensor
 from vitcop_core import Selection, ops
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.runs import Aligned, Prefill
-from vitcop_llava.hooks.state import Call, Source
+from vitcop_llava.hooks.state import Source
 from vitcop_llava.sequence.segment import Segment, compact, take
 
 
-def is_aligned(call: Call) -> bool:
+def is_aligned(sources: Sequence[Source]) -> bool:
     """Return whether what stands in the columns of the images is visual tokens alone, and of one kind of input."""
-    (source, *others) = call.sources.values()
+    source, *others = sources
     return not others and not any(image.newlines for image in source.images)
 
 
 def enter(
-    call: Call,
     run: Prefill,
+    source: Source,
     span: range,
     first: int | None,
     positions: Tensor | None,
     *,
-    needs_labels: bool,
     keeps_positions: bool = False,
-) -> None:
-    """Work out the first segment, and the labels of its visual tokens.
+) -> tuple[int, Tensor] | None:
+    """Work out the first segment.
 
     Args:
-        call: With its plans, and one source.
-        run: With its counts of tokens; gets the segment, labels and tail of text.
+        run: With its counts of tokens; gets the segment and the tail of text.
+        source: The only one.
         span: The columns of the images.
         first: The position id of the first column, where they count on from it by one; None where they do not.
         positions: ``[B or 1, L]`` position ids before anything of this call is dropped, ``[B, L, 3]`` where they have
             axes; None with ``first``.
-        needs_labels: Whether a cut reads the labels.
         keeps_positions: Whether tokens keep their positions, whatever is dropped before them.
+
+    Returns:
+        The clusters of a row, and ``[B, k]`` int64, those of its visual tokens, counted from 0 in each row; None where
+        nothing was clustered.
     """
-    (source,) = call.sources.values()
     batch, kept, device = len(run.visual), run.visual[0], source.where.device
     numbers = torch.arange(run.length, device=device)
     run.aligned = Aligned(span, numbers)
@@ -68,24 +70,9 @@ def enter(
             tail = positions[:, span.stop :]
             ids = torch.cat([positions[:, : places.stop], tail - (len(span) - kept)], dim=1)
     run.segments.append(Segment(columns, None, places, None, ids.expand(batch, *ids.shape[1:])))
-    if not needs_labels:
-        return
     if labels is None:
-        label_each(run, numbers)
-    else:
-        counts = [source.results.labels[number] for number in source.numbers]
-        run.clusters, run.labels = sum(counts) // batch, labels
-
-
-def label_each(run: Prefill, numbers: Tensor) -> None:
-    """Make every visual token a cluster: no image has anything to cut by itself, all together have a token or two.
-
-    Args:
-        run: With its counts of visual tokens; gets clusters and labels.
-        numbers: ``[L]`` int64 from 0, at least as many as any row has visual tokens.
-    """
-    run.clusters = max(run.visual)
-    run.labels = numbers[: run.clusters].expand(len(run.visual), -1)
+        return None
+    return sum(source.results.labels[number] for number in source.numbers) // batch, labels
 
 
 def _around(numbers: Tensor, index: Tensor, places: range) -> Tensor:

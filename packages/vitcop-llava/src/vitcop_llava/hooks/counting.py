@@ -5,7 +5,7 @@ Shapes do not tell. On a device without values rows count as alike, and a mask a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -29,8 +29,8 @@ def count_rows(
     """Count the images and clips of each row, leaving out those that the mask hides.
 
     Args:
-        sources: The images of the batch, the clips, or both, by kind. Images whose placeholders are all masked are
-            taken off them.
+        sources: The images of the batch, the clips, or both, by kind; get their counts. Images whose placeholders are
+            all masked are taken off them.
         seen: What was read of the prompt; None on a device without values.
         attention_mask: ``[B, past + L]`` or None.
         may_be_packed: Whether transformers would take positions that do not go on by one for the seams of samples.
@@ -43,24 +43,26 @@ def count_rows(
             or positions do not count through the images.
     """
     if seen is None:
-        rows = next(iter(sources.values())).where.shape[0]
-        alike = tuple((len(source.images) // rows,) * rows for source in sources.values())
-        return Rows(alike), attention_mask is not None
+        for source in sources.values():
+            rows = source.where.shape[0]
+            source.counts = (len(source.images) // rows,) * rows
+        return Rows(_members_of(sources.values())), attention_mask is not None
     attended = seen.attended
     if seen.positions is not None:
         _check_positions(seen.positions, seen.where, attended, may_be_packed)
-    text, counts, shown = attended, list[tuple[int, ...]](), np.zeros_like(attended)
+    text, shown = attended, np.zeros_like(attended)
     for kind, source in sources.items():
         held = seen.where[kind]
-        counts.append(_count_source(source, [*map(int, held.sum(1))]))
+        source.counts = _count_source(source, [*map(int, held.sum(1))])
         if attention_mask is not None and bool((held & ~attended).any()):
-            counts[-1] = _hide(source, counts[-1], held, attended)
+            source.counts = _hide(source, held, attended)
             source.where = source.where & attention_mask[:, -held.shape[1] :].to(source.where.device, torch.bool)
         text, shown = text & ~held, shown | (held & attended)
     is_padded = seen.mask is not None and not bool(seen.mask.all())
-    if len(set(members_of([*sources.values()], counts))) > 1:
-        return Rows(tuple(counts), tuple(map(int, (text | shown).sum(1)))), is_padded
-    return Rows(tuple(counts), None, _span(shown), _first(seen.positions)), is_padded
+    members = _members_of(sources.values())
+    if len(set(members)) > 1:
+        return Rows(members, tuple(map(int, (text | shown).sum(1)))), is_padded
+    return Rows(members, None, _span(shown), _first(seen.positions)), is_padded
 
 
 def _check_positions(positions: Ints, where: Mapping[str, Bools], attended: Bools, may_be_packed: bool) -> None:
@@ -80,14 +82,14 @@ def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...
     kind, repeats = source.results.kind, source.repeats
     if repeats > 1:
         images = source.results.images
-        once = share_out(placeholders[::repeats], [image.tiling.placeholders for image in images], kind)
+        once = count_images(placeholders[::repeats], [image.tiling.placeholders for image in images], kind)
         own = by_row(range(len(images)), once)
         source.origin, source.repeats = [image for row in own for _ in range(repeats) for image in row], 1
-    return share_out(placeholders, [image.tiling.placeholders for image in source.images], kind)
+    return count_images(placeholders, [image.tiling.placeholders for image in source.images], kind)
 
 
-def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -> tuple[int, ...]:
-    """Take off the images whose placeholders are masked, as if they were not there.
+def _hide(source: Source, held: Bools, attended: Bools) -> tuple[int, ...]:
+    """Take off the images whose placeholders are masked, as if they were not there, and return the new counts.
 
     Raises:
         ValueError: Some of an image's placeholders are masked, and others are not.
@@ -95,7 +97,7 @@ def _hide(source: Source, counts: Sequence[int], held: Bools, attended: Bools) -
     sizes = [image.tiling.placeholders for image in source.images]
     seen = [*map(int, np.add.reduceat(attended[held], np.cumsum([0, *sizes[:-1]]), dtype=np.int64))]
     shown, start = list[int](), 0
-    for row, count in enumerate(counts):
+    for row, count in enumerate(source.counts):
         own = range(start, start + count)
         for image in own:
             if seen[image] not in (0, sizes[image]):
@@ -143,7 +145,7 @@ def either(masks: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
+def count_images(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
     """Return how many images each row holds, from the placeholders of the rows and of the images, in order.
 
     Args:
@@ -176,7 +178,7 @@ def by_row(images: Sequence[Item], counts: Sequence[int]) -> list[tuple[Item, ..
     return [tuple(images[stop - count : stop]) for stop, count in zip(stops, counts, strict=True)]
 
 
-def members_of(sources: Sequence[Source], counts: Sequence[Sequence[int]]) -> list[tuple[PlannedImage, ...]]:
+def _members_of(sources: Iterable[Source]) -> tuple[tuple[PlannedImage, ...], ...]:
     """Return the images and clips of each row, images first, whatever their order in the prompt."""
-    each = [by_row(source.images, count) for source, count in zip(sources, counts, strict=True)]
-    return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
+    each = [by_row(source.images, source.counts) for source in sources]
+    return tuple(tuple(image for part in row for image in part) for row in zip(*each, strict=True))

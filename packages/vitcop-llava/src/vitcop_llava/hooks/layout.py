@@ -18,7 +18,7 @@ from vitcop_core import DecoderCut, Plan
 from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks import aligned
-from vitcop_llava.hooks.counting import by_row, either, members_of
+from vitcop_llava.hooks.counting import by_row, either
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.runs import Prefill
@@ -99,15 +99,14 @@ def lay_out(
         position_ids: The caller's, ``[B or 1, L]`` or ``[A, B, L]``, or None.
         keeps_positions: Whether tokens keep their positions, whatever is dropped before them.
     """
-    call.rows, sources = rows, list(call.sources.values())
+    call.rows, sources = rows, [*call.sources.values()]
     call.placeholders = where = either([source.where for source in sources])
     past, earlier = (call.past, layers[0].entry_dropped) if layers else (0, 0)
     first = past if position_ids is None and not keeps_positions else rows.first
-    members = members_of(sources, rows.counts)
-    plans = {row: planner.row(row) for row in set(members)}
-    call.plans = tuple(plans[row] for row in members)
-    lost_here = [sum(image.lost for image in row) for row in members]
-    had = rows.tokens or [where.shape[1]] * len(members)
+    plans = {row: planner.row(row) for row in set(rows.members)}
+    call.plans = tuple(plans[row] for row in rows.members)
+    lost_here = [sum(image.lost for image in row) for row in rows.members]
+    had = rows.tokens or [where.shape[1]] * len(rows.members)
     run = Prefill(
         layers,
         attention_mask,
@@ -122,33 +121,63 @@ def lay_out(
         slots=[before - fewer for before, fewer in zip(had, lost_here, strict=True)],
     )
     needs_labels = planner.needs_labels(call.plans)
-    if rows.span is not None and aligned.is_aligned(call):
+    if rows.span is not None and aligned.is_aligned(sources):
         first = first - earlier if first is not None and isinstance(earlier, int) else None
         positions = None
         if first is None:
             positions = logical_positions(position_ids, past, run.length, where.device) - earlier
-        how = {"needs_labels": needs_labels, "keeps_positions": keeps_positions}
-        aligned.enter(call, run, rows.span, first, positions, **how)
-        return run
-    codes = _codes_of_columns(sources)
+        clustered = aligned.enter(run, sources[0], rows.span, first, positions, keeps_positions=keeps_positions)
+    else:
+        positions = logical_positions(position_ids, past, run.length, where.device)
+        how = {"ragged": rows.tokens is not None, "keeps_positions": keeps_positions}
+        codes = _enter(run, sources, positions if keeps_positions else positions - earlier, **how)
+        clustered = _clusters(run, sources, codes) if needs_labels and codes is not None else None
+    if needs_labels:
+        run.clusters, run.labels = _each_its_own(run) if clustered is None else clustered
+    return run
+
+
+def _each_its_own(run: Prefill) -> tuple[int, Tensor]:
+    """Return labels that make every visual token a cluster: no image has anything to cut by itself, all together have
+    a token or two.
+    """
+    most, device = max(run.visual), run.placeholders.device
+    numbers = torch.arange(most, device=device) if run.aligned is None else run.aligned.numbers[:most]
+    return most, numbers.expand(len(run.visual), -1)
+
+
+def _enter(
+    run: Prefill, sources: Sequence[Source], positions: Tensor, *, ragged: bool, keeps_positions: bool
+) -> Tensor | None:
+    """Work out the first segment where rows are not aligned.
+
+    Args:
+        run: With its counts of tokens; gets the segment and the tail of text.
+        sources: Encoded.
+        positions: ``[B or 1, L]`` position ids before anything of this call is dropped, ``[B, L, 3]`` where they have
+            axes.
+        ragged: Whether rows differ in length.
+        keeps_positions: Whether tokens keep their positions, whatever is dropped before them.
+
+    Returns:
+        The codes of all columns; see `_codes_of_columns`.
+    """
+    codes, where = _codes_of_columns(sources), run.placeholders
     visual, kept = where, torch.ones_like(where)
     if codes is not None:
         visual, kept = where & (codes >= 0), ~where | (codes != DROPPED)
-    positions = logical_positions(position_ids, past, run.length, where.device)
     if not keeps_positions:
-        positions = positions - earlier - (~kept).cumsum(1)
-    if rows.tokens is not None and run.attention_mask is not None:
+        positions = positions - (~kept).cumsum(1)
+    if ragged and run.attention_mask is not None:
         kept = kept & run.attention_mask[:, -run.length :].to(device=where.device, dtype=torch.bool)
     run.text_tail = _text_tail(kept & ~where)
-    lengths = None if rows.tokens is None else on_device(run.visual, where.device)
+    lengths = on_device(run.visual, where.device) if ragged else None
     columns, valid = compact(kept, max(run.slots), ragged=lengths is not None)
     visual = visual.gather(1, columns)
     visual = visual if valid is None else visual & valid
     positions = take(positions.expand(where.shape[0], *positions.shape[1:]), columns)
     run.segments.append(Segment(columns, valid, places_of(visual, max(run.visual)), lengths, positions))
-    if needs_labels:
-        _label(call, run, codes)
-    return run
+    return codes
 
 
 def _lost_at_entry(rows: Rows, lost: list[int], device: torch.device) -> Tensor | int:
@@ -186,39 +215,36 @@ def _text_tail(text: Tensor) -> Tensor:
     return text.all(0).flip(0).to(torch.int64).cumprod(0).sum()
 
 
-def _label(call: Call, run: Prefill, codes: Tensor | None) -> None:
-    """Give the visual tokens of the first segment their clusters, counted from 0 in each row; -1 past a row's own."""
-    segment, sources = run.segment, list(call.sources.values())
-    slots = segment.visual
-    if codes is None or not any(source.results.labels for source in sources):
-        aligned.label_each(run, torch.arange(max(run.visual), device=slots.device))
-        return
+def _clusters(run: Prefill, sources: Sequence[Source], codes: Tensor) -> tuple[int, Tensor] | None:
+    """Return the most clusters of any row, and those of the visual tokens of the first segment, counted from 0 in each
+    row; -1 past a row's own. None where nothing was clustered.
+    """
+    if not any(source.results.labels for source in sources):
+        return None
+    segment, slots = run.segment, run.segment.visual
     codes = codes.gather(1, segment.columns).gather(1, slots)
-    assert call.rows is not None  # counted by now
-    counts, labels, before = call.rows.counts, None, [0] * len(run.visual)
-    for source, count in zip(sources, counts, strict=True):
+    labels, before = codes, [0] * len(run.visual)
+    for source in sources:
         is_own = source.where.gather(1, segment.columns).gather(1, slots)
-        own, clusters = _labels_of_source(source, count, codes, is_own, ragged=call.rows.tokens is not None)
-        if labels is not None:
+        own, clusters = _labels_of_source(source, codes, is_own, ragged=segment.lengths is not None)
+        if source is not sources[0]:
             own = torch.where(is_own, own + on_device(before, own.device)[:, None], labels)
         labels, before = own, [first + more for first, more in zip(before, clusters, strict=True)]
-    run.clusters, run.labels = max(before), labels
-    if segment.lengths is not None and labels is not None:
+    if segment.lengths is not None:
         beyond = torch.arange(labels.shape[1], device=labels.device) >= segment.lengths[:, None]
-        run.labels = labels.masked_fill(beyond, -1)
+        labels = labels.masked_fill(beyond, -1)
+    return max(before), labels
 
 
-def _labels_of_source(
-    source: Source, count: Sequence[int], codes: Tensor, is_own: Tensor, *, ragged: bool
-) -> tuple[Tensor, list[int]]:
+def _labels_of_source(source: Source, codes: Tensor, is_own: Tensor, *, ragged: bool) -> tuple[Tensor, list[int]]:
     """Return the labels of a source's tokens, counted from 0 in each row, and how many each row has; arbitrary
     elsewhere.
     """
     encoded = source.results
     if not encoded.labels:  # beside others that are clustered, each of its tokens stands for itself
-        kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, count)]
+        kept = [sum(image.plan.entry_tokens for image in row) for row in by_row(source.images, source.counts)]
         return (is_own.cumsum(1) - 1).clamp(min=0), kept
-    clusters = [sum(encoded.labels[image] for image in row) for row in by_row(source.numbers, count)]
+    clusters = [sum(encoded.labels[image] for image in row) for row in by_row(source.numbers, source.counts)]
     if not ragged:
         starts = torch.arange(len(clusters), device=codes.device) * clusters[0]
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitcop_core import Plan
 from vitcop_llava.hooks.kept import Kept, PlannedImage
 from vitcop_llava.hooks.reading import HostPrompt
-from vitcop_llava.hooks.runs import Outcome, Prefill, Run
+from vitcop_llava.hooks.runs import Prefill, Run, Trace
 
 
 @dataclass(eq=False)
@@ -84,12 +84,14 @@ class Source:
         origin: Which encoded one each of the batch is, where `generate` repeated them or the mask hides some; None: one
             to one.
         repeats: How often `generate` repeated each row, where that has yet to be resolved; 1 otherwise.
+        counts: How many of them each row holds, in the order of the batch, once that is counted.
     """
 
     where: Tensor
     encoded: EncodedImages | None = None
     origin: list[int] | None = None
     repeats: int = 1
+    counts: tuple[int, ...] = ()
 
     @property
     def numbers(self) -> list[int]:
@@ -123,18 +125,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Rows:
-    """How many images and tokens each row holds, on the host.
+    """What each row holds, on the host.
 
     Attributes:
-        counts: For each source, how many images or clips each row holds; they follow each other in the order of the
-            batch.
+        members: Images and clips of each row, images first, whatever their order in the prompt.
         tokens: Attended tokens of each row, visual and text; None where rows are alike and nothing needs to be known.
         span: The columns of the images, where they are one run that is the same in all rows, which are alike.
         first: The position id that all rows count from, by one at every token; None where they do not, or there are
             none.
     """
 
-    counts: tuple[tuple[int, ...], ...]
+    members: tuple[tuple[PlannedImage, ...], ...]
     tokens: tuple[int, ...] | None = None
     span: range | None = None
     first: int | None = None
@@ -172,7 +173,7 @@ class Call:
     rows: Rows | None = None
     plans: tuple[Plan | None, ...] = ()
     run: Run | None = None
-    outcome: Outcome | None = None
+    outcome: Trace | None = None
 
     def take(self, encoded: EncodedImages) -> None:
         """Note what was encoded on the way to the language model."""
@@ -187,4 +188,4 @@ class Call:
             run.close()
         if isinstance(run, Prefill):
             unreplayed = None if run.replay is None else run.replay.obstacle
-            self.outcome = Outcome(run.cut_layers, run.segments, unreplayed)
+            self.outcome = Trace(run.cut_layers, run.segments, unreplayed)
