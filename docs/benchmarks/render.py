@@ -23,14 +23,14 @@ from vitcop_llava.tools.benchmark.layers import LayerTimes
 from vitcop_llava.tools.benchmark.plot import draw_prefill
 from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
-from vitcop_llava.tools.benchmark.result import Row
-from vitcop_llava.tools.benchmark.tower import Result as TowerTimes
+from vitcop_llava.tools.benchmark.result import BenchRow
+from vitcop_llava.tools.benchmark.tower import TowerTimes
 from vitcop_llava.tools.comparison.plot import draw_tradeoff
 from vitcop_llava.tools.comparison.report import caption, cells, headings, kinds_table
-from vitcop_llava.tools.comparison.stored import StoredResult, reached, unpruned
+from vitcop_llava.tools.comparison.stored import StoredComparison, reached, unpruned
 from vitcop_llava.tools.markdown import markdown_table
-from vitcop_video.bench import Row as ReadingTimes
-from vitcop_video.demo.evaluate import Score
+from vitcop_video.bench import ReaderTimes
+from vitcop_video.demo.evaluate import VariantScore
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -48,31 +48,31 @@ Stored = dict[str, Any]
 """A file. Its rows are loaded as what they were stored from."""
 
 
-def machine(stored: Stored | StoredResult) -> str:
+def machine(stored: Stored | StoredComparison) -> str:
     """Say what a result was measured on."""
     place = stored["environment"]
     return str(place["accelerator"] or f"{place['cores']} cores of {place['processor']}")
 
 
-def comparison_table(stored: StoredResult) -> str:
+def comparison_table(stored: StoredComparison) -> str:
     """Render the table of ``vitcop compare``."""
     table = markdown_table(headings(stored), cells(stored))
     return f"{table}\n\n{caption(stored)} `{stored['command']}`."
 
 
-def ablation_table(stored: StoredResult) -> str:
+def ablation_table(stored: StoredComparison) -> str:
     """Render the same without times, which say nothing of variants of one method on a model this small."""
     return comparison_table({**stored, "timing": None})
 
 
-def kinds(stored: StoredResult) -> str:
+def kinds(stored: StoredComparison) -> str:
     """Tabulate right answers by kind of question."""
     return kinds_table(stored["comparison"]) or ""
 
 
 def bench_table(stored: Stored) -> str:
     """Tabulate what ``vitcop bench`` measured, and say how."""
-    rows = [Row.load(row) for row in stored["rows"]]
+    rows = [BenchRow.load(row) for row in stored["rows"]]
     lines = [markdown_table(HEADINGS, [bench_cells(row) for row in rows])]
     for row in rows:
         if row.missing is not None:
@@ -91,7 +91,7 @@ def bench_table(stored: Stored) -> str:
 
 def headline(stored: Stored) -> str:
     """Say in one sentence what a share of LLaVA-NeXT-13B's tokens costs under ViTCoP, beside all of them."""
-    whole, pruned = (Row.load(row) for row in stored["rows"])
+    whole, pruned = (BenchRow.load(row) for row in stored["rows"])
     assert whole.prefill is not None
     assert pruned.prefill is not None
     assert whole.cache_bytes is not None
@@ -107,7 +107,7 @@ def headline(stored: Stored) -> str:
 
 def overhead(stored: Stored) -> str:
     """Say what choosing and moving tokens costs, over all methods and budgets."""
-    rows = [Row.load(row) for row in stored["rows"]]
+    rows = [BenchRow.load(row) for row in stored["rows"]]
     over = [row.over_oracle.median - 1 for row in rows if row.over_oracle is not None]
     return (
         f"Choosing and moving tokens adds between {min(over):.1%} and {max(over):.1%} to the time of the bare model "
@@ -115,7 +115,7 @@ def overhead(stored: Stored) -> str:
     )
 
 
-def accuracy(stored: StoredResult) -> str:
+def accuracy(stored: StoredComparison) -> str:
     """Say how often ViTCoP at a ninth answers as well as the unpruned demo model."""
     compared = stored["comparison"]
     ninth = next(row for row in reached(compared) if (row["label"], row["retain"]) == ("ViTCoP", "1/9"))
@@ -128,12 +128,12 @@ def accuracy(stored: StoredResult) -> str:
 
 def parts_table(stored: Stored) -> str:
     """Tabulate where the time of those prefills goes."""
-    return markdown_table(PART_HEADINGS, [part_cells(Row.load(row)) for row in stored["rows"] if row["parts"]])
+    return markdown_table(PART_HEADINGS, [part_cells(BenchRow.load(row)) for row in stored["rows"] if row["parts"]])
 
 
 def busy_table(stored: Stored) -> str:
     """Tabulate what a GPU worked in those prefills."""
-    rows = [Row.load(row) for row in stored["rows"]]
+    rows = [BenchRow.load(row) for row in stored["rows"]]
     return markdown_table(BUSY_HEADINGS, [cells for row in rows if (cells := busy_cells(row))])
 
 
@@ -253,7 +253,7 @@ def tower_table(stored: Stored) -> str:
 
 def reading_table(stored: Stored) -> str:
     """Tabulate the reading of a file's frames through vitcop-video, beside the decoders used directly."""
-    rows = [ReadingTimes(**row) for row in stored["rows"]]
+    rows = [ReaderTimes(**row) for row in stored["rows"]]
     counts = [*dict.fromkeys(row.frames for row in rows)]
     lines = []
     for name in dict.fromkeys(row.name for row in rows):
@@ -286,11 +286,11 @@ def clips_table(stored: Stored) -> str:
     )
 
 
-def _scores(stored: Stored) -> list[Score]:
-    return [Score(**row) for row in stored["scores"]]
+def _scores(stored: Stored) -> list[VariantScore]:
+    return [VariantScore(**row) for row in stored["scores"]]
 
 
-def _clip_cell(row: Score, whole: Score) -> str:
+def _clip_cell(row: VariantScore, whole: VariantScore) -> str:
     if row.unreachable is not None:
         return "out of reach"
     return f"{row.accuracy():.1%} ({row.accuracy() / whole.accuracy():.1%}), {row.average_tokens:.4g}"

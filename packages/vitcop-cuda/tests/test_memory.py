@@ -18,6 +18,7 @@ from kernel_inputs import Case, moved
 MEASURE_PEAK = """
 import pathlib, re, torch, vitcop_cuda
 assert vitcop_cuda.reason == ""
+torch.set_num_threads(2)  # each has a workspace of its own
 def call(tokens):
     features, positions = torch.randn(1, tokens, 1024), torch.rand(1, tokens, 2)
     return lambda: torch.ops.vitcop.vic(features, positions, tokens // 10 + 1, 100.0, 0.6)

@@ -8,7 +8,7 @@ import pytest
 
 from vitcop_core import VisionCut
 from vitcop_llava.tools.analysis import Accuracy, Analysis, Observation, Score, judge, summarize
-from vitcop_llava.tools.analysis.accuracy import top_tokens
+from vitcop_llava.tools.analysis.accuracy import stage_one_alone
 from vitcop_llava.tools.analysis.report import claims
 
 LAYERS, TOKENS, PROMPTS = 16, 36, 12
@@ -121,7 +121,7 @@ def test_claims_stand_beside_what_was_measured() -> None:
 
 @pytest.mark.parametrize("units", [(576,), (576, 288, 144)])
 def test_top_tokens_cuts_before_the_language_model_alone(units: tuple[int, ...]) -> None:
-    plan = top_tokens(Fraction(1, 5)).plan(32, units)
+    plan = stage_one_alone(Fraction(1, 5)).plan(32, units)
     kept = tuple(unit // 5 for unit in units)
     assert (plan.vision, plan.decoder) == (VisionCut(kept, (0,) * len(units)), ())
-    assert top_tokens(Fraction(1)).plan(32, units).is_identity
+    assert stage_one_alone(Fraction(1)).plan(32, units).is_identity

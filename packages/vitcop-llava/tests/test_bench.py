@@ -21,11 +21,11 @@ from vitcop_llava.tools.benchmark.brief import WIDTH, bars, lines
 from vitcop_llava.tools.benchmark.busy import busy_seconds
 from vitcop_llava.tools.benchmark.memory import free_bytes
 from vitcop_llava.tools.benchmark.oracle import run_oracle
-from vitcop_llava.tools.benchmark.prompts import Prompt, largest_image, make_prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt, largest_image, make_prompt
 from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, busy_cells
-from vitcop_llava.tools.benchmark.result import Result, Row, Spread
+from vitcop_llava.tools.benchmark.result import BenchResult, BenchRow, Spread
 from vitcop_llava.tools.benchmark.rounds import interleave
-from vitcop_llava.tools.benchmark.run import Settings, run_bench
+from vitcop_llava.tools.benchmark.run import BenchSettings, run_bench
 from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
@@ -166,7 +166,7 @@ def test_bench_sets_every_method_beside_its_oracle(made: Callable[..., Any]) -> 
     model = made("small-next")
     parts = locate(model)
     prompt = _short(model)
-    result = run_bench(model, parts, prompt, Settings(("FastV", "ViTCoP"), (216, 50), repeats=2, new_tokens=2))
+    result = run_bench(model, parts, prompt, BenchSettings(("FastV", "ViTCoP"), (216, 50), repeats=2, new_tokens=2))
     whole, *rows = result.rows
     assert (result.visual_tokens, result.newline_tokens, result.text_tokens) == (432, 12, 6)
     assert [(row.method, row.retained_tokens) for row in rows] == [
@@ -191,14 +191,14 @@ def test_bench_sets_every_method_beside_its_oracle(made: Callable[..., Any]) -> 
     assert all(row.cache_bytes == row.planned_cache_bytes is not None for row in (whole, *rows))
 
 
-def _short(model: Any) -> Prompt:
+def _short(model: Any) -> BenchPrompt:
     return make_prompt(model, locate(model), text_tokens=6, image_size=(336, 168))
 
 
 def test_rows_come_back_from_what_is_stored() -> None:
-    row = Row("FastV", 64.0, prefill=Spread.of([1.0, 2.0]), parts={"tower": 1.0})
+    row = BenchRow("FastV", 64.0, prefill=Spread.of([1.0, 2.0]), parts={"tower": 1.0})
     plain = {**vars(row), "prefill": {**vars(row.prefill)}}
-    assert Row.load(plain) == row
+    assert BenchRow.load(plain) == row
 
 
 def test_free_memory_is_less_than_there_is() -> None:
@@ -296,16 +296,16 @@ def test_rows_of_a_gpu_have_a_table_of_their_own() -> None:
         "busy_parts": none | {"rest": 0.0009},
         "busy_share_of_unpruned": 0.5,
     }
-    row = Row("FastV", 144.0, None, 144.0, prefill=Spread.of([0.036]), **fields["FastV"])
+    row = BenchRow("FastV", 144.0, None, 144.0, prefill=Spread.of([0.036]), **fields["FastV"])
     assert busy_cells(row) == ["FastV", "144", "36 ± 0 ms", "9 ms", "25.0%", "50.0%", "10.0%", "", ""]
     assert len(busy_cells(row)) == len(BUSY_HEADINGS)
-    assert busy_cells(Row("FastV", 144.0, prefill=Spread.of([0.036]))) == []
+    assert busy_cells(BenchRow("FastV", 144.0, prefill=Spread.of([0.036]))) == []
 
 
 def test_bars_are_as_long_as_what_they_stand_for() -> None:
-    whole = Row("unpruned", None, None, 576.0, prefill=Spread.of([8.0]), cache_bytes=4 * 2**20, macs=8 * 10**9)
-    pruned = Row("FastV", 144.0, None, 143.75, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
-    result = Result(576, 0, 60, (whole, pruned, Row("FastV", 3.0, missing="too few")))
+    whole = BenchRow("unpruned", None, None, 576.0, prefill=Spread.of([8.0]), cache_bytes=4 * 2**20, macs=8 * 10**9)
+    pruned = BenchRow("FastV", 144.0, None, 143.75, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
+    result = BenchResult(576, 0, 60, (whole, pruned, BenchRow("FastV", 3.0, missing="too few")))
     drawn = [line.count("#") for line in bars(result, "#")]
     assert drawn == [0, WIDTH, WIDTH // 2, 0, WIDTH, WIDTH // 4, 0, WIDTH, WIDTH // 8]
     assert [cells[1:] for cells in lines(result)] == [
@@ -316,9 +316,9 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
 
 
 def test_bars_without_a_measured_unpruned_model_name_no_share() -> None:
-    whole = Row("unpruned", None, "out of memory", 576.0, macs=8 * 10**9)
-    pruned = Row("FastV", 144.0, None, 144.0, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
-    result = Result(576, 0, 60, (whole, pruned))
+    whole = BenchRow("unpruned", None, "out of memory", 576.0, macs=8 * 10**9)
+    pruned = BenchRow("FastV", 144.0, None, 144.0, prefill=Spread.of([4.0]), cache_bytes=2**20, macs=10**9)
+    result = BenchResult(576, 0, 60, (whole, pruned))
     assert [cells[1:] for cells in lines(result)] == [["4 s"], ["1 MiB"], ["1 G (12.5%)"]]
     assert len(bars(result)) == 6
 

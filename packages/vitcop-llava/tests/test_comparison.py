@@ -22,7 +22,7 @@ from vitcop_llava.tools.comparison.variants import (
     UNPRUNED,
     Variant,
     at_budgets,
-    equal_budgets,
+    equal_budget_variants,
     find_problem,
     nearest_tokens,
     preset,
@@ -99,7 +99,7 @@ def test_published_settings_need_the_papers_number_of_tokens(demo: Loaded, tiled
 
 @pytest.mark.parametrize("label", ["ViTCoP", "FastV", "SparseVLM", "PyramidDrop"])
 def test_nearest_budget_can_be_met_and_none_nearer(demo: Loaded, label: str) -> None:
-    template: dict[str, Any] = {label: equal_budgets()[label]}
+    template: dict[str, Any] = {label: equal_budget_variants()[label]}
     if label == "ViTCoP":  # its default layers reach this
         template = {label: ViTCoP(retained_tokens=1, layers=(2, 6))}
     variant = at_budgets(template, {"1/18": {"retention_ratio": Fraction(1, 18)}})[0]

@@ -20,6 +20,7 @@ import vitcop_llava
 from vitcop_core import DecoderCut, DecoderView, Method, Plan, Selection, ViTCoP, find_method, parsing
 from vitcop_core.diagnostics import Diagnosis
 from vitcop_llava import ImagePrefix, families
+from vitcop_llava.families import base
 from vitcop_llava.tools.cli import app
 from vitcop_llava.tools.demo.build import demo_config, demo_processor, initialised_model, save_demo
 from vitcop_llava.tools.demo.scenes import render, sample_scene
@@ -274,3 +275,8 @@ def test_report_tells_what_a_method_diagnoses(model: Any, prompt: Make, pictures
     assert report.distance_ratio == 0.5
     assert [stage.name for stage in report.rows[0].stages] == ["Step 1", "Step 2", "Step 3"]
     assert given[0].shape == (report.rows[0].stages[0].tokens, 32)
+
+
+def test_former_name_of_what_a_family_says_of_clips_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="will go: import VideoParts"):
+        assert base.Video is base.VideoParts

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-KILLS = 25
+KILLS = 15
 QUESTION = "What color is the circle?"
 
 SERVER = """

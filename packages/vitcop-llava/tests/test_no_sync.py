@@ -218,7 +218,7 @@ ON_THE_WAY = [
 ALLOWED = {
     ("reading", "_read", "numpy"),  # placeholders, mask and positions of a prompt with images
     ("image_sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
-    ("checks", "check_text", "item"),  # placeholders, of a prompt without images
+    ("checks", "check_text_only", "item"),  # placeholders, of a prompt without images
     ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips
     ("cache", "_uncover", "item"),  # rolling back
     ("foreign", "_holds_prefill", "allclose"),  # a cache that nothing was dropped from, once

@@ -478,7 +478,7 @@ def test_replayed_and_compiled_it_is_the_same(family: str) -> None:
     with vitcop_llava.prune(model, METHODS["vitcop"]):
         logits, tokens = model(**inputs).logits, answer(model, inputs)
         torch.compiler.reset()
-        how = {"backend": "eager", "fullgraph": True, "dynamic": False}
+        how: dict[str, Any] = {"backend": "eager", "fullgraph": True, "dynamic": False}
         compiled = answer(model, inputs, cache_implementation="static", compile_config=CompileConfig(**how))
         assert torch.equal(compiled, tokens)
     with vitcop_llava.prune(model, METHODS["vitcop"], capture=True):

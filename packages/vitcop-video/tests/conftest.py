@@ -24,7 +24,7 @@ from transformers import (
 
 from vitcop_llava import ViTCoP, tile_image
 from vitcop_video import backend_status
-from vitcop_video.clips import WRITES_ROTATION, Clip, write_clip
+from vitcop_video.clips import WRITES_ROTATION, ClipSettings, write_clip
 
 IMAGE_TOKEN, VIDEO_TOKEN = 98, 99
 SIDE, PATCH = 64, 8
@@ -205,31 +205,33 @@ def budget() -> Callable[..., ViTCoP]:
 REALTIME = {"deadline": "realtime", "cpu-used": "8"}
 VARIABLE = [int(tick) for tick in np.cumsum(np.random.default_rng(0).integers(1, 9, 60)) * 100]
 CLIPS = {
-    "b-frames.mp4": Clip(options={"bf": "3", "b_strategy": "0"}),
-    "header-first.mp4": Clip(options={"bf": "3"}, container={"movflags": "faststart"}),
-    "open-gop.mp4": Clip(options={"bf": "3", "b_strategy": "0", "x264-params": "open-gop=1:keyint=12:min-keyint=12"}),
-    "fragmented.mp4": Clip(options={"bf": "3"}, container={"movflags": "frag_keyframe+empty_moov"}),
-    "interlaced.mp4": Clip(height=96, options={"bf": "2", "x264-params": "tff=1:interlaced=1"}),
-    "long-gop.mp4": Clip(frames=120, gop=100, options={"bf": "3", "sc_threshold": "0"}),
-    "ten-bit.mp4": Clip(pixel_format="yuv420p10le"),
-    "variable.mp4": Clip(ticks=VARIABLE, time_base=Fraction(1, 6000)),
-    "variable.mkv": Clip(ticks=VARIABLE, time_base=Fraction(1, 6000)),
-    "late.mp4": Clip(ticks=range(30, 90), time_base=Fraction(1, 30)),
-    "odd.mp4": Clip(width=161, height=91, pixel_format="yuv444p"),
-    "odd.webm": Clip(width=161, height=91, codec="libvpx-vp9", options=REALTIME),
-    "vp9.webm": Clip(codec="libvpx-vp9", options=REALTIME),
-    "av1.mp4": Clip(frames=12, codec="libsvtav1", options={"preset": "12"}),
-    "hevc.mp4": Clip(
+    "b-frames.mp4": ClipSettings(options={"bf": "3", "b_strategy": "0"}),
+    "header-first.mp4": ClipSettings(options={"bf": "3"}, container={"movflags": "faststart"}),
+    "open-gop.mp4": ClipSettings(
+        options={"bf": "3", "b_strategy": "0", "x264-params": "open-gop=1:keyint=12:min-keyint=12"}
+    ),
+    "fragmented.mp4": ClipSettings(options={"bf": "3"}, container={"movflags": "frag_keyframe+empty_moov"}),
+    "interlaced.mp4": ClipSettings(height=96, options={"bf": "2", "x264-params": "tff=1:interlaced=1"}),
+    "long-gop.mp4": ClipSettings(frames=120, gop=100, options={"bf": "3", "sc_threshold": "0"}),
+    "ten-bit.mp4": ClipSettings(pixel_format="yuv420p10le"),
+    "variable.mp4": ClipSettings(ticks=VARIABLE, time_base=Fraction(1, 6000)),
+    "variable.mkv": ClipSettings(ticks=VARIABLE, time_base=Fraction(1, 6000)),
+    "late.mp4": ClipSettings(ticks=range(30, 90), time_base=Fraction(1, 30)),
+    "odd.mp4": ClipSettings(width=161, height=91, pixel_format="yuv444p"),
+    "odd.webm": ClipSettings(width=161, height=91, codec="libvpx-vp9", options=REALTIME),
+    "vp9.webm": ClipSettings(codec="libvpx-vp9", options=REALTIME),
+    "av1.mp4": ClipSettings(frames=12, codec="libsvtav1", options={"preset": "12"}),
+    "hevc.mp4": ClipSettings(
         codec="libx265", options={"x265-params": "log-level=none:open-gop=1:b-adapt=0:bframes=3:scenecut=0"}
     ),
-    "motion.avi": Clip(codec="mjpeg", pixel_format="yuvj420p"),
-    "motion.mov": Clip(codec="mjpeg", pixel_format="yuvj420p"),
-    "mpeg4.avi": Clip(codec="mpeg4"),
-    "stream.ts": Clip(options={"bf": "3"}),
-    "turned-90.mp4": Clip(rotation=90),
-    "turned-180.mp4": Clip(rotation=180),
-    "turned-270.mp4": Clip(rotation=270),
-    "one.mp4": Clip(frames=1),
+    "motion.avi": ClipSettings(codec="mjpeg", pixel_format="yuvj420p"),
+    "motion.mov": ClipSettings(codec="mjpeg", pixel_format="yuvj420p"),
+    "mpeg4.avi": ClipSettings(codec="mpeg4"),
+    "stream.ts": ClipSettings(options={"bf": "3"}),
+    "turned-90.mp4": ClipSettings(rotation=90),
+    "turned-180.mp4": ClipSettings(rotation=180),
+    "turned-270.mp4": ClipSettings(rotation=270),
+    "one.mp4": ClipSettings(frames=1),
 }
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skip(reason=reason) if reason else ())

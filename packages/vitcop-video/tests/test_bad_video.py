@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vitcop_video import VideoError, open_video, read_video
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import ClipSettings, write_clip
 from vitcop_video.readers import mp4, scan
 from vitcop_video.readers.base import Deadline
 from vitcop_video.readers.forms import recognize
@@ -127,7 +127,7 @@ def test_absurdly_many_boxes_are_read_where_memory_is_limited(tmp_path: Path, cl
 
 
 def test_refuses_large_frames_before_decoding(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "large.avi", Clip(frames=2, codec="png", pixel_format="rgb24"))
+    path = write_clip(tmp_path / "large.avi", ClipSettings(frames=2, codec="png", pixel_format="rgb24"))
     content = path.read_bytes()
     assert struct.pack("<II", 160, 90) in content
     assert struct.pack(">II", 160, 90) in content
@@ -146,7 +146,7 @@ def test_refuses_a_long_clip(clip: Make, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_refuses_an_avi_that_cannot_tell_the_order(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.avi", Clip(options={"bf": "3"}))
+    path = write_clip(tmp_path / "clip.avi", ClipSettings(options={"bf": "3"}))
     with pytest.raises(VideoError, match="AVI with B-frames"):
         open_video(path)
 
@@ -170,7 +170,7 @@ def test_a_broken_index_is_read_around_or_refused(tmp_path: Path, clip: Make, na
 
 
 def test_refuses_a_clip_that_changes_size(tmp_path: Path) -> None:
-    parts = [write_clip(tmp_path / f"{width}.ts", Clip(frames=30, width=width)) for width in (160, 320)]
+    parts = [write_clip(tmp_path / f"{width}.ts", ClipSettings(frames=30, width=width)) for width in (160, 320)]
     path = tmp_path / "both.ts"
     with av.open(str(path), "w") as both:
         stream = None

@@ -18,7 +18,7 @@ from vitcop_llava.tools.model.loading import load
 from vitcop_llava.tools.model.processors import ModelError
 from vitcop_llava.tools.pictures.contact_sheet import FRAME
 from vitcop_video import backend_status, read_video
-from vitcop_video.clips import Clip as Settings
+from vitcop_video.clips import ClipSettings as Settings
 from vitcop_video.clips import write_clip
 from vitcop_video.demo.build import demo_model, demo_processor, save_demo
 from vitcop_video.support import read_clip

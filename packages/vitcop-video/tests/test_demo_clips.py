@@ -16,7 +16,7 @@ from vitcop_llava.tools.demo.questions import NUMBERS
 from vitcop_llava.tools.demo.scenes import CELLS, COLORS
 from vitcop_video import read_video
 from vitcop_video.demo.build import words
-from vitcop_video.demo.events import FRAMES, MAX_SHAPES, Clip, render_clip, sample_clip
+from vitcop_video.demo.events import FRAMES, MAX_SHAPES, EventClip, render_clip, sample_clip
 from vitcop_video.demo.files import main as write_files
 from vitcop_video.demo.files import write_demo_clip
 from vitcop_video.demo.questions import KINDS, held_out, listing, questions_about, sample_questions
@@ -148,7 +148,7 @@ def _middle_of(frame: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[f
     return (columns.min() + columns.max() + 1) / 2 / len(frame), (rows.min() + rows.max() + 1) / 2 / len(frame)
 
 
-def _paths(clip: Clip) -> dict[str, list[int | None]]:
+def _paths(clip: EventClip) -> dict[str, list[int | None]]:
     """The cell of each shape in each frame, as its color says; between two cells it is in neither."""
     frames, found = render_clip(clip), {}
     for actor in clip.actors:

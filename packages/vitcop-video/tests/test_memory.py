@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vitcop_video import VideoError, open_video, read_video
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import ClipSettings, write_clip
 from vitcop_video.readers import base, confined, memory, scan
 from vitcop_video.readers.base import Deadline
 from vitcop_video.readers.forms import recognize
@@ -118,7 +118,7 @@ HIDDEN: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("claimed", [15_000_000, 80_000_000, 170_000_000])
 @pytest.mark.parametrize("how", HIDDEN)
 def test_claims_are_not_believed(tmp_path: Path, how: str, claimed: int) -> None:
-    source = write_clip(tmp_path / "one.mov", Clip(frames=1, codec="mjpeg", pixel_format="yuvj420p"))
+    source = write_clip(tmp_path / "one.mov", ClipSettings(frames=1, codec="mjpeg", pixel_format="yuvj420p"))
     before, moov = claiming(source, claimed)
     path = tmp_path / "claims.mov"
     path.write_bytes(before + HIDDEN[how](moov))
@@ -130,7 +130,7 @@ def test_claims_are_not_believed(tmp_path: Path, how: str, claimed: int) -> None
 
 
 def fragments(folder: Path, run: bytes) -> bytes:
-    content = write_clip(folder / "f.mp4", Clip(frames=2, container={"movflags": "frag_keyframe+empty_moov"}))
+    content = write_clip(folder / "f.mp4", ClipSettings(frames=2, container={"movflags": "frag_keyframe+empty_moov"}))
     start = b"".join(part for part in boxes(content.read_bytes()) if part[4:8] in (b"ftyp", b"moov"))
     header = box(b"tfhd", struct.pack(">IIIII", 0x38, 1, 1000, 1, 0x02000000))
     return start + box(b"moof", box(b"mfhd", bytes(8)), box(b"traf", header, run)) + box(b"mdat", bytes(64))
@@ -149,7 +149,7 @@ def test_runs_without_fields_are_not_believed(tmp_path: Path, count: int, runs: 
 
 @pytest.mark.parametrize("how", ["as it should be", "compressed", "two tracks"])
 def test_a_kilobyte_takes_no_gigabytes(tmp_path: Path, how: str) -> None:
-    source = write_clip(tmp_path / "one.mov", Clip(frames=1, codec="mjpeg", pixel_format="yuvj420p"))
+    source = write_clip(tmp_path / "one.mov", ClipSettings(frames=1, codec="mjpeg", pixel_format="yuvj420p"))
     before, moov = claiming(source, 25_000_000)
     path = tmp_path / "claims.mov"
     path.write_bytes(before + HIDDEN[how](moov))

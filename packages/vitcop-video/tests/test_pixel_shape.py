@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitcop_video import VideoError, open_video, read_video
-from vitcop_video.clips import WRITES_ROTATION, Clip, write_clip
+from vitcop_video.clips import WRITES_ROTATION, ClipSettings, write_clip
 
 
 def stored(path: Path, width: int) -> np.ndarray:
@@ -25,7 +25,9 @@ def stored(path: Path, width: int) -> np.ndarray:
     [(Fraction(2), 128), (Fraction(1, 2), 32), (Fraction(64, 45), 91), (Fraction(8, 9), 57), (Fraction(1), 64)],
 )
 def test_frames_are_scaled_in_width(tmp_path: Path, backend: str, name: str, aspect: Fraction, width: int) -> None:
-    path = write_clip(tmp_path / name, Clip(frames=6, width=64, height=48, options={"bf": "0"}, pixel_aspect=aspect))
+    path = write_clip(
+        tmp_path / name, ClipSettings(frames=6, width=64, height=48, options={"bf": "0"}, pixel_aspect=aspect)
+    )
     read = read_video(path, backend=backend)
     assert (read.info.width, read.info.height, read.info.pixel_aspect) == (width, 48, aspect)
     assert np.array_equal(read.frames, stored(path, width))
@@ -36,7 +38,7 @@ def test_frames_are_scaled_in_width(tmp_path: Path, backend: str, name: str, asp
 @pytest.mark.skipif(not WRITES_ROTATION, reason="this PyAV writes no rotation")
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (270, 3)])
 def test_a_turned_clip_is_scaled_before_it_is_turned(tmp_path: Path, rotation: int, turns: int) -> None:
-    clip = Clip(frames=4, width=64, height=48, rotation=rotation, pixel_aspect=Fraction(2))
+    clip = ClipSettings(frames=4, width=64, height=48, rotation=rotation, pixel_aspect=Fraction(2))
     path = write_clip(tmp_path / "turned.mp4", clip)
     read = read_video(path)
     upright = np.rot90(stored(path, 128), turns, axes=(1, 2))
@@ -45,7 +47,7 @@ def test_a_turned_clip_is_scaled_before_it_is_turned(tmp_path: Path, rotation: i
 
 
 def test_the_container_has_the_last_word(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.mp4", Clip(frames=4, width=64, height=48, pixel_aspect=Fraction(2)))
+    path = write_clip(tmp_path / "clip.mp4", ClipSettings(frames=4, width=64, height=48, pixel_aspect=Fraction(2)))
     content = path.read_bytes()
     at = content.find(b"pasp")
     assert struct.unpack(">II", content[at + 4 : at + 12]) == (2, 1)
@@ -56,7 +58,7 @@ def test_the_container_has_the_last_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(9, 1), (1, 9), (10**6, 1), (1, 10**6)])
 def test_absurd_shapes_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
-    path = write_clip(tmp_path / "clip.mp4", Clip(frames=4, width=64, height=48, pixel_aspect=Fraction(2)))
+    path = write_clip(tmp_path / "clip.mp4", ClipSettings(frames=4, width=64, height=48, pixel_aspect=Fraction(2)))
     content = path.read_bytes()
     at = content.find(b"pasp")
     path.write_bytes(content[: at + 4] + struct.pack(">II", *shape) + content[at + 12 :])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitcop_video import open_video, read_video, video
-from vitcop_video.clips import Clip as Settings
+from vitcop_video.clips import ClipSettings as Settings
 from vitcop_video.clips import write_clip
 
 Clip = Callable[[str], Path]

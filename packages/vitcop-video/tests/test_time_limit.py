@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vitcop_video import VideoError, open_video, read_video
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import ClipSettings, write_clip
 from vitcop_video.readers.base import Deadline
 
 Make = Callable[[str], Path]
@@ -24,7 +24,8 @@ def test_time_is_over(clip: Make, name: str) -> None:
 
 
 def test_a_long_decode_is_ended(tmp_path: Path, backend: str) -> None:
-    path = write_clip(tmp_path / "long.mp4", Clip(frames=900, width=640, height=480, gop=900))
+    quick = {"preset": "ultrafast"}  # to encode: decoding takes far longer than the limit all the same
+    path = write_clip(tmp_path / "long.mp4", ClipSettings(frames=900, width=640, height=480, gop=900, options=quick))
     video = open_video(path, backend, time_limit=0.1)
     begin = time.monotonic()
     with pytest.raises(VideoError, match=r"which takes longer than 0\.1 s"):

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from vitcop_video import open_video
-from vitcop_video.clips import WRITES_ROTATION, Clip, write_clip
+from vitcop_video.clips import WRITES_ROTATION, ClipSettings, write_clip
 
 LONG = {"frames": 80, "rate": 25, "gop": 250}
 HEVC = {"x265-params": "log-level=none:open-gop=1:b-adapt=0:bframes=3:scenecut=0"}
 SOURCES = {
-    "one key frame.mp4": Clip(**LONG, options={"bf": "0"}),  # type: ignore[arg-type]
-    "b-frames.mp4": Clip(**LONG, options={"bf": "3", "b_strategy": "0"}),  # type: ignore[arg-type]
-    "quicktime.mov": Clip(**LONG, options={"bf": "3"}),  # type: ignore[arg-type]
-    "phone.3gp": Clip(**LONG),  # type: ignore[arg-type]
-    "many key frames.mp4": Clip(frames=80, rate=25, gop=12),
-    "two key frames.mp4": Clip(frames=80, rate=25, gop=40, options={"sc_threshold": "0", "bf": "2"}),
-    "hevc.mp4": Clip(**LONG, codec="libx265", options=HEVC),  # type: ignore[arg-type]
-    "turned.mp4": Clip(**LONG, rotation=90),  # type: ignore[arg-type]
-    "wide pixels.mp4": Clip(**LONG, pixel_aspect=Fraction(4, 3)),  # type: ignore[arg-type]
-    "mpeg4.mp4": Clip(**LONG, codec="mpeg4"),  # type: ignore[arg-type]
+    "one key frame.mp4": ClipSettings(**LONG, options={"bf": "0"}),  # type: ignore[arg-type]
+    "b-frames.mp4": ClipSettings(**LONG, options={"bf": "3", "b_strategy": "0"}),  # type: ignore[arg-type]
+    "quicktime.mov": ClipSettings(**LONG, options={"bf": "3"}),  # type: ignore[arg-type]
+    "phone.3gp": ClipSettings(**LONG),  # type: ignore[arg-type]
+    "many key frames.mp4": ClipSettings(frames=80, rate=25, gop=12),
+    "two key frames.mp4": ClipSettings(frames=80, rate=25, gop=40, options={"sc_threshold": "0", "bf": "2"}),
+    "hevc.mp4": ClipSettings(**LONG, codec="libx265", options=HEVC),  # type: ignore[arg-type]
+    "turned.mp4": ClipSettings(**LONG, rotation=90),  # type: ignore[arg-type]
+    "wide pixels.mp4": ClipSettings(**LONG, pixel_aspect=Fraction(4, 3)),  # type: ignore[arg-type]
+    "mpeg4.mp4": ClipSettings(**LONG, codec="mpeg4"),  # type: ignore[arg-type]
 }
 
 

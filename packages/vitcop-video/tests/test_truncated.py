@@ -5,28 +5,28 @@ from pathlib import Path
 import pytest
 
 from vitcop_video import VideoError, open_video
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import ClipSettings, write_clip
 
 FAST = {"deadline": "realtime", "cpu-used": "8"}
 TELL = {
-    "plain.mp4": Clip(),
-    "header-first.mp4": Clip(container={"movflags": "faststart"}),
-    "fragmented.mp4": Clip(container={"movflags": "frag_keyframe+empty_moov"}),
-    "indexed.mp4": Clip(container={"movflags": "frag_keyframe+dash+default_base_moof+global_sidx"}),
-    "plain.mov": Clip(),
-    "phone.3gp": Clip(),
-    "plain.mkv": Clip(),
-    "plain.webm": Clip(codec="libvpx", options=FAST),
-    "live.webm": Clip(codec="libvpx", options=FAST, container={"live": "1"}),
-    "plain.avi": Clip(codec="mpeg4"),
-    "plain.flv": Clip(codec="flv"),
-    "plain.ogv": Clip(codec="libvpx", options=FAST),
-    "plain.wmv": Clip(codec="wmv2"),
-    "plain.gif": Clip(codec="gif", pixel_format="rgb8"),
+    "plain.mp4": ClipSettings(),
+    "header-first.mp4": ClipSettings(container={"movflags": "faststart"}),
+    "fragmented.mp4": ClipSettings(container={"movflags": "frag_keyframe+empty_moov"}),
+    "indexed.mp4": ClipSettings(container={"movflags": "frag_keyframe+dash+default_base_moof+global_sidx"}),
+    "plain.mov": ClipSettings(),
+    "phone.3gp": ClipSettings(),
+    "plain.mkv": ClipSettings(),
+    "plain.webm": ClipSettings(codec="libvpx", options=FAST),
+    "live.webm": ClipSettings(codec="libvpx", options=FAST, container={"live": "1"}),
+    "plain.avi": ClipSettings(codec="mpeg4"),
+    "plain.flv": ClipSettings(codec="flv"),
+    "plain.ogv": ClipSettings(codec="libvpx", options=FAST),
+    "plain.wmv": ClipSettings(codec="wmv2"),
+    "plain.gif": ClipSettings(codec="gif", pixel_format="rgb8"),
 }
 SILENT = {
-    "plain.ts": Clip(),
-    "plain.mpg": Clip(codec="mpeg2video", rate=25),
+    "plain.ts": ClipSettings(),
+    "plain.mpg": ClipSettings(codec="mpeg2video", rate=25),
 }
 
 

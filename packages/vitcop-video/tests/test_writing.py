@@ -12,11 +12,11 @@ import pytest
 
 from vitcop_core import files
 from vitcop_video import clips, open_video, support
-from vitcop_video.clips import MUXERS, Clip, write_clip, writing
+from vitcop_video.clips import MUXERS, ClipSettings, write_clip, writing
 from vitcop_video.demo.files import write_demo_clip, write_questions
 from vitcop_video.demo.sheet import main as draw
 
-SHORT = Clip(frames=4, width=64, height=48, options={"bf": "0"})
+SHORT = ClipSettings(frames=4, width=64, height=48, options={"bf": "0"})
 
 
 def test_a_demo_clip_is_written_over_only_if_that_is_meant(tmp_path: Path) -> None:

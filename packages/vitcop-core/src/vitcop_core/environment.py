@@ -23,7 +23,7 @@ class Environment(TypedDict):
     packages: dict[str, str | None]
 
 
-def environment(packages: Iterable[str]) -> Environment:
+def environment_of(packages: Iterable[str]) -> Environment:
     """Return processor, cores, threads, accelerator, and the versions of torch and other packages.
 
     Args:

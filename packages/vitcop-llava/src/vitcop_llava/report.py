@@ -14,7 +14,7 @@ from vitcop_core.checks import check_int, check_tuple, plain
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.shown import shown
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.counting import by_row, share_out
+from vitcop_llava.hooks.counting import by_row, count_images
 from vitcop_llava.hooks.kept import PlannedImage
 from vitcop_llava.hooks.state import Call, EncodedImages
 from vitcop_llava.report_rows import RowReport, Stage, titles_of
@@ -260,7 +260,7 @@ def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
             images = [whole] * (sum(counts) // parts.visual_tokens)
         sizes = [image.tiling.placeholders for image in images]
         repeats = sum(counts) // sum(sizes) if sizes else 1  # of each row, by `generate` for beams
-        rows = by_row(images, share_out(counts[::repeats], sizes))
+        rows = by_row(images, count_images(counts[::repeats], sizes))
         each.append([row for row in rows for _ in range(repeats)])
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
 

@@ -26,13 +26,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from vitcop_core.files import write_json
-from vitcop_video.clips import Clip, write_clip
+from vitcop_video.clips import ClipSettings, write_clip
 from vitcop_video.machine import command_line, environment
 from vitcop_video.readers.choice import backend_status
 from vitcop_video.sampling import uniform
 from vitcop_video.video import read_video
 
-CLIP = Clip(frames=1800, width=1280, height=720, gop=None, options={"preset": "veryfast", "b_strategy": "1"})
+CLIP = ClipSettings(frames=1800, width=1280, height=720, gop=None, options={"preset": "veryfast", "b_strategy": "1"})
 
 Read = Callable[[str, list[int]], NDArray[np.uint8]]
 
@@ -101,7 +101,7 @@ def variants() -> tuple[dict[str, Read], dict[str, Read]]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReaderTimes:
     """One way of reading: seconds of every round, their median, and the median over that of the fastest direct one."""
 
     name: str
@@ -112,7 +112,7 @@ class Row:
     over_fastest_direct: float
 
 
-def measure(path: Path, frames: int, rounds: int) -> list[Row]:
+def measure(path: Path, frames: int, rounds: int) -> list[ReaderTimes]:
     """Time every variant in turn, ``rounds`` times after one to warm up, in which the pixels are compared."""
     direct, ours = variants()
     runs, numbers = direct | ours, uniform(range(CLIP.frames), frames)
@@ -130,7 +130,9 @@ def measure(path: Path, frames: int, rounds: int) -> list[Row]:
             del pixels
     fastest = min(statistics.median(times[name]) for name in direct)
     return [
-        Row(name, name in direct, frames, seconds, statistics.median(seconds), statistics.median(seconds) / fastest)
+        ReaderTimes(
+            name, name in direct, frames, seconds, statistics.median(seconds), statistics.median(seconds) / fastest
+        )
         for name, seconds in times.items()
     ]
 

@@ -44,7 +44,7 @@ WRITES_ROTATION = hasattr(av.VideoStream, "set_display_rotation")
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipSettings:
     """How a clip is made.
 
     Attributes:
@@ -107,7 +107,7 @@ def writing(
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_clip(path: Path, clip: Clip) -> Path:
+def write_clip(path: Path, clip: ClipSettings) -> Path:
     """Encode a clip into a file, whose container follows from its name; return the path.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from vitcop_llava.families.base import Parts, Video
+from vitcop_llava.families.base import Parts, VideoParts
 from vitcop_llava.families.llava_next import locate as locate_images
 
 
@@ -24,7 +24,7 @@ def locate(model: Any) -> Parts:
     rows, columns = parts.grid
     if not 1 <= stride <= min(rows, columns):
         raise ValueError(f"model must have a spatial_pool_stride from 1 to {min(rows, columns)}, got {stride!r}")
-    video = Video(
+    video = VideoParts(
         token_id=model.config.video_token_id,
         grid=(rows // stride, columns // stride),
         pool=stride,

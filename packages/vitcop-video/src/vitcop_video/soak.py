@@ -20,17 +20,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vitcop_core.files import write_bytes, write_text
-from vitcop_video.clips import WRITES_ROTATION, Clip, damage, write_clip
+from vitcop_video.clips import WRITES_ROTATION, ClipSettings, damage, write_clip
 from vitcop_video.machine import command_line, environment
 from vitcop_video.video import read_video
 
 GOOD = {
-    "plain.mp4": Clip(frames=30, options={"bf": "3"}),
-    "variable.mkv": Clip(frames=30, ticks=[4 * n + n % 3 for n in range(30)], time_base=Fraction(1, 120)),
-    "turned.mp4": Clip(frames=30, rotation=90),
-    "vp9.webm": Clip(frames=30, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
-    "motion.avi": Clip(frames=30, codec="mjpeg", pixel_format="yuvj420p"),
-    "one.mp4": Clip(frames=1),
+    "plain.mp4": ClipSettings(frames=30, options={"bf": "3"}),
+    "variable.mkv": ClipSettings(frames=30, ticks=[4 * n + n % 3 for n in range(30)], time_base=Fraction(1, 120)),
+    "turned.mp4": ClipSettings(frames=30, rotation=90),
+    "vp9.webm": ClipSettings(frames=30, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
+    "motion.avi": ClipSettings(frames=30, codec="mjpeg", pixel_format="yuvj420p"),
+    "one.mp4": ClipSettings(frames=1),
 }
 DAMAGED_COPIES = 8
 """Of each good file."""
@@ -48,7 +48,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Result:
+class SoakResult:
     """One run.
 
     Attributes:
@@ -83,7 +83,7 @@ def make_folder(folder: Path) -> list[Path]:
     return [*paths, folder, folder / "missing.mp4"]
 
 
-def soak(paths: list[Path], cycles: int, backend: str = "auto") -> Result:
+def soak(paths: list[Path], cycles: int, backend: str = "auto") -> SoakResult:
     """Read four frames of one path after another, ``cycles`` times in all."""
     for path in 2 * paths:
         _read(path, backend)
@@ -93,7 +93,7 @@ def soak(paths: list[Path], cycles: int, backend: str = "auto") -> Result:
         outcomes[_read(paths[cycle % len(paths)], backend)] += 1
         if (cycle + 1) % max(1, cycles // 10) == 0:
             samples.append(reading().resident)
-    return Result(cycles, backend, len(paths), dict(outcomes.most_common()), before, reading(), samples)
+    return SoakResult(cycles, backend, len(paths), dict(outcomes.most_common()), before, reading(), samples)
 
 
 def _read(path: Path, backend: str) -> str:

@@ -8,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from vitcop_core.shown import shown
+
 MAX_TIME_LIMIT = 1_000_000
 """Seconds: what timers of every system can wait for."""
 
@@ -43,15 +45,6 @@ def check_seconds(name: str, value: object) -> float | Fraction | None:
     if isinstance(value, float) and not math.isfinite(value):  # only a float can be infinite, or overflow in isfinite
         raise ValueError(f"{name} must be a finite number of seconds, got {value!r}")
     return value
-
-
-def shown(value: object) -> str:
-    """Return a value for a message: a number of hundreds of digits is told by its beginning."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4,300 digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def ticks_at(seconds: float | Fraction | None, ticks: NDArray[np.int64], time_base: Fraction) -> int | None:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitcop_core.checks import check_flag
+from vitcop_core.shown import shown
 from vitcop_video import sampling
 from vitcop_video.readers.base import MAX_BYTES, TIME_LIMIT, Backend, Deadline
 from vitcop_video.readers.choice import choose, decode
 from vitcop_video.readers.index import Index
-from vitcop_video.times import check_seconds, check_time_limit, shown, ticks_at
+from vitcop_video.times import check_seconds, check_time_limit, ticks_at
 
 DEFAULT_FRAMES = 8
 """What LLaVA-NeXT-Video's documentation samples; all of them where a clip or its window has fewer."""

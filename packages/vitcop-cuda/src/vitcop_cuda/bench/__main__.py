@@ -17,7 +17,7 @@ from vitcop_core.files import write_json
 from vitcop_cuda.bench.machine import environment, rates
 from vitcop_cuda.bench.measures import broadcast_at, four_calls, growth_by_batch, power_law, vic_at
 from vitcop_cuda.bench.memory import peak_of_vic
-from vitcop_cuda.bench.stored import Measurements, StoredResult
+from vitcop_cuda.bench.stored import KernelMeasurements, StoredKernels
 
 PEAK_TOKENS = 2880
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def measure(given: argparse.Namespace) -> Measurements:
+def measure(given: argparse.Namespace) -> KernelMeasurements:
     """Return every measurement, in the order in which it is stored."""
     device = given.device
     found = rates(device, max(3, given.repeats // 3))
@@ -56,7 +56,7 @@ def measure(given: argparse.Namespace) -> Measurements:
     }
 
 
-def show(result: Measurements) -> None:
+def show(result: KernelMeasurements) -> None:
     """Print a short table."""
     print(f"{'n':>6} {'kernel':>10} {'reference':>10} {'product':>10}   over kernel: reference, product; of floor")
     for row in result["vic"]:
@@ -91,7 +91,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     command = " ".join(["python -m vitcop_cuda.bench", *sys.argv[1:]])
     with torch.inference_mode():
-        result: StoredResult = {"command": command, **measure(given)}
+        result: StoredKernels = {"command": command, **measure(given)}
     if given.out is not None:
         write_json(given.out, result)
     show(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vitcop_core.environment import Environment
-from vitcop_core.environment import environment as environment_with
+from vitcop_core.environment import environment_of as environment_with
 from vitcop_cuda.bench.stored import Rates
 from vitcop_cuda.bench.timing import interleaved
 

@@ -26,7 +26,7 @@ from vitcop_cuda.bench.stored import (
     StoredTimes,
     VicRow,
 )
-from vitcop_cuda.bench.timing import Call, Times, interleaved
+from vitcop_cuda.bench.timing import Times, Work, interleaved
 
 GPU_SETS_BYTES, MOST_SETS = 2**28, 64
 """On a GPU the inputs rotate among sets that together are several times its cache."""
@@ -44,7 +44,7 @@ def _stored(times: Times) -> StoredTimes:
     return {"median": times.median, "low": times.low, "high": times.high, "repeats": times.repeats}
 
 
-def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
+def _product(features: torch.Tensor, dtype: torch.dtype) -> Work:
     wide = centered(features, dtype)
     out = torch.empty(wide.shape[0], wide.shape[1], wide.shape[1], dtype=dtype, device=wide.device)
     return partial(torch.bmm, wide, wide.mT, out=out)
@@ -53,7 +53,7 @@ def _product(features: torch.Tensor, dtype: torch.dtype) -> Call:
 def vic_at(tokens: int, repeats: int, device: str, rates: Rates) -> VicRow:
     """Time kernel, reference and the distance product alone, interleaved, and compare the kernel with its floors."""
     given = [vic_inputs(tokens, 1, device, seed) for seed in range(_sets(tokens * WIDTH * 4, device))]
-    runs: dict[str, Sequence[Call]] = {
+    runs: dict[str, Sequence[Work]] = {
         "kernel": [partial(torch.ops.vitcop.vic, *arguments) for arguments in given],
         "reference": [partial(REFERENCES["vic"], *arguments) for arguments in given],
         "product, float64": [_product(arguments[0], torch.float64) for arguments in given],
@@ -86,7 +86,7 @@ def broadcast_at(tokens: int, repeats: int, device: str) -> BroadcastRow | Skipp
             "skipped": f"needs {needed / 2**30:.1f} GiB, more than half of {free / 2**30:.1f} GiB",
         }
     given = vic_inputs(tokens, 1, device, 0)
-    runs: dict[str, Sequence[Call]] = {
+    runs: dict[str, Sequence[Work]] = {
         "kernel": [partial(torch.ops.vitcop.vic, *given)],
         "broadcast": [partial(broadcast_vic, *given)],
     }
@@ -98,7 +98,7 @@ def broadcast_at(tokens: int, repeats: int, device: str) -> BroadcastRow | Skipp
 def four_calls(repeats: int, device: str, prefill: Path | None) -> FourCallsRow:
     """Return the calls that one pruned prefill makes, and their share of a stored one's time."""
     given = [FourCalls(device, seed) for seed in range(_sets(4 * 2**20, device))]
-    runs: dict[str, Sequence[Call]] = {
+    runs: dict[str, Sequence[Work]] = {
         "kernels": [calls.kernels for calls in given],
         "references": [calls.references for calls in given],
     }
@@ -125,7 +125,7 @@ def _pruned_prefill(stored: Path) -> dict[str, Any]:
 
 def growth_by_batch(batches: Sequence[int], tokens: int, repeats: int, device: str) -> list[BatchRow]:
     """Return the kernel on more and more rows, interleaved."""
-    runs: dict[str, Sequence[Call]] = {}
+    runs: dict[str, Sequence[Work]] = {}
     for batch in batches:
         sets = range(_sets(batch * tokens * WIDTH * 4, device))
         runs[str(batch)] = [partial(torch.ops.vitcop.vic, *vic_inputs(tokens, batch, device, seed)) for seed in sets]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitcop_core.files import write_whole
-from vitcop_cuda.bench.stored import BroadcastRow, SkippedRow, StoredRegisters, StoredResult, StoredTimes
+from vitcop_cuda.bench.stored import BroadcastRow, SkippedRow, StoredKernels, StoredRegisters, StoredTimes
 
 
 def _milliseconds(entry: StoredTimes) -> str:
@@ -16,7 +16,7 @@ def _times(row: BroadcastRow | SkippedRow) -> str:
     return f"{row['broadcast_over_kernel']:.0f} times" if "seconds" in row else row["skipped"]
 
 
-def kernels_table(stored: StoredResult) -> str:
+def kernels_table(stored: StoredKernels) -> str:
     """Return ``vic`` by tokens: kernel, reference, product and the broadcast formulation."""
     broadcast = {row["tokens"]: row for row in stored["broadcast"]}
     lines = [
@@ -43,7 +43,7 @@ def kernels_table(stored: StoredResult) -> str:
     return "\n".join([*lines, "", _notes(stored)])
 
 
-def _notes(stored: StoredResult) -> str:
+def _notes(stored: StoredKernels) -> str:
     place, rates, calls = stored["environment"], stored["rates"], stored["four_calls"]
     machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
     share = ""
@@ -79,7 +79,7 @@ def registers_table(stored: StoredRegisters) -> str:
     return "\n".join([*lines, "", f"Registers a thread, by nvcc {stored['nvcc']}; bytes spilled: {spills}."])
 
 
-def draw_growth(stored: StoredResult, target: Path) -> None:
+def draw_growth(stored: StoredKernels, target: Path) -> None:
     """Time by tokens with the fitted power law, and time by rows beside what as many single calls would take."""
     import matplotlib.pyplot as plt
 

@@ -97,7 +97,7 @@ class BatchRow(TypedDict):
     over_one: float
 
 
-class Measurements(TypedDict):
+class KernelMeasurements(TypedDict):
     """What one run measures."""
 
     environment: Environment
@@ -111,7 +111,7 @@ class Measurements(TypedDict):
     growth_by_batch: list[BatchRow]
 
 
-class StoredResult(Measurements):
+class StoredKernels(KernelMeasurements):
     """The whole file."""
 
     command: str

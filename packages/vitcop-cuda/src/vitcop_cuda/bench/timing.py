@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-Call = Callable[[], object]
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def summary(seconds: Sequence[float]) -> Times:
     return Times(statistics.median(seconds), low, high, len(seconds))
 
 
-def _cpu_seconds(calls: Sequence[Call], place: int) -> float:
+def _cpu_seconds(calls: Sequence[Work], place: int) -> float:
     started = time.perf_counter()
     calls[place % len(calls)]()
     return time.perf_counter() - started
 
 
-def _cuda_seconds(run: Call, calls: int, place: int) -> float:
+def _cuda_seconds(run: Work, calls: int, place: int) -> float:
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -55,7 +55,7 @@ def _cuda_seconds(run: Call, calls: int, place: int) -> float:
     return milliseconds / 1000 / calls
 
 
-def _all(calls: Sequence[Call]) -> Call:
+def _all(calls: Sequence[Work]) -> Work:
     def run() -> None:
         for call in calls:
             call()
@@ -63,7 +63,7 @@ def _all(calls: Sequence[Call]) -> Call:
     return run
 
 
-def captured(calls: Sequence[Call]) -> Call:
+def captured(calls: Sequence[Work]) -> Work:
     """Return a CUDA graph of the calls, one after the other, as one call."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -77,7 +77,7 @@ def captured(calls: Sequence[Call]) -> Call:
 
 
 def interleaved(
-    runs: Mapping[str, Sequence[Call]], repeats: int, device: str, *, graphs: Sequence[str] = (), what: str = ""
+    runs: Mapping[str, Sequence[Work]], repeats: int, device: str, *, graphs: Sequence[str] = (), what: str = ""
 ) -> dict[str, Times]:
     """Time every entry in turn, after one round to warm up.
 

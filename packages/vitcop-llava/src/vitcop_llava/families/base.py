@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -88,7 +90,7 @@ class Parts:
     shape: LanguageModelShape
     tower_layers: tuple[nn.Module, ...] = ()
     anyres: Anyres | None = None
-    video: Video | None = None
+    video: VideoParts | None = None
     squares: Squares | None = None
     tower_path: str = "vision_tower"
     projector_path: str = "multi_modal_projector"
@@ -137,7 +139,7 @@ class Anyres:
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoParts:
     """How a family reads clips: frame by frame, as images that are one unit each, and with patches pooled.
 
     Attributes:
@@ -185,3 +187,10 @@ class Squares:
     def clip(self, steps: int, height: int, width: int) -> Tiling:
         """Return a clip of so many steps in time, each of so many rows and columns of patches."""
         return Tiling((height // self.side, width // self.side), frames=steps)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Video":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.Video will go: import VideoParts", DeprecationWarning, stacklevel=2)
+    return VideoParts

@@ -103,7 +103,7 @@ def encoding(owner: int) -> AbstractContextManager[None]:
 
 
 def is_encoding(owner: int) -> bool:
-    """Whether images or clips are being encoded for ``owner``, in this thread or task."""
+    """Return whether images or clips are being encoded for ``owner``, in this thread or task."""
     return _encoding.get() == owner
 
 

@@ -170,7 +170,7 @@ def check_window(length: int, parts: Parts) -> None:
         )
 
 
-def check_text(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
+def check_text_only(ids: Tensor, token_ids: dict[str, int], past: int) -> None:
     """Raise for a prompt that has placeholders of a kind that there is none of. Reads the prompt.
 
     Args:

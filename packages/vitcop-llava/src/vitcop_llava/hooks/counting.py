@@ -82,10 +82,10 @@ def _count_source(source: Source, placeholders: Sequence[int]) -> tuple[int, ...
     kind, repeats = source.results.kind, source.repeats
     if repeats > 1:
         images = source.results.images
-        once = share_out(placeholders[::repeats], [image.tiling.placeholders for image in images], kind)
+        once = count_images(placeholders[::repeats], [image.tiling.placeholders for image in images], kind)
         own = by_row(range(len(images)), once)
         source.origin, source.repeats = [image for row in own for _ in range(repeats) for image in row], 1
-    return share_out(placeholders, [image.tiling.placeholders for image in source.images], kind)
+    return count_images(placeholders, [image.tiling.placeholders for image in source.images], kind)
 
 
 def _hide(source: Source, held: Bools, attended: Bools) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ def either(masks: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def share_out(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
+def count_images(placeholders: Sequence[int], images: Sequence[int], kind: str = "image") -> tuple[int, ...]:
     """Return how many images each row holds, from the placeholders of the rows and of the images, in order.
 
     Args:

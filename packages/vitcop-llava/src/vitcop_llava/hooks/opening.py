@@ -12,7 +12,7 @@ from vitcop_llava.hooks.checks import (
     check_call,
     check_encoded,
     check_mask,
-    check_text,
+    check_text_only,
     check_unchanged,
     check_window,
 )
@@ -60,7 +60,7 @@ def check_opening(
         if is_forked(cache) and not sources:
             check_follows(either([placeholders(given, parts, token) for token in absent.values()]))
         elif not sources and (call.is_fresh or length - call.continuation > 1):  # else they are read with the prompt
-            check_text(given["input_ids"], absent, past)
+            check_text_only(given["input_ids"], absent, past)
     if sources or is_pruned(cache):
         check_mask(given, past)
         check_window(past + length, parts)

@@ -206,7 +206,7 @@ class Prefill(Run):
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Trace:
     """What is left of a prefill when the forward is over.
 
     Attributes:

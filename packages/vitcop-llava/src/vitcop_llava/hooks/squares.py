@@ -118,7 +118,7 @@ class SquareHooks:
         turned = turn(queries, keys, *tower.rotary)
 
         def by_unit(values: Tensor) -> Tensor:
-            """``[S, H, e]`` of patches in the tower's order to ``[C, H, M, e]``."""
+            """Turn ``[S, H, e]`` of patches in the tower's order into ``[C, H, M, e]``."""
             own = values.unflatten(0, (-1, side.patches))
             own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
             by_head: Tensor = own.flatten(1, 2).transpose(1, 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitcop_core import Plan
 from vitcop_llava.hooks.kept import Kept, PlannedImage
 from vitcop_llava.hooks.reading import HostPrompt
-from vitcop_llava.hooks.runs import Outcome, Prefill, Run
+from vitcop_llava.hooks.runs import Prefill, Run, Trace
 
 
 @dataclass(eq=False)
@@ -173,7 +173,7 @@ class Call:
     rows: Rows | None = None
     plans: tuple[Plan | None, ...] = ()
     run: Run | None = None
-    outcome: Outcome | None = None
+    outcome: Trace | None = None
 
     def take(self, encoded: EncodedImages) -> None:
         """Note what was encoded on the way to the language model."""
@@ -188,4 +188,4 @@ class Call:
             run.close()
         if isinstance(run, Prefill):
             unreplayed = None if run.replay is None else run.replay.obstacle
-            self.outcome = Outcome(run.cut_layers, run.segments, unreplayed)
+            self.outcome = Trace(run.cut_layers, run.segments, unreplayed)

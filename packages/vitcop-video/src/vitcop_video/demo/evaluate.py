@@ -30,7 +30,7 @@ from vitcop_core.files import write_json
 from vitcop_llava.pruner import prune
 from vitcop_video.demo import DEMO_FOLDER
 from vitcop_video.demo.events import FRAMES, render_clip, sample_clip
-from vitcop_video.demo.questions import KINDS, Asked, held_out
+from vitcop_video.demo.questions import KINDS, ClipQuestion, held_out
 from vitcop_video.machine import command_line, environment
 from vitcop_video.processing import ClipProcessor
 
@@ -57,7 +57,7 @@ clustering, on clips that are neither held out nor trained on.
 
 
 @dataclass(frozen=True)
-class Score:
+class VariantScore:
     """Exact answers of one variant at one budget.
 
     Attributes:
@@ -93,7 +93,7 @@ class Answerer:
         self.processor = ClipProcessor.from_pretrained(str(folder))
         self.tokens_per_frame = self.processor.tokens_per_frame
 
-    def answers(self, asked: list[Asked], batch: int) -> Iterator[str]:
+    def answers(self, asked: list[ClipQuestion], batch: int) -> Iterator[str]:
         """Yield the greedy answer to each question."""
         for start in range(0, len(asked), batch):
             part = asked[start : start + batch]
@@ -130,7 +130,7 @@ def _answerer(folder: Path, device: str) -> Answerer:
     return Answerer(folder, device)
 
 
-def score(job: Job) -> Score:
+def score(job: Job) -> VariantScore:
     """Ask every question."""
     answerer, asked = _answerer(job.folder, job.device), held_out(job.clips)
     layers, units = answerer.model.config.text_config.num_hidden_layers, (answerer.tokens_per_frame,) * FRAMES
@@ -138,16 +138,18 @@ def score(job: Job) -> Score:
     try:
         plan = identity_plan(layers, units) if method is None else method.plan(layers, units)
     except ValueError as error:
-        return Score(job.variant, str(job.budget), unreachable=str(error))
+        return VariantScore(job.variant, str(job.budget), unreachable=str(error))
     questions, right = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     with torch.inference_mode(), nullcontext() if method is None else prune(answerer.model, method):
         for item, answer in zip(asked, answerer.answers(asked, job.batch), strict=True):
             questions[item.kind] += 1
             right[item.kind] += answer == item.answer
-    return Score(job.variant, str(job.budget), plan.tokens_per_layer, float(plan.average_tokens), questions, right)
+    return VariantScore(
+        job.variant, str(job.budget), plan.tokens_per_layer, float(plan.average_tokens), questions, right
+    )
 
 
-def scores_of(jobs: list[Job], workers: int) -> Iterator[Score]:
+def scores_of(jobs: list[Job], workers: int) -> Iterator[VariantScore]:
     """Yield the scores in the order of the jobs; with several workers one thread and one model each."""
     if workers == 1:
         yield from map(score, jobs)
@@ -157,7 +159,7 @@ def scores_of(jobs: list[Job], workers: int) -> Iterator[Score]:
         yield from pool.map(score, jobs)
 
 
-def table(scores: list[Score], clips: int) -> Table:
+def table(scores: list[VariantScore], clips: int) -> Table:
     """Return the scores, a line for each variant and budget."""
     shown = Table("variant", "kept", "tokens", *KINDS, "all", title=f"exact answers on {clips} held-out clips")
     for row in scores:

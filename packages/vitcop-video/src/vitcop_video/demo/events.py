@@ -58,7 +58,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Clip:
+class EventClip:
     """What is seen in a clip.
 
     Attributes:
@@ -76,7 +76,7 @@ class Clip:
     places: tuple[tuple[tuple[float, float] | None, ...], ...]
 
 
-def sample_clip(seed: int) -> Clip:
+def sample_clip(seed: int) -> EventClip:
     """Draw the clip of ``seed``: one or two shapes to begin with, one or two events, never an empty frame."""
     rng = np.random.default_rng([seed, 3])
     colors, shapes = rng.permutation(list(COLORS)), rng.permutation(SHAPES)
@@ -99,7 +99,7 @@ def sample_clip(seed: int) -> Clip:
     return _timed(seed, actors[:used], drawn, states, rng)
 
 
-def render_clip(clip: Clip, size: int = SIDE) -> NDArray[np.uint8]:
+def render_clip(clip: EventClip, size: int = SIDE) -> NDArray[np.uint8]:
     """Return the frames of a clip, ``[8, size, size, 3]`` uint8; the same clip and size give the same pixels."""
     known: dict[object, NDArray[np.uint8]] = {}
     for cells, places in zip(clip.cells, clip.places, strict=True):
@@ -135,7 +135,7 @@ def _possible(state: dict[int, int], before: list[Event], known: int) -> list[tu
 
 def _timed(
     seed: int, actors: tuple[Actor, ...], drawn: list[Event], states: list[dict[int, int]], rng: np.random.Generator
-) -> Clip:
+) -> EventClip:
     """Spread the events over the frames: every state is seen twice at least, and a move has a frame of its own."""
     moving = [event.kind == "moves" for event in drawn]
     spare = FRAMES - 2 * len(states) - sum(moving)
@@ -152,7 +152,7 @@ def _timed(
                 places.append(tuple(_middle(a, b) for a, b in zip(last, here, strict=True)))
         cells += [tuple(state.get(k) for k in range(len(actors)))] * int(length)
         places += [here] * int(length)
-    return Clip(seed, actors, tuple(events), tuple(cells), tuple(places))
+    return EventClip(seed, actors, tuple(events), tuple(cells), tuple(places))
 
 
 def _centers(state: dict[int, int], actors: tuple[Actor, ...]) -> tuple[tuple[float, float] | None, ...]:

@@ -20,7 +20,7 @@ from vitcop_llava.tools.demo.optimize import descend, optimizer_for, shuffled
 from vitcop_llava.tools.demo.packing import IGNORED, Packer
 from vitcop_llava.tools.demo.questions import Question
 from vitcop_llava.tools.demo.tower import normalized
-from vitcop_video.demo.events import FRAMES, Clip, render_clip, sample_clip
+from vitcop_video.demo.events import FRAMES, EventClip, render_clip, sample_clip
 from vitcop_video.demo.questions import KINDS, listing, sample_questions
 from vitcop_video.demo.thinning import (
     DEPTHS,
@@ -95,7 +95,7 @@ class LanguageTrainer:
                 save()
 
     def _seen(
-        self, clips: list[tuple[int, Clip]], thinning: Thinning | None, rng: np.random.Generator
+        self, clips: list[tuple[int, EventClip]], thinning: Thinning | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return the logits and labels of the answers to questions about clips."""
         features = self._features[torch.tensor([pick for pick, _ in clips])]
@@ -118,7 +118,7 @@ class LanguageTrainer:
         embeds = torch.cat([embeds[:, :first], projected, embeds[:, first + count :]], dim=1)
         return self._scored(embeds, positions, labels, masks)
 
-    def _told(self, clips: list[tuple[int, Clip]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _told(self, clips: list[tuple[int, EventClip]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return the same about clips told in words."""
         rows = [_asked(clip, rng) for _, clip in clips]
         tokens, positions, labels, mask = self._packer(0).batch(rows, [row[-1].answer for row in rows])
@@ -161,6 +161,6 @@ def squeezed(positions: Tensor, first: int, tokens: int, rng: np.random.Generato
     return moved
 
 
-def _asked(clip: Clip, rng: np.random.Generator) -> list[Question]:
+def _asked(clip: EventClip, rng: np.random.Generator) -> list[Question]:
     asked = [question for kind in KINDS for question in sample_questions(clip, kind, QUESTIONS_PER_KIND, rng)]
     return [*asked, listing(clip)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitcop_llava.tools.demo.questions import NUMBERS, Question
 from vitcop_llava.tools.demo.scenes import CELLS
-from vitcop_video.demo.events import DIRECTIONS, Clip, Event, sample_clip
+from vitcop_video.demo.events import DIRECTIONS, Event, EventClip, sample_clip
 
 KINDS = ("order", "direction", "count", "change", "which", "start", "end")
 """The kinds that are scored; the listing is trained on and can be asked for, but is not part of the score."""
@@ -18,7 +18,7 @@ _VERBS = {"appears": "appear", "leaves": "leave", "moves": "move"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClipQuestion:
     """A question about a held-out clip."""
 
     seed: int
@@ -27,7 +27,7 @@ class Asked:
     answer: str
 
 
-def questions_about(clip: Clip) -> list[Question]:
+def questions_about(clip: EventClip) -> list[Question]:
     """Return every question that can be asked about a clip, in a fixed order."""
     names = [actor.name for actor in clip.actors]
     told, found = [_told(clip, event) for event in clip.events], list[Question]()
@@ -46,14 +46,14 @@ def questions_about(clip: Clip) -> list[Question]:
     return found
 
 
-def sample_questions(clip: Clip, kind: str, count: int, rng: np.random.Generator) -> list[Question]:
+def sample_questions(clip: EventClip, kind: str, count: int, rng: np.random.Generator) -> list[Question]:
     """Return up to ``count`` different questions of one kind, fewer where the clip does not have that many."""
     pool = [question for question in questions_about(clip) if question.kind == kind]
     picks = rng.permutation(len(pool))[:count]
     return [pool[int(pick)] for pick in picks]
 
 
-def held_out(clips: int) -> list[Asked]:
+def held_out(clips: int) -> list[ClipQuestion]:
     """Return one question for each of the first ``clips`` clips: of the kind whose turn it is, or the next that it
     has.
     """
@@ -62,11 +62,11 @@ def held_out(clips: int) -> list[Asked]:
         clip, rng = sample_clip(seed), np.random.default_rng([seed, 4])
         kinds = [KINDS[(seed + turn) % len(KINDS)] for turn in range(len(KINDS))]
         found = next(question for kind in kinds for question in sample_questions(clip, kind, 1, rng))
-        asked.append(Asked(seed, found.kind, found.text, found.answer))
+        asked.append(ClipQuestion(seed, found.kind, found.text, found.answer))
     return asked
 
 
-def listing(clip: Clip) -> Question:
+def listing(clip: EventClip) -> Question:
     """Return the question that tells the clip: ``start left red circle then blue star appears at top then ...``."""
     names = [actor.name for actor in clip.actors]
     there = sorted((cell, name) for cell, name in zip(clip.cells[0], names, strict=False) if cell is not None)
@@ -84,7 +84,7 @@ def new_words() -> list[str]:
     return sorted(words | set(_VERBS) | set(_VERBS.values()) | set(DIRECTIONS))
 
 
-def _counts(clip: Clip, names: list[str]) -> list[Question]:
+def _counts(clip: EventClip, names: list[str]) -> list[Question]:
     """Return how many shapes do something, and which where it is one; a swap is no move, but who would say so."""
     found = [Question("count", "How many things happen?", NUMBERS[len(clip.events)])]
     kinds = [event.kind for event in clip.events]
@@ -98,14 +98,14 @@ def _counts(clip: Clip, names: list[str]) -> list[Question]:
     return found
 
 
-def _told(clip: Clip, event: Event) -> str:
+def _told(clip: EventClip, event: Event) -> str:
     """Return a sentence. Of two that swap, the one that stands first in raster order is named first."""
     actors = sorted(event.actors, key=lambda number: clip.cells[0][number] or 0)
     subject = " and ".join(clip.actors[number].name for number in actors)
     return f"{subject} {event.kind}" + (f" {event.direction}" if event.direction else "")
 
 
-def _change(clip: Clip, number: int) -> str:
+def _change(clip: EventClip, number: int) -> str:
     for event in clip.events:
         if number in event.actors:
             kind = "swaps" if event.kind == "swap" else event.kind

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitcop_video.demo.events import FRAMES, Clip
+from vitcop_video.demo.events import FRAMES, EventClip
 
 DEPTHS = (1, 6)
 """The layers before which a thinned clip loses tokens."""
@@ -37,7 +37,7 @@ EVENLY = Thinning((0.3, 1.0), (0.5, 1.0), (0.05, 0.5))
 GROUND_FIRST = Thinning((0.2, 1.0), (0.3, 1.0), (0.03, 0.5), (0.0, 0.3))
 
 
-def shows_shape(clip: Clip, grid: int) -> NDArray[np.bool_]:
+def shows_shape(clip: EventClip, grid: int) -> NDArray[np.bool_]:
     """Return which tokens show a part of a shape, ``[8 * grid * grid]``: those that a square around a shape touches."""
     middles = (np.arange(grid) + 0.5) / grid
     shown = np.zeros((FRAMES, grid, grid), dtype=bool)

@@ -110,7 +110,7 @@ def scan(opening: Opening, deadline: Deadline) -> Index:
 
 
 @dataclass
-class _Packets:
+class _Pass:
     """What one pass over a stream finds; positions count its packets."""
 
     ticks: array[int]
@@ -174,7 +174,7 @@ def _read(container: InputContainer, opening: Opening, deadline: Deadline) -> In
     )
 
 
-def _packets(container: InputContainer, stream: VideoStream, path: Path, deadline: Deadline) -> _Packets:
+def _packets(container: InputContainer, stream: VideoStream, path: Path, deadline: Deadline) -> _Pass:
     ticks, keys, hidden = array("q"), array("q"), array("q")
     first: VideoFrame | None = None
     latest, last_duration, largest, ends_cut = None, 0, 0, False
@@ -207,7 +207,7 @@ def _packets(container: InputContainer, stream: VideoStream, path: Path, deadlin
     _check_size(path, first.width, first.height)
     if last_duration <= 0 and len(ticks) > 1:
         last_duration = round((max(ticks) - min(ticks)) / (len(ticks) - 1))
-    return _Packets(ticks, keys, hidden, last_duration, largest, ends_cut, first)
+    return _Pass(ticks, keys, hidden, last_duration, largest, ends_cut, first)
 
 
 def _name(container: InputContainer) -> str:
@@ -268,7 +268,7 @@ def _check_size(path: Path, width: int, height: int, may_be_unknown: bool = Fals
         )
 
 
-def _check_whole(container: InputContainer, stream: VideoStream, path: Path, found: _Packets) -> None:
+def _check_whole(container: InputContainer, stream: VideoStream, path: Path, found: _Pass) -> None:
     """Refuse a file that ends before what its header promises, where the container makes such a promise."""
     have, name = len(found.ticks), _name(container)
     promised = stream.frames if name == "avi" else promised_entries(stream)

@@ -71,7 +71,7 @@ class Accuracy:
         return asdict(self) | {"scores": [asdict(score) for score in self.scores]}
 
 
-def top_tokens(share: Fraction) -> ViTCoP:
+def stage_one_alone(share: Fraction) -> ViTCoP:
     """Return ViTCoP with Stage I alone: of each image the top ``share`` of the tokens by CLS attention, cut no further.
 
     Raises:
@@ -90,7 +90,7 @@ def measure_accuracy(
     """
     if not asked:
         raise ValueError("asked must be at least one question, got none")
-    methods = [None, *(top_tokens(share) for share in shares)]
+    methods = [None, *(stage_one_alone(share) for share in shares)]
     right, unreachable = [0] * len(methods), dict[int, str]()
     for item in tqdm(asked, desc="questions", file=sys.stderr, disable=not sys.stderr.isatty()):
         inputs = prepare(loaded, item.open_images(), item.question)

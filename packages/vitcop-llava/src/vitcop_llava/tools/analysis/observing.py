@@ -26,7 +26,7 @@ from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
 from vitcop_llava.pruner import active_settings
 from vitcop_llava.sequence.rotary import row_attention
 from vitcop_llava.sequence.segment import take
-from vitcop_llava.tools.analysis.prompts import Prompt, read_prompt
+from vitcop_llava.tools.analysis.prompts import Prompt, lay_out_prompt
 
 Array = NDArray[np.float32]
 
@@ -75,7 +75,7 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
     if parts.scored is None:
         raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
     check_scoring(parts.decoder_layers[0].self_attn)
-    prompt = read_prompt(parts, inputs)
+    prompt = lay_out_prompt(parts, inputs)
     recorder = _Recorder(parts, parts.scored, prompt)
     with ExitStack() as stack:
         for handle in recorder.attach():

@@ -17,11 +17,11 @@ from vitcop_llava.families.clips import read_clips
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice
-from vitcop_llava.hooks.counting import either, share_out
+from vitcop_llava.hooks.counting import count_images, either
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class PromptMedia:
     """All images of a prompt, or all clips, in the order in which the tower sees them.
 
     Attributes:
@@ -42,7 +42,7 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PromptRow:
     """One row: ``columns`` [n] of its visual tokens, its ``images`` as (source, number), the ``grid`` of the first."""
 
     columns: NDArray[np.int64]
@@ -65,14 +65,14 @@ class Prompt:
     """
 
     inputs: dict[str, Any]
-    sources: list[Source]
-    rows: list[Row]
+    sources: list[PromptMedia]
+    rows: list[PromptRow]
     padding: Tensor | None
     last: tuple[Tensor, Tensor]
     text: tuple[Tensor, Tensor]
 
 
-def read_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
+def lay_out_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
     """Check the inputs of a model, and work out where everything stands.
 
     Raises:
@@ -107,7 +107,7 @@ def _has(given: Mapping[str, Any], kind: str) -> bool:
     return pixels is not None and len(pixels) > 0
 
 
-def _source(parts: Parts, kind: str, given: dict[str, Any]) -> Source:
+def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
     pixels, grid, pool = given[PIXELS[kind]], parts.grid, 1
     if kind == "video":
         assert parts.video is not None  # else it is none of the model's kinds
@@ -120,16 +120,16 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> Source:
     else:
         tilings = [parts.tiling] * len(pixels)
     where = given["input_ids"] == parts.token_ids[kind]
-    counts = share_out(where.sum(1).tolist(), [tiling.placeholders for tiling in tilings], kind)
+    counts = count_images(where.sum(1).tolist(), [tiling.placeholders for tiling in tilings], kind)
     if sum(counts) != len(tilings):
         raise ValueError(
             f"{PIXELS[kind]} must be the {kind}s of the prompt, which has placeholders for {sum(counts)}, "
             f"got {len(tilings)}"
         )
-    return Source(kind, tilings, grid, pool, where, counts)
+    return PromptMedia(kind, tilings, grid, pool, where, counts)
 
 
-def _row(sources: list[Source], row: int) -> Row:
+def _row(sources: list[PromptMedia], row: int) -> PromptRow:
     found: list[tuple[int, tuple[int, int], NDArray[np.int64]]] = []
     for number, source in enumerate(sources):
         columns = source.where[row].nonzero()[:, 0].cpu().numpy()
@@ -143,7 +143,7 @@ def _row(sources: list[Source], row: int) -> Row:
         raise ValueError(f"input_ids[{row}] must have an image or a clip, got none")
     found.sort(key=lambda each: each[0])
     number, _ = found[0][1]
-    return Row(np.concatenate([each[2] for each in found]), [each[1] for each in found], sources[number].grid)
+    return PromptRow(np.concatenate([each[2] for each in found]), [each[1] for each in found], sources[number].grid)
 
 
 def _text(visual: Tensor, padding: Tensor | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.patching import Replacement
-from vitcop_llava.tools.benchmark.prompts import Prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt
 from vitcop_llava.tools.model.measuring import now
 
 PARTS = ("tower", "projector", "layers", "head", "rest")
@@ -22,7 +22,7 @@ PARTS = ("tower", "projector", "layers", "head", "rest")
 and what every prefill does between those modules."""
 
 
-def time_parts(model: Any, parts: Parts, prompt: Prompt) -> dict[str, float]:
+def time_parts(model: Any, parts: Parts, prompt: BenchPrompt) -> dict[str, float]:
     """Return the seconds of each of `PARTS` in one prefill of the model as it is: plain, or under `prune`.
 
     A method works in hooks around those modules. Clocks run inside of these, so that its work is in none of the modules

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitcop_llava.tools.benchmark.report import as_bytes, as_seconds
-from vitcop_llava.tools.benchmark.result import Result, Row
+from vitcop_llava.tools.benchmark.result import BenchResult, BenchRow
 
 WIDTH = 40
 """Characters of the longest bar."""
@@ -23,7 +23,7 @@ class Quantity:
     """
 
     title: str
-    of: Callable[[Row], float | None]
+    of: Callable[[BenchRow], float | None]
     shown: Callable[[float], str]
 
 
@@ -34,30 +34,30 @@ QUANTITIES = (
 )
 
 
-def name(row: Row) -> str:
+def name(row: BenchRow) -> str:
     """Return a row's method and its visual tokens, averaged over the layers."""
     return f"{row.method}, {row.average_tokens:.4g} tokens"
 
 
-def measured(result: Result) -> list[Row]:
+def measured(result: BenchResult) -> list[BenchRow]:
     """Return the rows that have measurements, the unpruned model first."""
     return [row for row in result.rows if row.prefill is not None]
 
 
-def lines(result: Result) -> list[list[str]]:
+def lines(result: BenchResult) -> list[list[str]]:
     """Return three rows of cells: what is measured, and its value in each of `measured`, with what pruning saves."""
     unpruned = result.rows[0]
     return [[quantity.title, *(_cell(quantity, row, unpruned) for row in measured(result))] for quantity in QUANTITIES]
 
 
-def _cell(quantity: Quantity, row: Row, unpruned: Row) -> str:
+def _cell(quantity: Quantity, row: BenchRow, unpruned: BenchRow) -> str:
     value, most = quantity.of(row), quantity.of(unpruned)
     if value is None:
         return ""
     return quantity.shown(value) + ("" if row is unpruned or most is None else f" ({value / most:.1%})")
 
 
-def bars(result: Result, block: str = "\N{FULL BLOCK}") -> list[str]:
+def bars(result: BenchResult, block: str = "\N{FULL BLOCK}") -> list[str]:
     """Return lines of text: under each quantity's title a bar for each of `measured`, the longest for the largest.
 
     Args:

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.patching import Replacement
 from vitcop_llava.tools.benchmark.breakdown import PARTS, modules_of
-from vitcop_llava.tools.model.measuring import decode, prefill
+from vitcop_llava.tools.model.measuring import decode_greedily, prefill
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -68,7 +68,7 @@ def measure_busy(model: Any, parts: Parts, inputs: Mapping[str, Any], *, new_tok
                 stack.enter_context(_labeled(module, name))
             events = _profiled(start, ProfilerActivity.CPU)
         spent = busy_seconds(events)
-        each = busy_seconds(_profiled(lambda: decode(model, inputs, **held, steps=steps))) if steps else None
+        each = busy_seconds(_profiled(lambda: decode_greedily(model, inputs, **held, steps=steps))) if steps else None
     if spent is None:
         return None
     return Busy(spent, None if each is None else each / steps, busy_parts(events))

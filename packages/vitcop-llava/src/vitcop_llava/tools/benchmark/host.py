@@ -17,10 +17,10 @@ import torch
 
 from vitcop_core import Method, identity_plan
 from vitcop_llava.families import Parts
-from vitcop_llava.tools.benchmark.prompts import Prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt
 from vitcop_llava.tools.benchmark.rounds import interleave
-from vitcop_llava.tools.benchmark.run import UNPRUNED, Settings, Variant, plan_variants, pruned_by
-from vitcop_llava.tools.model.measuring import decode, prefill
+from vitcop_llava.tools.benchmark.run import UNPRUNED, BenchSettings, BenchVariant, plan_variants, pruned_by
+from vitcop_llava.tools.model.measuring import decode_greedily, prefill
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Cost(NamedTuple):
     token: float
 
 
-def measure_host(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> HostResult:
+def measure_host(model: Any, parts: Parts, prompt: BenchPrompt, settings: BenchSettings) -> HostResult:
     """Measure the unpruned model and each method at each budget, in turn.
 
     Args:
@@ -73,7 +73,7 @@ def measure_host(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -
         prompt: Its prompt.
         settings: With at least 2 tokens to generate.
     """
-    unpruned = Variant(UNPRUNED, None, None, identity_plan(parts.shape.num_layers, prompt.tiling.units))
+    unpruned = BenchVariant(UNPRUNED, None, None, identity_plan(parts.shape.num_layers, prompt.tiling.units))
     variants, unreached = plan_variants(model, settings, parts.shape.num_layers, prompt.tiling.units)
     runs = {each: partial(_run, model, prompt, each.method, settings.new_tokens) for each in (unpruned, *variants)}
     with _one_thread():
@@ -82,7 +82,7 @@ def measure_host(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -
     return HostResult(prompt.tiling.tokens, prompt.text_tokens, rows, tuple(row.remark for row in unreached))
 
 
-def _cost(variant: Variant, costs: list[_Cost], unpruned: list[_Cost]) -> HostCost:
+def _cost(variant: BenchVariant, costs: list[_Cost], unpruned: list[_Cost]) -> HostCost:
     return HostCost(
         variant.name,
         variant.retained_tokens,
@@ -93,7 +93,7 @@ def _cost(variant: Variant, costs: list[_Cost], unpruned: list[_Cost]) -> HostCo
     )
 
 
-def _run(model: Any, prompt: Prompt, method: Method | None, new_tokens: int) -> _Cost:
+def _run(model: Any, prompt: BenchPrompt, method: Method | None, new_tokens: int) -> _Cost:
     with pruned_by(model, method), torch.inference_mode():
         started = time.thread_time()
         token, cache = prefill(model, prompt.inputs)
@@ -102,13 +102,13 @@ def _run(model: Any, prompt: Prompt, method: Method | None, new_tokens: int) -> 
         for step in range(1, new_tokens):
             inputs = _after(prompt.inputs, step)
             started = time.thread_time()
-            decode(model, inputs, token, cache, steps=1)
+            decode_greedily(model, inputs, token, cache, steps=1)
             steps.append(time.thread_time() - started)
     return _Cost(filled, min(steps))
 
 
 def _after(inputs: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """Return the prompt as `decode` takes it for one more token than the ``step - 1`` that came after it."""
+    """Return the prompt as `decode_greedily` takes it for one more token than the ``step - 1`` that came after it."""
     mask = inputs["attention_mask"]
     return {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), step - 1)], dim=1)}
 

@@ -34,7 +34,7 @@ from vitcop_llava.families import Parts, locate
 from vitcop_llava.pruner import prune
 from vitcop_llava.sequence.masks import segment_mask
 from vitcop_llava.tools.benchmark.commands import command_of
-from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt, make_prompt
 from vitcop_llava.tools.benchmark.shapes import SHAPES, Shape, Vision, random_model
 from vitcop_llava.tools.model.environment import environment
 from vitcop_llava.tools.model.measuring import now
@@ -107,7 +107,7 @@ class _Clock:
         return found
 
 
-def measure(model: Any, prompt: Prompt, method: Method, repeats: int) -> list[LayerTimes]:
+def measure(model: Any, prompt: BenchPrompt, method: Method, repeats: int) -> list[LayerTimes]:
     """Time the layers of ``repeats`` prefills, after two that warm up."""
     clock = _Clock(locate(model))
     with torch.inference_mode(), prune(model, method), ExitStack() as stack:

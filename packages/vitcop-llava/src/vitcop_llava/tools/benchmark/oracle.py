@@ -16,10 +16,10 @@ from vitcop_core import Plan
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.sequence.masks import segment_mask
-from vitcop_llava.tools.benchmark.prompts import Prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt
 
 
-def run_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> Tensor:
+def run_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> Tensor:
     """Run a prefill of the plan's lengths, for all rows alike.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from matplotlib.figure import Figure
 
-from vitcop_llava.tools.benchmark.result import Row
+from vitcop_llava.tools.benchmark.result import BenchRow
 
 _COLORS = {"ViTCoP": "C0", "VisionZip": "C2", "SparseVLM": "C3", "PyramidDrop": "C4", "FastV": "C5"}
 """Of the methods, as in the picture of the trade-off."""
@@ -22,7 +22,7 @@ def draw_prefill(stored: dict[str, Any], target: IO[bytes]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    rows = [Row.load(row) for row in stored["rows"]]
+    rows = [BenchRow.load(row) for row in stored["rows"]]
     whole, pruned = rows[0], rows[1:]
     assert whole.prefill is not None
     budgets = [*dict.fromkeys(row.retained_tokens for row in pruned)]

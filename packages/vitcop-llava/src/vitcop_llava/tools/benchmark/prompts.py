@@ -20,7 +20,7 @@ _WORDS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Prompt:
+class BenchPrompt:
     """What every variant is given.
 
     Attributes:
@@ -50,7 +50,7 @@ def make_prompt(
     image_size: tuple[int, int] | None = None,
     frames: int | None = None,
     seed: int = 0,
-) -> Prompt:
+) -> BenchPrompt:
     """Make random pixels, and random words around their placeholders.
 
     Args:
@@ -83,7 +83,7 @@ def make_prompt(
     if parts.anyres is not None and frames is None:
         width, height = image_size or largest_image(parts)
         inputs["image_sizes"] = torch.tensor([[height, width]] * batch, device=model.device)
-    return Prompt(inputs, tiling, text_tokens, kind)
+    return BenchPrompt(inputs, tiling, text_tokens, kind)
 
 
 def largest_image(parts: Parts) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitcop_llava.tools.benchmark.breakdown import PARTS
-from vitcop_llava.tools.benchmark.result import Result, Row, Spread
+from vitcop_llava.tools.benchmark.result import BenchResult, BenchRow, Spread
 
 HEADINGS = (
     "method",
@@ -47,7 +47,7 @@ BUSY_CAPTION = (
 PART_HEADINGS = ("method", "tokens", *PARTS)
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: BenchRow) -> list[str]:
     """Return a row under `HEADINGS`; cells are empty where there is nothing to say."""
     found = [row.method, _tokens(row)]
     if row.prefill is None:
@@ -64,7 +64,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def busy_cells(row: Row) -> list[str]:
+def busy_cells(row: BenchRow) -> list[str]:
     """Return a row under `BUSY_HEADINGS`; no cells where no GPU was measured."""
     if row.busy_prefill is None or row.prefill is None:
         return []
@@ -82,7 +82,7 @@ def busy_cells(row: Row) -> list[str]:
     ]
 
 
-def part_cells(row: Row) -> list[str]:
+def part_cells(row: BenchRow) -> list[str]:
     """Return a row under `PART_HEADINGS`: seconds, and their share."""
     parts = row.parts or {}
     whole = sum(parts.values())
@@ -90,7 +90,7 @@ def part_cells(row: Row) -> list[str]:
     return [row.method, _tokens(row), *shares]
 
 
-def remarks(result: Result) -> list[str]:
+def remarks(result: BenchResult) -> list[str]:
     """Return why rows are empty."""
     return [row.remark for row in result.rows if row.missing]
 
@@ -100,7 +100,7 @@ def as_bytes(count: int) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-def _tokens(row: Row) -> str:
+def _tokens(row: BenchRow) -> str:
     tokens = row.retained_tokens if row.average_tokens is None else row.average_tokens
     return f"{tokens:.4g}"
 

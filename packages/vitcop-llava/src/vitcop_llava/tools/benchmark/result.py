@@ -32,7 +32,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One method at one budget, or the unpruned model.
 
     Attributes:
@@ -95,7 +95,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One run.
 
     Attributes:
@@ -108,4 +108,4 @@ class Result:
     visual_tokens: int
     newline_tokens: int
     text_tokens: int
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]

@@ -37,7 +37,7 @@ from vitcop_llava.tools.model.measuring import now
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ReuseSizes:
     """What is asked: how many questions of how many tokens, and how many tokens each answer has."""
 
     questions: int
@@ -46,7 +46,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Result:
+class ReuseResult:
     """One run.
 
     Attributes:
@@ -59,7 +59,7 @@ class Result:
         over_pruned, over_unpruned: Ratios of medians: all questions by reuse to one asked in one piece.
     """
 
-    sizes: Sizes
+    sizes: ReuseSizes
     retained_tokens: int
     visual_tokens: int
     text_before: int
@@ -72,7 +72,7 @@ class Result:
     over_unpruned: float
 
 
-def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, repeats: int) -> Result:
+def measure(model: LlavaForConditionalGeneration, retain: int, sizes: ReuseSizes, repeats: int) -> ReuseResult:
     """Time one question unpruned, one pruned, and all of them by reuse, in turn, after one round to warm up."""
     prompt = make_prompt(model, locate(model))
     given, visual = prompt.inputs, prompt.tiling.tokens
@@ -88,7 +88,7 @@ def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, rep
                     times[name].append(seconds)
     reuse = [sum(parts) for parts in zip(times["encode"], times["answer"], strict=True)]
     median = {name: statistics.median(seconds) for name, seconds in [*times.items(), ("reuse", reuse)]}
-    return Result(
+    return ReuseResult(
         sizes,
         retained_tokens=retain,
         visual_tokens=visual,
@@ -104,7 +104,7 @@ def measure(model: LlavaForConditionalGeneration, retain: int, sizes: Sizes, rep
 
 
 def _runs(
-    model: LlavaForConditionalGeneration, beginning: Tensor, pixels: Tensor, retain: int, sizes: Sizes
+    model: LlavaForConditionalGeneration, beginning: Tensor, pixels: Tensor, retain: int, sizes: ReuseSizes
 ) -> dict[str, Callable[[], object]]:
     """Return what is timed, in an order in which each finds what it needs."""
     generator = torch.Generator().manual_seed(2)
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
-    sizes = Sizes(args.questions, args.question_tokens, args.new_tokens)
+    sizes = ReuseSizes(args.questions, args.question_tokens, args.new_tokens)
     model = random_model(SHAPES[args.shape], getattr(torch, args.dtype), args.device)
     result = measure(model, args.retain, sizes, args.repeats)
     named = ("shape", "retain", "questions", "question_tokens", "new_tokens", "dtype", "repeats")

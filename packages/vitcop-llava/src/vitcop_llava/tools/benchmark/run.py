@@ -17,10 +17,10 @@ from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.breakdown import PARTS, time_parts
 from vitcop_llava.tools.benchmark.busy import Busy, busy_fields, measure_busy
 from vitcop_llava.tools.benchmark.oracle import run_oracle
-from vitcop_llava.tools.benchmark.prompts import Prompt
-from vitcop_llava.tools.benchmark.result import Result, Row, Spread
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt
+from vitcop_llava.tools.benchmark.result import BenchResult, BenchRow, Spread
 from vitcop_llava.tools.benchmark.rounds import interleave
-from vitcop_llava.tools.model.measuring import Measured, decode, measure, now, prefill
+from vitcop_llava.tools.model.measuring import Measured, decode_greedily, measure, now, prefill
 
 UNPRUNED = "unpruned"
 _PART_PASSES, _BUSY_PASSES = 3, 2
@@ -28,7 +28,7 @@ _PART_PASSES, _BUSY_PASSES = 3, 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What is measured, and how often.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
     capture: bool = False
 
 
-class Variant(NamedTuple):
+class BenchVariant(NamedTuple):
     """A method at a budget; no method for the unpruned model."""
 
     name: str
@@ -59,13 +59,13 @@ class Variant(NamedTuple):
     plan: Plan
 
 
-def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> Result:
+def run_bench(model: Any, parts: Parts, prompt: BenchPrompt, settings: BenchSettings) -> BenchResult:
     """Measure, after one round to warm up, ``settings.repeats`` rounds of everything, and then where the time goes.
 
     Methods whose plans have the same length in every layer share an oracle.
     """
     units, layers = prompt.tiling.units, parts.shape.num_layers
-    unpruned = Variant(UNPRUNED, None, None, identity_plan(layers, units))
+    unpruned = BenchVariant(UNPRUNED, None, None, identity_plan(layers, units))
     variants, missing = plan_variants(model, settings, layers, units)
     groups: dict[tuple[int, ...], dict[Any, Callable[[], Any]]] = {}
     for variant in variants:
@@ -102,10 +102,14 @@ def run_bench(model: Any, parts: Parts, prompt: Prompt, settings: Settings) -> R
             **busy.get(variant, {}),
         )
         rows.append(row)
-    return Result(prompt.tiling.tokens, prompt.tiling.newlines, prompt.text_tokens, _in_order(rows, missing, settings))
+    return BenchResult(
+        prompt.tiling.tokens, prompt.tiling.newlines, prompt.text_tokens, _in_order(rows, missing, settings)
+    )
 
 
-def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[int]) -> tuple[list[Variant], list[Row]]:
+def plan_variants(
+    model: Any, settings: BenchSettings, layers: int, units: Sequence[int]
+) -> tuple[list[BenchVariant], list[BenchRow]]:
     """Return every method at every budget that it can meet, and a row for each that it cannot, with the method's
     reason.
     """
@@ -117,9 +121,9 @@ def plan_variants(model: Any, settings: Settings, layers: int, units: Sequence[i
                 plan = method.plan(layers, units)
                 prune(model, method).remove()  # which knows more of the model than its layers
             except ValueError as error:
-                missing.append(Row(name, tokens, missing=str(error)))
+                missing.append(BenchRow(name, tokens, missing=str(error)))
             else:
-                variants.append(Variant(name, tokens, method, plan))
+                variants.append(BenchVariant(name, tokens, method, plan))
     return variants, missing
 
 
@@ -129,7 +133,7 @@ def pruned_by(model: Any, method: Method | None) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _ready(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> Iterator[None]:
+def _ready(model: Any, prompt: BenchPrompt, variant: BenchVariant, settings: BenchSettings) -> Iterator[None]:
     """Prepare the model under a variant's method, or as it is; with prefills recorded, if they are to be replayed."""
     if variant.method is None or not settings.capture:
         with pruned_by(model, variant.method):
@@ -139,16 +143,16 @@ def _ready(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> 
         with torch.inference_mode():
             for _ in range(3):  # the first shows the shape, the second is recorded, which takes torch's spare memory
                 token, cache = prefill(model, prompt.inputs)
-                decode(model, prompt.inputs, token, cache, steps=2)
+                decode_greedily(model, prompt.inputs, token, cache, steps=2)
         yield
 
 
-def _measure(model: Any, prompt: Prompt, variant: Variant, settings: Settings) -> Measured:
+def _measure(model: Any, prompt: BenchPrompt, variant: BenchVariant, settings: BenchSettings) -> Measured:
     with _ready(model, prompt, variant, settings):
         return measure(model, prompt.inputs, new_tokens=settings.new_tokens)
 
 
-def _time_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> float:
+def _time_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> float:
     device = prompt.inputs["input_ids"].device
     with torch.inference_mode():
         started = now(device)
@@ -156,14 +160,19 @@ def _time_oracle(model: Any, parts: Parts, prompt: Prompt, plan: Plan) -> float:
         return now(device) - started
 
 
-def _time_parts(model: Any, parts: Parts, prompt: Prompt, variant: Variant) -> dict[str, float]:
+def _time_parts(model: Any, parts: Parts, prompt: BenchPrompt, variant: BenchVariant) -> dict[str, float]:
     with pruned_by(model, variant.method):
         return time_parts(model, parts, prompt)
 
 
 def _watch_gpu(
-    model: Any, parts: Parts, prompt: Prompt, unpruned: Variant, variants: Sequence[Variant], settings: Settings
-) -> dict[Variant, dict[str, Any]]:
+    model: Any,
+    parts: Parts,
+    prompt: BenchPrompt,
+    unpruned: BenchVariant,
+    variants: Sequence[BenchVariant],
+    settings: BenchSettings,
+) -> dict[BenchVariant, dict[str, Any]]:
     """Return the fields of each variant's row about what a GPU works; none on a CPU."""
     if prompt.inputs["input_ids"].device.type != "cuda":
         return {}
@@ -176,14 +185,16 @@ def _watch_gpu(
     return busy_fields(runs.found, unpruned)
 
 
-def _measure_busy(model: Any, parts: Parts, prompt: Prompt, variant: Variant, settings: Settings) -> Busy | None:
+def _measure_busy(
+    model: Any, parts: Parts, prompt: BenchPrompt, variant: BenchVariant, settings: BenchSettings
+) -> Busy | None:
     with pruned_by(model, variant.method):  # as it is: parts are told by what launches them
         return measure_busy(model, parts, prompt.inputs, new_tokens=settings.new_tokens)
 
 
-def _row(variant: Variant, runs: Sequence[Measured], oracle: Sequence[float]) -> Row:
+def _row(variant: BenchVariant, runs: Sequence[Measured], oracle: Sequence[float]) -> BenchRow:
     plan = variant.plan
-    row = Row(variant.name, variant.retained_tokens, None, float(plan.average_tokens), plan.tokens_per_layer)
+    row = BenchRow(variant.name, variant.retained_tokens, None, float(plan.average_tokens), plan.tokens_per_layer)
     if not runs:
         return row
     prefill = [run.prefill_seconds for run in runs]
@@ -216,10 +227,10 @@ def _medians(passes: Sequence[dict[str, float]]) -> dict[str, float] | None:
     return {name: statistics.median(each[name] for each in passes) for name in PARTS} if passes else None
 
 
-def _in_order(rows: Sequence[Row], missing: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
+def _in_order(rows: Sequence[BenchRow], missing: Sequence[BenchRow], settings: BenchSettings) -> tuple[BenchRow, ...]:
     """Return the unpruned model, then by budget, then by method, as they were asked for."""
 
-    def place(row: Row) -> tuple[int, int]:
+    def place(row: BenchRow) -> tuple[int, int]:
         if row.retained_tokens is None:
             return -1, 0
         return settings.retained_tokens.index(row.retained_tokens), settings.methods.index(row.method)

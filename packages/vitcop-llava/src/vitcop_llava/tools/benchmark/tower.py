@@ -25,7 +25,7 @@ from vitcop_core.presets import equal_budgets
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.tools.benchmark.breakdown import clock
 from vitcop_llava.tools.benchmark.commands import command_of
-from vitcop_llava.tools.benchmark.prompts import Prompt, make_prompt
+from vitcop_llava.tools.benchmark.prompts import BenchPrompt, make_prompt
 from vitcop_llava.tools.benchmark.rounds import interleave
 from vitcop_llava.tools.benchmark.run import pruned_by
 from vitcop_llava.tools.benchmark.shapes import Language, Shape, Vision, random_model
@@ -40,7 +40,7 @@ _METHODS = ("ViTCoP", "VisionZip", "FastV")
 
 
 @dataclass(frozen=True)
-class Result:
+class TowerTimes:
     """One variant in one dtype.
 
     Attributes:
@@ -59,7 +59,7 @@ class Result:
 
 def measure(
     vision: Vision, dtype: str, methods: Mapping[str, Method], *, images: int, rounds: int, device: str = "cpu"
-) -> list[Result]:
+) -> list[TowerTimes]:
     """Time the tower unpruned and under each method, in turn, after one round to warm up."""
     model = random_model(Shape("llava", vision, _NARROW), getattr(torch, dtype), device)
     parts = locate(model)
@@ -73,12 +73,12 @@ def measure(
     }
     medians = {name: {part: statistics.median(own[part]) for part in own} for name, own in times.items()}
     return [
-        Result(name, dtype, **own, over_unpruned={part: medians[name][part] / medians[None][part] for part in own})
+        TowerTimes(name, dtype, **own, over_unpruned={part: medians[name][part] / medians[None][part] for part in own})
         for name, own in times.items()
     ]
 
 
-def _seconds(model: Any, parts: Parts, prompt: Prompt, method: Method | None) -> dict[str, float]:
+def _seconds(model: Any, parts: Parts, prompt: BenchPrompt, method: Method | None) -> dict[str, float]:
     spent = {"tower": 0.0, "encoding": 0.0}
     device = prompt.inputs["input_ids"].device
     with (

@@ -14,7 +14,7 @@ from vitcop_llava.tools.cli.analyze_inputs import (
     check_given,
     choose_prompts,
     parse_shares,
-    read_questions,
+    read_answered,
 )
 from vitcop_llava.tools.cli.errors import cannot_write, mistakes
 from vitcop_llava.tools.cli.media import open_images
@@ -85,7 +85,7 @@ def analyze(
     """
     check_folder(out, force)
     shares, paths, notes = parse_shares(top_k), images or [], Notes()
-    asked = None if questions is None else read_questions(questions)
+    asked = None if questions is None else read_answered(questions)
     check_given(paths, question, asked, scenes, model)
     for path in dict.fromkeys([*paths, *(image for line in asked or () for image in line.images)]):
         open_images([path])  # one that cannot be read is known before the model is loaded, and none is held

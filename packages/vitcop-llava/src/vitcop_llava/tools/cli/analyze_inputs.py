@@ -75,7 +75,7 @@ def check_folder(folder: Path, force: bool) -> None:
         raise UserError(f"--out must be a new or empty folder, got {folder}; --force writes into it")
 
 
-def read_questions(path: Path) -> list[Item]:
+def read_answered(path: Path) -> list[Item]:
     """Read a file of questions with answers, all of it.
 
     Raises:

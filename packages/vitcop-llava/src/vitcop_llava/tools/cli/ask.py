@@ -26,7 +26,7 @@ from vitcop_llava.tools.cli.media import (
     open_media,
     parse_sampling,
 )
-from vitcop_llava.tools.cli.methods import MethodName, find_method
+from vitcop_llava.tools.cli.methods import MethodName, parse_method
 from vitcop_llava.tools.cli.options import (
     AsJson,
     Debug,
@@ -88,7 +88,7 @@ TIMES = "Times are wall time of a single run"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Answers:
     """What the model said, and what pruning did; ``unpruned`` is None where that was not asked for."""
 
     pruned: Answer
@@ -140,9 +140,9 @@ def ask(
     else:
         check_batch(batch, out, force, resume, paths, question)
     for_video = has_video(paths) if batch is None else names_video(batch)
-    chosen = find_method(method, budget)  # imports torch, so after what is known without it
+    chosen = parse_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=for_video)
-    asker = Asker(loaded, method, chosen, budget, compare, max_new_tokens, sampling)
+    asker = AskSettings(loaded, method, chosen, budget, compare, max_new_tokens, sampling)
     if batch is not None:
         asker.check()
         is_whole = answer_batch(batch, out, resume, asker.identity(), asker.answer)
@@ -160,7 +160,7 @@ def ask(
 
 
 @dataclass(frozen=True, eq=False)
-class Asker:
+class AskSettings:
     """A model, and how it is asked."""
 
     loaded: Loaded
@@ -183,7 +183,7 @@ class Asker:
         asked |= {"sampling": asdict(self.sampling), "model": model_summary(self.loaded)}
         return {"run": asked, "packages": environment()["packages"]}
 
-    def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Outcome:
+    def run(self, media: Sequence[Medium], question: str, notes: Notes) -> Answers:
         """Ask a question about images and clips, pruned, and if wanted unpruned."""
         with quiet(notes):
             inputs = prepare_inputs(self.loaded, media, question, notes)
@@ -197,7 +197,7 @@ class Asker:
         outcome = self.run(media, request.question, notes)
         return {"answer": outcome.pruned.text} | self.fields(outcome, media, notes)
 
-    def fields(self, outcome: Outcome, media: Sequence[Medium], notes: Notes) -> dict[str, Any]:
+    def fields(self, outcome: Answers, media: Sequence[Medium], notes: Notes) -> dict[str, Any]:
         """Return what is told of an answer, for machines."""
         settings: dict[str, Any] = {"method": self.name, "retain": str(self.budget)}
         if clips := clips_of(media):
@@ -205,7 +205,7 @@ class Asker:
         return settings | _as_json(self.loaded, outcome, notes)
 
 
-def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int) -> Outcome:
+def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: bool, max_new_tokens: int) -> Answers:
     from vitcop_llava.tools.model.answer import generate
 
     unpruned = None
@@ -223,10 +223,10 @@ def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, compare: b
             generate(loaded, inputs, 1)
         with progress("answering, unpruned"):
             unpruned = generate(loaded, inputs, max_new_tokens)
-    return Outcome(pruned, unpruned, report)
+    return Answers(pruned, unpruned, report)
 
 
-def _as_table(outcome: Outcome) -> Table:
+def _as_table(outcome: Answers) -> Table:
     pruned, unpruned, report = outcome.pruned, outcome.unpruned, outcome.report
     caption = f"{TIMES}, after a warm-up of each." if unpruned else f"{TIMES}; --compare runs the unpruned model too."
     table = make_table(("", "pruned", "unpruned", "share"), caption=caption)
@@ -269,7 +269,7 @@ def _bytes(count: int) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-def _as_json(loaded: Loaded, outcome: Outcome, notes: Notes) -> dict[str, Any]:
+def _as_json(loaded: Loaded, outcome: Answers, notes: Notes) -> dict[str, Any]:
     report = outcome.report
     row = report.rows[0]
     assert row.plan is not None  # `ask` always has an image

@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vitcop_llava.tools.benchmark.host import HostResult
-    from vitcop_llava.tools.benchmark.prompts import Prompt
-    from vitcop_llava.tools.benchmark.result import Result
-    from vitcop_llava.tools.benchmark.run import Settings
+    from vitcop_llava.tools.benchmark.prompts import BenchPrompt
+    from vitcop_llava.tools.benchmark.result import BenchResult
+    from vitcop_llava.tools.benchmark.run import BenchSettings
     from vitcop_llava.tools.cli.bench_model import BenchModel
 
 DEFAULT_BUDGETS = ("1/3", "2/9", "1/9")
 """192, 128 and 64 of LLaVA-1.5's 576 tokens."""
 
-Shape = Annotated[
+ShapeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
@@ -55,7 +55,7 @@ Methods = Annotated[
         "--method", metavar="NAME,...", help=f"{', '.join(METHODS)}; repeat the option for several. Default: all."
     ),
 ]
-Budgets = Annotated[
+BudgetsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--retain",
@@ -88,10 +88,10 @@ class Layout:
 
 
 def bench(
-    shape: Shape = None,
+    shape: ShapeOption = None,
     model: Model = None,
     method: Methods = None,
-    retain: Budgets = None,
+    retain: BudgetsOption = None,
     repeats: Annotated[int, typer.Option(min=1, max=10**6, help="How many rounds, after one that warms up.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How many tokens to generate for each prompt.")] = 8,
     batch: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts at a time.")] = 1,
@@ -133,7 +133,7 @@ def bench(
     All variants take turns in one run. Beside each prefill stands its oracle, the same model at the plan's lengths with
     nothing to decide, and what the plan saves in multiply-accumulates. Then comes where the time goes.
     """
-    methods, size = parse_methods(method), parse_size(image_size)
+    methods, size = method_titles(method), parse_size(image_size)
     budgets = tuple(dict.fromkeys(parse_budgets(retain, DEFAULT_BUDGETS).values()))
     if out is not None:
         check_output(out, force, kind="JSON")
@@ -146,12 +146,12 @@ def bench(
         device, dtype = ("cpu" if device == "auto" else device), ("float32" if dtype == "auto" else dtype)
         shape = shape or (None if model else "narrow")
     ready = open_bench_model(shape, model, device, dtype, attention, notes)
-    from vitcop_llava.tools.benchmark.run import Settings
+    from vitcop_llava.tools.benchmark.run import BenchSettings
 
     layout = Layout(batch, text_tokens, size, frames, seed)
     with quiet(Notes()):  # what pruning warns of is about answers, and there are none
         prompt = _prompt(ready, layout)
-        settings = Settings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief, capture)
+        settings = BenchSettings(methods, _tokens(budgets, prompt), repeats, new_tokens, seed, brief, capture)
         result: Any = _run_host(ready, prompt, settings) if host else _run(ready, prompt, settings)
     stored = _stored(ready, prompt, result, asdict(settings) | {"host": host})
     if out is not None:
@@ -164,7 +164,7 @@ def bench(
     notes.print()
 
 
-def parse_methods(given: Sequence[str] | None) -> tuple[str, ...]:
+def method_titles(given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the methods of ``--method``, by the names that papers use; all where there is none.
 
     Raises:
@@ -199,7 +199,7 @@ def parse_size(given: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
+def _prompt(ready: BenchModel, layout: Layout) -> BenchPrompt:
     from vitcop_llava.tools.benchmark.prompts import make_prompt
 
     given = asdict(layout)
@@ -209,7 +209,7 @@ def _prompt(ready: BenchModel, layout: Layout) -> Prompt:
         return make_prompt(ready.model, ready.parts, **given)
 
 
-def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, ...]:
+def _tokens(budgets: tuple[Budget, ...], prompt: BenchPrompt) -> tuple[int | float, ...]:
     """Return the budgets in visual tokens of a prompt."""
     every, retained = prompt.tiling.tokens, list[int | float]()
     for budget in budgets:
@@ -220,13 +220,13 @@ def _tokens(budgets: tuple[Budget, ...], prompt: Prompt) -> tuple[int | float, .
     return tuple(dict.fromkeys(retained))
 
 
-def _run(ready: BenchModel, prompt: Prompt, settings: Settings) -> Result:
+def _run(ready: BenchModel, prompt: BenchPrompt, settings: BenchSettings) -> BenchResult:
     from vitcop_llava.tools.benchmark.run import run_bench
 
     return run_bench(ready.model, ready.parts, prompt, settings)
 
 
-def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResult:
+def _run_host(ready: BenchModel, prompt: BenchPrompt, settings: BenchSettings) -> HostResult:
     from vitcop_llava.tools.benchmark.host import measure_host
 
     if ready.model.device.type != "cpu":
@@ -237,7 +237,9 @@ def _run_host(ready: BenchModel, prompt: Prompt, settings: Settings) -> HostResu
         return measure_host(ready.model, ready.parts, prompt, settings)
 
 
-def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, settings: dict[str, Any]) -> dict[str, Any]:
+def _stored(
+    ready: BenchModel, prompt: BenchPrompt, result: BenchResult | HostResult, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Return the result with everything that it takes to repeat it."""
     from vitcop_llava.tools.model.environment import environment
 
@@ -257,7 +259,7 @@ def _stored(ready: BenchModel, prompt: Prompt, result: Result | HostResult, sett
     return {"command": command, "environment": environment(), **given, "model": ready.summary} | asdict(result)
 
 
-def _print(command: str, ready: BenchModel, result: Result) -> None:
+def _print(command: str, ready: BenchModel, result: BenchResult) -> None:
     from vitcop_llava.tools.benchmark import report
 
     table = make_table(report.SHORT_HEADINGS, title=command, caption=report.CAPTION)
@@ -278,7 +280,7 @@ def _print(command: str, ready: BenchModel, result: Result) -> None:
     print_result(parts)
 
 
-def _print_brief(command: str, ready: BenchModel, result: Result) -> None:
+def _print_brief(command: str, ready: BenchModel, result: BenchResult) -> None:
     from vitcop_llava.tools.benchmark.brief import bars, lines, measured, name
     from vitcop_llava.tools.benchmark.report import remarks
 
@@ -304,5 +306,5 @@ def _print_host(command: str, ready: BenchModel, result: HostResult) -> None:
         print_result(remark)
 
 
-def _heading(ready: BenchModel, result: Result | HostResult) -> str:
+def _heading(ready: BenchModel, result: BenchResult | HostResult) -> str:
     return f"{ready.describe()}; {result.visual_tokens} visual tokens and {result.text_tokens} of text a prompt"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.comparison.questions import Fault, QuestionSet
     from vitcop_llava.tools.comparison.run import Options
-    from vitcop_llava.tools.comparison.stored import StoredResult
+    from vitcop_llava.tools.comparison.stored import StoredComparison
     from vitcop_llava.tools.comparison.variants import Variant
     from vitcop_llava.tools.media.video_support import Sampling
     from vitcop_llava.tools.model.loading import Loaded
@@ -244,7 +244,7 @@ def _run(
     out: Path,
     resume: bool,
     command: str,
-) -> StoredResult:
+) -> StoredComparison:
     from vitcop_llava.tools.comparison.run import run, write
     from vitcop_llava.tools.model.environment import VIDEO_PACKAGES, environment
 
@@ -253,7 +253,7 @@ def _run(
         with mistakes():
             found = run(loaded, summary, asked, variants, options, out, resume=resume, on_fault=_tell)
         place = environment(*(VIDEO_PACKAGES if asked.have_video else ()))
-        result: StoredResult = {"command": command, "environment": place, **found}
+        result: StoredComparison = {"command": command, "environment": place, **found}
         write(out, result, f"{summary['source']}: {found['comparison']['questions']:,} questions")
     except OSError as error:
         raise cannot_write("--out", Path(error.filename or out), error) from error
@@ -281,7 +281,7 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _print(loaded: Loaded, result: StoredResult, out: Path) -> None:
+def _print(loaded: Loaded, result: StoredComparison, out: Path) -> None:
     from vitcop_llava.tools.comparison.report import caption, cells, headings
 
     print_result(describe(loaded))

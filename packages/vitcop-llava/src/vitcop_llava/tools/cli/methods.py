@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.cli.options import Budget
 
-__all__ = ["METHODS", "MethodName", "find_method", "method_names", "parse_methods"]
+__all__ = ["METHODS", "MethodName", "method_names", "parse_method", "parse_methods"]
 
 MethodName = Annotated[
     str,
@@ -27,7 +27,7 @@ MethodName = Annotated[
 ]
 
 
-def find_method(text: str, budget: Budget) -> Method:
+def parse_method(text: str, budget: Budget) -> Method:
     """Return the one method that ``--method`` says, for a budget.
 
     Raises:

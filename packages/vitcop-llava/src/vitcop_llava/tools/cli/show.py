@@ -24,7 +24,7 @@ from vitcop_llava.tools.cli.media import (
     open_media,
     parse_sampling,
 )
-from vitcop_llava.tools.cli.methods import MethodName, find_method
+from vitcop_llava.tools.cli.methods import MethodName, parse_method
 from vitcop_llava.tools.cli.options import (
     AsJson,
     Debug,
@@ -93,7 +93,7 @@ def show(
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader, time_limit)
     notes = Notes()
     media = open_media([image], sampling, notes.add)
-    chosen = find_method(method, budget)  # imports torch, so after what is known without it
+    chosen = parse_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
     with quiet(notes):
         inputs = prepare_inputs(loaded, media, question, notes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from vitcop_llava.tools.comparison.stored import (
     Comparison,
     Measurements,
+    StoredComparison,
     StoredEstimate,
-    StoredResult,
-    Timing,
+    StoredTiming,
     Unreachable,
     reached,
     unpruned,
@@ -60,7 +60,7 @@ def interval(found: StoredEstimate | None) -> str:
     return f"{found['value']:.1%} ({100 * found['low']:.1f}–{100 * found['high']:.1f})"
 
 
-def _times(timing: Timing | None, name: str) -> list[str]:
+def _times(timing: StoredTiming | None, name: str) -> list[str]:
     if timing is None:
         return []
     row = timing["variants"][name]
@@ -112,7 +112,7 @@ def caption(result: Measurements) -> str:
     return said
 
 
-def markdown(result: StoredResult) -> str:
+def markdown(result: StoredComparison) -> str:
     """Return the whole report."""
     compared, model = result["comparison"], result["comparison"]["model"]
     per_frame = model.get("visual_tokens_per_frame")  # of models for clips alone

@@ -17,10 +17,10 @@ from vitcop_llava.tools.comparison.stored import (
     Compared,
     Comparison,
     StoredEstimate,
+    StoredTimes,
+    StoredTiming,
     StoredVariant,
     TimedVariant,
-    Times,
-    Timing,
     Unreachable,
 )
 from vitcop_llava.tools.comparison.timing import Timed
@@ -153,9 +153,9 @@ def _stored(found: Estimate) -> StoredEstimate:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def timing(runs: Sequence[Timed], new_tokens: int) -> Timing:
+def timing(runs: Sequence[Timed], new_tokens: int) -> StoredTiming:
     """Return every run of each variant, and the medians."""
-    found: dict[str, list[Times]] = {}
+    found: dict[str, list[StoredTimes]] = {}
     for run in runs:
         times = run.measured
         found.setdefault(run.variant, []).append(
@@ -169,7 +169,7 @@ def timing(runs: Sequence[Timed], new_tokens: int) -> Timing:
     return {"new_tokens": new_tokens, "variants": {name: _medians(each) for name, each in found.items()}}
 
 
-def _medians(runs: list[Times]) -> TimedVariant:
+def _medians(runs: list[StoredTimes]) -> TimedVariant:
     return {
         "runs": runs,
         "prefill_seconds": _median(run["prefill_seconds"] for run in runs),

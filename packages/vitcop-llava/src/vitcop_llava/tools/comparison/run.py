@@ -16,7 +16,7 @@ from vitcop_llava.tools.comparison.answers import AnswerFile, Asker, ask_all
 from vitcop_llava.tools.comparison.questions import Fault, QuestionSet, chunks
 from vitcop_llava.tools.comparison.report import markdown
 from vitcop_llava.tools.comparison.result import Results, comparison, timing
-from vitcop_llava.tools.comparison.stored import Asking, Measurements, StoredResult, Timing
+from vitcop_llava.tools.comparison.stored import Asking, Measurements, StoredComparison, StoredTiming
 from vitcop_llava.tools.comparison.timing import Timed, time_variants
 from vitcop_llava.tools.comparison.variants import UNPRUNED, Variant, find_problem
 from vitcop_llava.tools.media.video_support import Sampling
@@ -112,7 +112,7 @@ def run(
     return {"comparison": compared, "timing": _timing(loaded, asker, able, results, options.timed)}
 
 
-def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Results, timed: int) -> Timing | None:
+def _timing(loaded: Loaded, asker: Asker, able: Sequence[Variant], results: Results, timed: int) -> StoredTiming | None:
     items = [answered.item for answered in results.answered[:timed]]
     if not items:
         return None
@@ -129,7 +129,7 @@ def _bar(total: int, what: str) -> tqdm[Any]:
     return tqdm(total=total, desc=what, file=sys.stderr, disable=None, leave=False)
 
 
-def write(folder: Path, result: StoredResult, title: str) -> None:
+def write(folder: Path, result: StoredComparison, title: str) -> None:
     """Write the numbers, the report and the plot, each whole or not at all.
 
     Args:

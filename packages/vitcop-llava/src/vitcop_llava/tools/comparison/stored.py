@@ -79,7 +79,7 @@ class Comparison(Asking):
     variants: list[Compared | Unreachable]
 
 
-class Times(TypedDict):
+class StoredTimes(TypedDict):
     """Of one run, or medians; see `vitcop_llava.tools.model.measuring.Measured`."""
 
     prefill_seconds: float | None
@@ -88,13 +88,13 @@ class Times(TypedDict):
     cache_bytes: float | None
 
 
-class TimedVariant(Times):
+class TimedVariant(StoredTimes):
     """Medians, and what they are of."""
 
-    runs: list[Times]
+    runs: list[StoredTimes]
 
 
-class Timing(TypedDict):
+class StoredTiming(TypedDict):
     """What depends on the clock, by variant."""
 
     new_tokens: int
@@ -105,10 +105,10 @@ class Measurements(TypedDict):
     """Both parts; ``timing`` is None where nothing was timed."""
 
     comparison: Comparison
-    timing: Timing | None
+    timing: StoredTiming | None
 
 
-class StoredResult(Measurements):
+class StoredComparison(Measurements):
     """The whole file."""
 
     command: str

@@ -69,7 +69,7 @@ def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Varian
     ]
 
 
-def equal_budgets() -> dict[str, Method]:
+def equal_budget_variants() -> dict[str, Method]:
     """Return the five methods by name."""
     return dict(reversed(presets.equal_budgets(1).items()))
 
@@ -87,7 +87,7 @@ def preset(name: str, parts: Parts, budgets: Budgets) -> list[Variant]:
     """
     layers = parts.shape.num_layers
     if name == "equal-budgets":
-        return at_budgets(equal_budgets(), budgets)
+        return at_budgets(equal_budget_variants(), budgets)
     if name == "table-4":
         return at_budgets(presets.table_4(1), budgets)
     if name == "table-7":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitcop_core.environment import Environment
-from vitcop_core.environment import environment as environment_with
+from vitcop_core.environment import environment_of as environment_with
 
 _PACKAGES = ("transformers", "numpy", "vitcop-core", "vitcop-cuda", "vitcop-llava")
 

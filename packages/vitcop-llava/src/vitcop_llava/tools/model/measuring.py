@@ -58,7 +58,7 @@ def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Me
         prefilled = now(device)
         held = cache_bytes(cache)
         stepped = now(device)
-        decode(model, inputs, token, cache, new_tokens - 1)
+        decode_greedily(model, inputs, token, cache, new_tokens - 1)
         ended = now(device)
     each = (ended - stepped) / (new_tokens - 1) if new_tokens > 1 else None
     return Measured(prefilled - started, each, memory.peak(), held)
@@ -70,7 +70,7 @@ def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Cache]:
     return output.logits[:, -1:].argmax(-1), output.past_key_values
 
 
-def decode(model: Any, inputs: Mapping[str, Any], token: Tensor, cache: Cache, steps: int) -> None:
+def decode_greedily(model: Any, inputs: Mapping[str, Any], token: Tensor, cache: Cache, steps: int) -> None:
     """Generate ``steps`` tokens more for each row, after ``token``, ``[B, 1]``, and what ``cache`` holds."""
     mask: Tensor | None = inputs.get("attention_mask")
     for _ in range(steps):

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
 
 from vitcop_llava.families import Parts
-from vitcop_llava.families.base import Video
+from vitcop_llava.families.base import VideoParts
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.tools.media.video_support import need_support
 
@@ -130,7 +130,7 @@ def _explain(processor: Any, parts: Parts) -> str:
     return "".join(f"; {reason}" for reason in reasons)
 
 
-def _check_clip(processor: Any, video: Video) -> None:
+def _check_clip(processor: Any, video: VideoParts) -> None:
     """Do the same for a clip of two plain frames."""
     side = video.frame_size
     try:
