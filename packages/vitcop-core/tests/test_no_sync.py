@@ -120,7 +120,7 @@ METHODS = {
     "official": ViTCoP(retained_tokens=64, compat="official"),
     "attention": ViTCoP(retained_tokens=64, saliency="attention"),
     "temporal": ViTCoP(retained_tokens=64, change_share=0.5, cluster_frames=2),
-    "received": ViTCoP(retained_tokens=64, vision_saliency="received"),
+    "received": ViTCoP(retained_tokens=64, vision_saliency="received", cutoff_distance="auto"),
     "vision_hidden": ViTCoP(retained_tokens=64, vic_features="vision_hidden", merge="anchor_plus_mean"),
 }
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

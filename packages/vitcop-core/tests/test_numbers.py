@@ -169,6 +169,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "cls_saliency": (ops.cls_saliency, {"query_cls": KEYS[:, :, 0], "keys": KEYS, "scale": 1.0}),
     "key_norm": (ops.key_norm, {"keys": KEYS}),
+    "auto_cutoff": (ops.auto_cutoff, {"features": FEATURES}),
     "received_attention": (ops.received_attention, {"queries": KEYS, "keys": KEYS, "scale": 1.0}),
     "gather_tokens": (ops.gather_tokens, {"tensors": [WEIGHTS], "index": LABELS}),
     "product": (ops.product, {"left": KEYS, "right": KEYS.mT}),

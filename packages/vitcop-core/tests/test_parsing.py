@@ -61,7 +61,7 @@ def test_several_methods_have_labels() -> None:
         ("vitcop(layers=(1, 2, 3))", "layers must be a tuple of two integers"),
         ("vitcop(layers=(0, 6))", "layers must be an integer from 1 to 10000, got 0"),
         ("vitcop(cutoff_distance=1e999)", "cutoff_distance must be a positive number, got inf"),
-        ("vitcop(cutoff_distance='8')", "cutoff_distance must be a positive number, got '8' (str)"),
+        ("vitcop(cutoff_distance='8')", "cutoff_distance must be a positive number or 'auto', got '8'"),
         ("fastv(layer=0x" + "f" * 900 + ")", "layer must be an integer from 1 to 2147483647, got about 10**1083"),
         ("fastv(layer=0x" + "f" * 6000 + ")", "text must be at most 1000 characters long, got 6015"),
         ("fastv(layer=" + "9" * 5000 + ")", "text must be at most 1000 characters long"),

@@ -18,6 +18,7 @@ P, W = torch.rand(2, 4, 2), torch.rand(2, 4)
 K, Q = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 8)
 ROW, HALF = torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.int32)
 HUGE = 2**40
+CUTOFFS = "cutoffs|cutoff_distance"
 
 # Operator, arguments, and the name that the error must have.
 BAD: list[tuple[str, tuple[Any, ...], str]] = [
@@ -51,6 +52,9 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("vic", (F, P, 5), "num_centers"),
     ("vic", (F, P, 2, 8.0, 0.6, W[:, 0]), "lengths"),
     ("vic", (F, P, 2, 8.0, 0.6, None, L), "counts"),
+    ("vic", (F, P, 2, 8.0, 0.6, None, None, ROW), CUTOFFS),
+    ("vic", (F, P, 2, 8.0, 0.6, None, None, W), CUTOFFS),
+    ("vic", (F, P, 2, 8.0, 0.6, None, None, W[:1, 0]), CUTOFFS),
     ("co_prune", (L, L, W, 2, 1), "hidden"),
     ("co_prune", (W, L, W, 2, 1), "hidden"),
     ("co_prune", (F, W, W, 2, 1), "labels"),
@@ -86,7 +90,8 @@ def _named(op: str) -> Callable[..., Any]:
     if plain is None:
         return function
     names = ("cutoff_distance", "spatial_threshold") if op == "vic" else ("smallest",) if op == "top_tokens" else ()
-    keywords = (*names, "lengths", "counts")
+    # What comes last for the operator is another kind of cutoff distance for the function.
+    keywords = (*names, "lengths", "counts", "cutoff_distance")
     return lambda *given: function(*given[:plain], **dict(zip(keywords, given[plain:], strict=False)))
 
 

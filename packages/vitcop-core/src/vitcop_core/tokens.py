@@ -192,6 +192,8 @@ class VisionSelection:
         counts: ``[C]`` int64, how many each unit keeps, where the method shared a clip's tokens out among its frames by
             what they show; None where it kept what it was told.
         spans: How many units that follow each other share their clusters, span by span; None where none do.
+        cutoff: The cutoff distance that they were clustered by: a number, or ``[groups]`` float32 where one was found
+            for each unit or span. None where nothing was clustered by one.
     """
 
     index: Tensor
@@ -200,6 +202,7 @@ class VisionSelection:
     hidden: Tensor | None = None
     counts: Tensor | None = None
     spans: tuple[int, ...] | None = None
+    cutoff: float | Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ Tensor top_tokens(const Tensor& saliency, int64_t k, bool smallest, const Option
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vic(const Tensor& features, const Tensor& positions,
                                                        int64_t num_centers, double cutoff_distance,
                                                        double spatial_threshold, const OptionalTensor& lengths,
-                                                       const OptionalTensor& counts);
+                                                       const OptionalTensor& counts, const OptionalTensor& cutoffs);
 Tensor key_norm(const Tensor& keys);
 std::tuple<Tensor, Tensor, Tensor, Tensor> co_prune(const Tensor& hidden, const Tensor& labels, const Tensor& key_norm,
                                                     int64_t budget, int64_t num_clusters, const OptionalTensor& lengths,

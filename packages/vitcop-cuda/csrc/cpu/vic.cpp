@@ -20,7 +20,6 @@ constexpr int64_t kPanel = 32;
 // every thread, and what many rows would need at once falls out of the caches.
 struct Clustering {
   int64_t n, width;
-  double cutoff;
   float threshold;
   std::vector<double> centered;  // [n, d]
   std::vector<double> norms;     // [n], squared
@@ -29,12 +28,13 @@ struct Clustering {
   std::vector<int32_t> parents;  // [n]
   // Of the row at hand.
   int64_t length, count;
+  double scale;  // of squared distances, by the cutoff
   const float* positions;
   float *density, *distance, *importance;
   int64_t *centers, *labels;
 
-  Clustering(int64_t n_, int64_t width_, double cutoff_, float threshold_)
-      : n(n_), width(width_), cutoff(cutoff_), threshold(threshold_), centered(n * width), norms(n),
+  Clustering(int64_t n_, int64_t width_, float threshold_)
+      : n(n_), width(width_), threshold(threshold_), centered(n * width), norms(n),
         partial(ceil_div(n, kPanel) * n), distances(n * n), parents(n) {}
 };
 
@@ -90,8 +90,7 @@ void to_distances(Clustering& c, int64_t first, int64_t height, int64_t columns,
 
 // Equation 2's terms of a panel: each pair counts for its row and, beyond the panel's own square, for its column.
 void add_densities(Clustering& c, int64_t first, int64_t height, int64_t columns, double* panel) {
-  const double scale = -1.0 / (c.cutoff * c.cutoff);
-  for (int64_t x = 0; x < height * columns; ++x) panel[x] *= scale;
+  for (int64_t x = 0; x < height * columns; ++x) panel[x] *= c.scale;
   const Tensor terms = matrix(panel, {1, height * columns}, {height * columns, 1});
   glue::call("aten::exp_", "", {&terms});
   double* sums = c.partial.data() + first / kPanel * c.n;
@@ -194,7 +193,7 @@ void assign_labels(Clustering& c) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vic(const Tensor& features, const Tensor& positions,
                                                        int64_t num_centers, double cutoff_distance,
                                                        double spatial_threshold, const OptionalTensor& lengths,
-                                                       const OptionalTensor& counts) {
+                                                       const OptionalTensor& counts, const OptionalTensor& cutoffs) {
   glue::check_floating("features", features, 3, features);
   const int64_t batch = features.size(0), tokens = features.size(1), width = features.size(2);
   glue::check_floating("positions", positions, 3, features);
@@ -209,10 +208,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vic(const Tensor& features, c
   const Tensor importance = glue::empty(features, {batch, tokens}, Dtype::Float);
   const Tensor dense = glue::packed(features), places = glue::packed(glue::as_dtype(positions, Dtype::Float));
 
-  Clustering c(tokens, width, cutoff_distance, glue::squared_threshold(spatial_threshold));
+  const glue::CutoffArguments cutoff(features, cutoff_distance, cutoffs);
+  Clustering c(tokens, width, glue::squared_threshold(spatial_threshold));
   for (int64_t row = 0; row < batch; ++row) {
     c.length = arguments.rows().length(row);
     c.count = arguments.rows().count(row);
+    c.scale = cutoff.cutoff().scale(row);
     c.positions = glue::input<float>(places) + row * tokens * 2;
     c.density = glue::output<float>(density) + row * tokens;
     c.distance = glue::output<float>(distance) + row * tokens;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "glue/stable.h"
+#include "vitcop/cutoff.h"
 #include "vitcop/gather.h"
 #include "vitcop/rows.h"
 #include "vitcop/scalar.h"
@@ -77,6 +78,24 @@ class RowArguments {
 
   OptionalTensor lengths_, counts_;
   Rows rows_;
+};
+
+// The cutoff distance of vic, or one for each row, which take precedence. Holds the tensor that they lie in.
+class CutoffArguments {
+ public:
+  CutoffArguments(const Tensor& like, double common, const OptionalTensor& given) : cutoff_{common, nullptr} {
+    if (!given.has_value()) return;
+    check_floating("cutoffs", *given, 1, like);
+    check_shape("cutoffs", *given, {like.size(0)});
+    held_ = packed(as_dtype(*given, Dtype::Float));
+    cutoff_.rows = input<float>(*held_);
+  }
+
+  const Cutoff& cutoff() const { return cutoff_; }
+
+ private:
+  OptionalTensor held_;
+  Cutoff cutoff_;
 };
 
 template <class T>

@@ -115,7 +115,8 @@ using Clusters = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Launcher>
 Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_centers, double cutoff_distance,
-             double spatial_threshold, const OptionalTensor& lengths, const OptionalTensor& counts) {
+             double spatial_threshold, const OptionalTensor& lengths, const OptionalTensor& counts,
+             const OptionalTensor& cutoffs) {
   check_floating("features", features, 3, features);
   const int64_t batch = features.size(0), tokens = features.size(1), width = features.size(2);
   check_floating("positions", positions, 3, features);
@@ -123,6 +124,7 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
   check_range("num_centers", num_centers, 1, tokens);
   const RowArguments arguments(features, tokens, num_centers, lengths, counts);
   const Rows& rows = arguments.rows();
+  const CutoffArguments cutoff(features, cutoff_distance, cutoffs);
   const Launcher launch(features);
   const Tensor labels = empty(features, {batch, tokens}, Dtype::Long);
   const Tensor centers = empty(features, {batch, num_centers}, Dtype::Long);
@@ -157,7 +159,7 @@ Clusters vic(const Tensor& features, const Tensor& positions, int64_t num_center
                              input<float>(places),
                              batch,
                              rows,
-                             cutoff_distance,
+                             cutoff.cutoff(),
                              squared_threshold(spatial_threshold),
                              output<float>(density),
                              output<float>(distance),

@@ -40,7 +40,7 @@ const char* const kSchemas[] = {
     "received_attention(Tensor queries, Tensor keys, float scale, Tensor? lengths=None) -> Tensor",
     "top_tokens(Tensor saliency, int k, bool smallest=False, Tensor? lengths=None, Tensor? counts=None) -> Tensor",
     "vic(Tensor features, Tensor positions, int num_centers, float cutoff_distance=8.0, float spatial_threshold=0.6, "
-    "Tensor? lengths=None, Tensor? counts=None) "
+    "Tensor? lengths=None, Tensor? counts=None, Tensor? cutoffs=None) "
     "-> (Tensor labels, Tensor centers, Tensor density, Tensor distance, Tensor importance)",
     "key_norm(Tensor keys) -> Tensor",
     "co_prune(Tensor hidden, Tensor labels, Tensor key_norm, int budget, int num_clusters, Tensor? lengths=None, "

@@ -112,7 +112,7 @@ void cluster(const Sizes& s, const Rows& given, const Grid& grid, int poison, Re
     auto* labels = results.add<int64_t>(s.batch * n, poison);
     std::vector<int32_t> pointers(s.batch * n * 2, poison);
     std::vector<float> stored(s.batch * n * n);
-    const vitcop::AfterProduct rest = {gram.data(), positions.data(), s.batch, rows, 8.0, 0.2f, density, distance,
+    const vitcop::AfterProduct rest = {gram.data(), positions.data(), s.batch, rows, {8.0, nullptr}, 0.2f, density, distance,
                                        importance, centers, labels, parent, label, pointers.data(), stored.data(),
                                        finished.data(), diagonal.data()};
     if (in_one) {

@@ -174,6 +174,14 @@ def _spoiled(draw: Draw) -> Arguments:
     return spoiled_where(features, LENGTHS, NAN), spoiled_where(positions, LENGTHS, NAN), 5, 8.0, 0.6, LENGTHS, COUNTS
 
 
+def _cutoffs(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _many_with_cutoffs(draw: Draw) -> Arguments:
+    return *_random(draw, 2, 257, 6), 9, 1.0, 0.3, rows(257, 100), None, _cutoffs(3.0, 9.0)
+
+
 def _few(tokens: int, threshold: float) -> list[Case]:
     kind = f"{tokens} tokens, tau {threshold:g}"
     return [
@@ -203,6 +211,12 @@ VIC = [
     Case("vic", "ragged", lambda d: (*_random(d), 5, 8.0, 0.6, LENGTHS, COUNTS)),
     Case("vic", "ragged, spoiled", _spoiled),
     Case("vic", "ragged, tied", lambda d: (*_tied(d, 23), 5, 3.0, 0.3, LENGTHS, COUNTS)),
+    Case("vic", "cutoffs", lambda d: (*_random(d), 5, 1.0, 0.6, LENGTHS, None, _cutoffs(2.0, 8.0, 1.2e-38, 5.0))),
+    Case("vic", "cutoffs, strided", lambda d: (*_tied(d), 5, 1.0, 0.6, None, None, strided(_cutoffs(2, 8, 0.5, 50)))),
+    Case(
+        "vic", "cutoffs of double", lambda d: (*_random(d), 5, 1.0, 0.6, None, None, _cutoffs(2, 8, 1, 5).double()), ONE
+    ),
+    Case("vic", "257 tokens, cutoffs", _many_with_cutoffs, ONE, is_large=True),
     Case("vic", "counts", lambda d: (*_random(d), 5, 8.0, 0.6, None, COUNTS)),
     Case("vic", "empty", lambda d: (*_random(d), 5, 8.0, 0.6, rows(0, 0, 0, 0))),
     Case("vic", "panels, ragged", lambda d: (*_random(d, 3, 150, 5), 9, 8.0, 0.4, rows(150, 64, 65))),

@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 from vitcop_core.checks import check_int, check_positive, require
-from vitcop_core.shown import shown_with_type
+from vitcop_core.shown import shown, shown_with_type
 
 
 def check_ratios(ratios: object, *, whole: bool) -> None:
@@ -23,6 +23,20 @@ def check_ratios(ratios: object, *, whole: bool) -> None:
     first, second, third = (check_positive("ratios", ratio, at_most=1) for ratio in ratios)
     require(first >= second >= third, "ratios", "three ratios, none above the one before", ratios)
     require(whole, "ratios", "None when a stage is off: the ratios say what each stage keeps", ratios)
+
+
+def check_cutoff(cutoff_distance: object) -> None:
+    """Raise unless a cutoff distance is None, ``"auto"`` or a positive number.
+
+    Raises:
+        TypeError: It is of another type.
+        ValueError: It is another text, or not positive.
+    """
+    if cutoff_distance is None or (isinstance(cutoff_distance, str) and cutoff_distance == "auto"):
+        return
+    if isinstance(cutoff_distance, str):
+        raise ValueError(f"cutoff_distance must be a positive number or 'auto', got {shown(cutoff_distance)}")
+    check_positive("cutoff_distance", cutoff_distance)
 
 
 def check_temporal(change_share: Any, cluster_frames: Any, compat: str) -> None:

@@ -5,6 +5,7 @@ Frames come as units. Which belong together is known on the host, from shapes; w
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,14 +104,14 @@ def vic_over_spans(
     features: Tensor,
     positions: Tensor,
     clusters: int,
-    cutoff_distance: float,
+    cutoff_distance: float | None,
     spatial_threshold: float,
     spans: Sequence[int],
     width: int,
     *,
     lengths: Tensor | None,
     counts: Tensor | None,
-) -> Clusters:
+) -> tuple[Clusters, float | Tensor]:
     """Cluster the tokens of several frames together, time being a third coordinate: frame / ``width``.
 
     A span has as many centers as its frames would have alone, so a part of the picture that stays the same leaves more
@@ -120,7 +121,7 @@ def vic_over_spans(
         features: ``[C, k, d]``, the kept tokens of each frame.
         positions: ``[C, k, 2]``.
         clusters: Centers of each frame.
-        cutoff_distance: d_c.
+        cutoff_distance: d_c; None to find one for each span (:func:`vitcop_core.ops.auto_cutoff`).
         spatial_threshold: tau.
         spans: Frames of each span, C in all.
         width: The most frames of any span that there could be; what time is measured by.
@@ -128,7 +129,8 @@ def vic_over_spans(
         counts: ``[C]`` int64, centers of each frame; None for ``clusters``.
 
     Returns:
-        Labels and numbers by frame, ``[C, k]``; labels count within a span, and so do the centers, ``[spans, c]``.
+        Labels and numbers by frame, ``[C, k]``; labels count within a span, and so do the centers, ``[spans, c]``. And
+        the cutoff distance, or those that were found, ``[spans]`` float32.
     """
     tokens = features.shape[1]
     each = torch.arange(tokens, device=features.device) < row_counts(features, tokens, None, lengths)
@@ -139,20 +141,23 @@ def vic_over_spans(
     features, positions = (part.gather(1, order[..., None].expand_as(part)) for part in (features, positions))
     centers = _joined(row_counts(each, clusters, counts, None), spans).sum(1)
     most = clusters * max(spans)
-    how = {"cutoff_distance": cutoff_distance, "spatial_threshold": spatial_threshold}
-    found = ops.vic_in_time(features, positions, most, **how, lengths=valid.sum(1), counts=centers)
+    lengths = valid.sum(1)
+    cutoff = ops.auto_cutoff(features, lengths=lengths) if cutoff_distance is None else cutoff_distance
+    thresholds: dict[str, Any] = {"cutoff_distance": cutoff, "spatial_threshold": spatial_threshold}
+    found = ops.vic_in_time(features, positions, most, **thresholds, lengths=lengths, counts=centers)
 
     def by_frame(values: Tensor) -> Tensor:
         laid = torch.empty_like(values).scatter(1, order, values)
         return torch.cat([row[: span * tokens].view(span, tokens) for row, span in zip(laid, spans, strict=True)])
 
-    return Clusters(
+    laid = Clusters(
         labels=by_frame(found.labels),
         centers=found.centers,
         density=by_frame(found.density),
         distance=by_frame(found.distance),
         importance=by_frame(found.importance),
     )
+    return laid, cutoff
 
 
 def _joined(values: Tensor, spans: Sequence[int]) -> Tensor:

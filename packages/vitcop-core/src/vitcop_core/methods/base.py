@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
@@ -19,8 +20,8 @@ class Method(ABC):
     never reach it. If a method plans no cut of one kind, it need not write that kind's function.
 
     An adapter knows no method by name. It asks for everything beyond the plan: :attr:`cuts_depend_on_question`,
-    :attr:`needs_cls`, :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`, :meth:`cut_title` and
-    :meth:`diagnose`. Each has an answer that is right for a method that says nothing.
+    :attr:`needs_cls`, :meth:`for_tower`, :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`,
+    :meth:`cut_title` and :meth:`diagnose`. Each has an answer that is right for a method that says nothing.
     """
 
     @property
@@ -41,6 +42,14 @@ class Method(ABC):
         True unless a method says otherwise; without meaning for one that plans no such cut.
         """
         return True
+
+    def for_tower(self, *, has_cls: bool) -> Self:
+        """Return the method with every setting that follows from the vision tower filled in; itself where none does.
+
+        Args:
+            has_cls: Whether the tower has a CLS token.
+        """
+        return self
 
     def needs_labels(self, cut: DecoderCut) -> bool:
         """Return whether a cut reads :attr:`DecoderView.labels`; if none does, they are None.

@@ -24,7 +24,7 @@ def official_vic(
     features: Tensor,
     positions: Tensor,
     num_centers: int,
-    cutoff_distance: float,
+    cutoff_distance: float | Tensor,
     spatial_threshold: float,
     *,
     lengths: Tensor | None = None,
@@ -41,7 +41,7 @@ def official_vic(
         features: ``[B, n, d]`` floating.
         positions: ``[B, n, 2]`` floating.
         num_centers: Centers of each row; the most where rows differ.
-        cutoff_distance: d_c.
+        cutoff_distance: d_c, or ``[B]`` floating.
         spatial_threshold: tau.
         lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
         counts: ``[B]`` int64, centers of each row; None for ``num_centers``.
@@ -52,7 +52,10 @@ def official_vic(
     itself = torch.eye(tokens, dtype=torch.bool, device=features.device)
     distances = pairwise_distances(features.detach(), valid)
     distances = (distances.square() + _DISTANCE_OFFSET).sqrt().masked_fill(itself, 0)
-    density = (-(distances / cutoff_distance).square()).exp().masked_fill(~pairs, 0).sum(2).float()
+    cutoff = (
+        cutoff_distance.to(distances.dtype).view(-1, 1, 1) if isinstance(cutoff_distance, Tensor) else cutoff_distance
+    )
+    density = (-(distances / cutoff).square()).exp().masked_fill(~pairs, 0).sum(2).float()
     distances = distances.float()
 
     candidates = (density.unsqueeze(1) >= density.unsqueeze(2)) & nearby(positions, spatial_threshold) & pairs & ~itself
@@ -74,7 +77,7 @@ def labeled_official_vic(
     features: Tensor,
     positions: Tensor,
     clusters: int,
-    cutoff_distance: float,
+    cutoff_distance: float | Tensor,
     spatial_threshold: float,
     *,
     lengths: Tensor | None,
@@ -86,7 +89,7 @@ def labeled_official_vic(
         features: As there, like the rest.
         positions: ``[B, n, 2]`` floating.
         clusters: Centers of each row, and one more.
-        cutoff_distance: d_c.
+        cutoff_distance: d_c, or ``[B]`` floating.
         spatial_threshold: tau.
         lengths: ``[B]`` int64 or None.
         counts: ``[B]`` int64, ``clusters`` of each row; or None.

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ class VisionZip(BudgetedMethod):
     def needs_cls(self) -> bool:
         """Only with ``vision_saliency="cls"``."""
         return self.vision_saliency == "cls"
+
+    def for_tower(self, *, has_cls: bool) -> Self:
+        """Return it with the saliency of such a tower; see :meth:`Method.for_tower`."""
+        own: Literal["cls", "received"] = "cls" if has_cls else "received"
+        return replace(self, vision_saliency=own) if self.vision_saliency == "auto" else self
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cut of one sample, whose :attr:`VisionCut.clusters` are the contextual tokens; see

@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from vitcop_core.diagnostics import Diagnosis, diagnose_cutoff
 from vitcop_core.methods._budget import BudgetedMethod, Number, check_layers
 from vitcop_core.methods._reach import Sample, unreachable
 from vitcop_core.methods._schedule import Schedule
-from vitcop_core.methods._settings import check_ratios, check_temporal
+from vitcop_core.methods._settings import check_cutoff, check_ratios, check_temporal
 from vitcop_core.methods._stages import StageCounts, clusters_per_unit
 from vitcop_core.methods._temporal import counts_by_change, spans_of, vic_over_spans
 from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, top_patches
@@ -36,6 +36,9 @@ _SWITCHES = {
     "counts": ("floor", "chained"),
     "deep_positions": ("kept", "reindexed"),
 }
+
+# d_c of the paper, on the scale of CLIP ViT-L's keys.
+PAPER_CUTOFF = 8.0
 
 # The released code's schedule is written for this depth, whatever the model's.
 _OFFICIAL_DEPTH = 32
@@ -60,7 +63,9 @@ class ViTCoP(BudgetedMethod):
         ratios: The shares (pi1, pi2, pi3) of the visual tokens that the stages leave, instead of a budget.
         pi1: The share that Stage I leaves, with a budget; None for 0.2 + 0.9 r (Table 8).
         layers: The layers before which Stages II and III cut, by index; None for 2 and 22 of 32, scaled to the depth.
-        cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys.
+        cutoff_distance: d_c of the clustering, on the scale of the vision tower's keys; or ``"auto"`` for the distance
+            below which 2 % of a unit's pairs of tokens lie (:func:`vitcop_core.ops.auto_cutoff`). None for 8, which is
+            made for the paper's tower, where the tower has a CLS token, and for ``"auto"`` where it has none.
         spatial_threshold: tau of the clustering, on a grid of side 1.
         center_ratio: alpha, cluster centers per token that Stage I kept; None for 0.3 pi1 + 0.03.
         compat: ``"paper"``, or ``"official"`` for the released code's behavior: the switches below that are None, the
@@ -98,7 +103,7 @@ class ViTCoP(BudgetedMethod):
     ratios: tuple[Number, Number, Number] | None = None
     pi1: Number | None = None
     layers: tuple[int, int] | None = None
-    cutoff_distance: float = 8.0
+    cutoff_distance: float | Literal["auto"] | None = None
     spatial_threshold: float = 0.6
     center_ratio: float | Fraction | None = None
     compat: Literal["paper", "official"] = "paper"
@@ -129,7 +134,7 @@ class ViTCoP(BudgetedMethod):
             check_ratios(self.ratios, whole=self.stage_one and self.stage_three)
         if self.layers is not None:
             check_layers(self.layers, is_pair=True)
-        check_positive("cutoff_distance", self.cutoff_distance)
+        check_cutoff(self.cutoff_distance)
         check_positive("spatial_threshold", self.spatial_threshold)
         if self.center_ratio is not None:
             check_positive("center_ratio", self.center_ratio, at_most=1)
@@ -152,6 +157,13 @@ class ViTCoP(BudgetedMethod):
     def needs_cls(self) -> bool:
         """Only with ``vision_saliency="cls"``."""
         return self.vision_saliency == "cls"
+
+    def for_tower(self, *, has_cls: bool) -> Self:
+        """Return it with the cutoff distance and the saliency of such a tower; see :meth:`Method.for_tower`."""
+        saliency = self.vision_saliency
+        if saliency == "auto":
+            saliency = "cls" if has_cls else "received"
+        return replace(self, cutoff_distance=self._cutoff(has_cls), vision_saliency=saliency)
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cuts of one sample; see :meth:`Method.plan`.
@@ -200,9 +212,11 @@ class ViTCoP(BudgetedMethod):
         return "Stage II" if is_first else "Stage III"
 
     def diagnose(self, keys: Tensor) -> Diagnosis | None:
-        """Return how the cutoff distance fits the scale of the keys, where they are what is clustered."""
-        clusters_keys = self.switch("vic_features") == "vit_keys"
-        return diagnose_cutoff(keys, self.cutoff_distance) if clusters_keys else None
+        """Return how a given cutoff distance fits the scale of the keys, where they are what is clustered."""
+        cutoff = PAPER_CUTOFF if self.cutoff_distance is None else self.cutoff_distance
+        if self.switch("vic_features") != "vit_keys" or cutoff == "auto":
+            return None
+        return diagnose_cutoff(keys, cutoff)
 
     def cut_vision(
         self,
@@ -227,8 +241,10 @@ class ViTCoP(BudgetedMethod):
         if self.cluster_frames > 1 and seen.frames is not None and clusters:
             spans = spans_of(seen.frames, self.cluster_frames)
         index = top_patches(seen, saliency, keep, keeps)
-        found = self._cluster(seen, index, clusters, keeps, cluster_counts, spans) if clusters else None
-        return VisionSelection(index=index, clusters=found, saliency=saliency, counts=counts, spans=spans)
+        found, cutoff = None, None
+        if clusters:
+            found, cutoff = self._cluster(seen, index, clusters, keeps, cluster_counts, spans)
+        return VisionSelection(index, found, saliency, counts=counts, spans=spans, cutoff=cutoff)
 
     def cut_decoder(self, cut: DecoderCut, seen: DecoderView, keeps: Tensor | None = None) -> Selection:
         """Apply Stage II (``co_prune``), or Stage III and a Stage II without clusters (``top_tokens``).
@@ -304,16 +320,26 @@ class ViTCoP(BudgetedMethod):
         lengths: Tensor | None,
         counts: Tensor | None,
         spans: tuple[int, ...] | None,
-    ) -> Clusters:
+    ) -> tuple[Clusters, float | Tensor]:
+        """Return the clusters, and the cutoff distance that they were found by, or one for each unit or span."""
         features = seen.key_features() if self.switch("vic_features") == "vit_keys" else seen.hidden
         features, positions = ops.gather_tokens([features.detach(), seen.positions], index)
-        what, thresholds = (features, positions, clusters), (self.cutoff_distance, self.spatial_threshold)
+        what, near = (features, positions, clusters), self.spatial_threshold
+        given = self._cutoff(seen.query_cls is not None)
+        if spans is not None and self.compat == "paper":
+            own = None if given == "auto" else given
+            return vic_over_spans(*what, own, near, spans, self.cluster_frames, lengths=lengths, counts=counts)
+        cutoff = ops.auto_cutoff(features, lengths=lengths) if given == "auto" else given
         if self.compat == "official":
-            return labeled_official_vic(*what, *thresholds, lengths=lengths, counts=counts)
-        if spans is not None:
-            return vic_over_spans(*what, *thresholds, spans, self.cluster_frames, lengths=lengths, counts=counts)
-        how = {"cutoff_distance": self.cutoff_distance, "spatial_threshold": self.spatial_threshold}
-        return ops.vic(features, positions, clusters, **how, lengths=lengths, counts=counts)
+            return labeled_official_vic(*what, cutoff, near, lengths=lengths, counts=counts), cutoff
+        thresholds: dict[str, Any] = {"cutoff_distance": cutoff, "spatial_threshold": near}
+        return ops.vic(*what, **thresholds, lengths=lengths, counts=counts), cutoff
+
+    def _cutoff(self, has_cls: bool) -> float | Literal["auto"]:
+        """Return the cutoff distance on a tower with a CLS token, or without."""
+        if self.cutoff_distance is None:
+            return PAPER_CUTOFF if has_cls else "auto"
+        return self.cutoff_distance
 
     def _norms(self, seen: DecoderView) -> Tensor:
         """Return ``[B, n]``, the smaller the more important."""

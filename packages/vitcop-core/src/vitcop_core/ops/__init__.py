@@ -15,10 +15,11 @@ from vitcop_core.ops.key_norm import key_norm
 from vitcop_core.ops.product import product
 from vitcop_core.ops.received_attention import received_attention
 from vitcop_core.ops.top_tokens import top_tokens
-from vitcop_core.ops.vic import vic, vic_in_time
+from vitcop_core.ops.vic import auto_cutoff, vic, vic_in_time
 
 __all__ = [
     "REFERENCES",
+    "auto_cutoff",
     "cls_saliency",
     "co_prune",
     "gather_tokens",

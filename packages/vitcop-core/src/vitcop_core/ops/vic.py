@@ -20,6 +20,9 @@ from vitcop_core.tokens import Clusters
 # Slack on the squared spatial threshold: positions such as 3/10 are not exact, and a pair at the threshold is near.
 _SPATIAL_SLACK = 1e-6
 
+# One pair in so many is nearer than the cutoff distance that is found by itself.
+_PAIRS = 50
+
 # Squared distances below this share of the squared norms are rounding noise of the Gram matrix, and count as zero.
 _GRAM_NOISE = 1e-13
 
@@ -29,7 +32,7 @@ def vic(
     positions: Tensor,
     num_centers: int,
     *,
-    cutoff_distance: float = 8.0,
+    cutoff_distance: float | Tensor = 8.0,
     spatial_threshold: float = 0.6,
     lengths: Tensor | None = None,
     counts: Tensor | None = None,
@@ -44,7 +47,8 @@ def vic(
         features: ``[B, n, d]`` floating.
         positions: ``[B, n, 2]`` floating, (row / rows, column / columns).
         num_centers: Centers of each row, from 1 to n.
-        cutoff_distance: d_c, on the scale of the features.
+        cutoff_distance: d_c, on the scale of the features; or ``[B]`` floating, one for each row, as
+            :func:`auto_cutoff` finds them.
         spatial_threshold: tau, inclusive, on the scale of the positions.
         lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
         counts: ``[B]`` int64, centers of each row, at most ``num_centers``; None for ``num_centers``. A row never has
@@ -59,8 +63,8 @@ def vic(
         ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
     """
     given = num_centers, (cutoff_distance, spatial_threshold)
-    how = _check(features, positions, 2, *given, lengths, counts)
-    found = torch.ops.vitcop.vic(features.detach(), positions.detach(), *how, lengths, counts)
+    how, cutoffs = _check(features, positions, 2, *given, lengths, counts)
+    found = torch.ops.vitcop.vic(features.detach(), positions.detach(), *how, lengths, counts, cutoffs)
     return Clusters(*found)
 
 
@@ -69,7 +73,7 @@ def vic_in_time(
     positions: Tensor,
     num_centers: int,
     *,
-    cutoff_distance: float = 8.0,
+    cutoff_distance: float | Tensor = 8.0,
     spatial_threshold: float = 0.6,
     lengths: Tensor | None = None,
     counts: Tensor | None = None,
@@ -83,7 +87,7 @@ def vic_in_time(
         features: ``[B, n, d]`` floating.
         positions: ``[B, n, 3]`` floating, (row / rows, column / columns, frame / frames).
         num_centers: As there, like all that follow.
-        cutoff_distance: d_c.
+        cutoff_distance: d_c, or ``[B]`` floating.
         spatial_threshold: tau, on the distance in all three coordinates.
         lengths: ``[B]`` int64 or None.
         counts: ``[B]`` int64 or None.
@@ -93,8 +97,8 @@ def vic_in_time(
         ValueError: A shape, a device, ``num_centers`` or a threshold does not fit.
     """
     given = num_centers, (cutoff_distance, spatial_threshold)
-    how = _check(features, positions, 3, *given, lengths, counts)
-    return Clusters(*_reference(features.detach(), positions.detach(), *how, lengths, counts))
+    how, cutoffs = _check(features, positions, 3, *given, lengths, counts)
+    return Clusters(*_reference(features.detach(), positions.detach(), *how, lengths, counts, cutoffs))
 
 
 def _check(
@@ -102,19 +106,65 @@ def _check(
     positions: Tensor,
     coordinates: int,
     num_centers: int,
-    thresholds: tuple[float, float],
+    thresholds: tuple[float | Tensor, float],
     lengths: Tensor | None,
     counts: Tensor | None,
-) -> tuple[int, float, float]:
-    """Raise for arguments that do not fit, and return the centers, and the thresholds as floats."""
+) -> tuple[tuple[int, float, float], Tensor | None]:
+    """Raise for arguments that do not fit; return the centers, and the thresholds as floats; and the rows' cutoffs."""
     check_floating("features", features, ("B", "n", "d"))
     batch, tokens, _ = features.shape
     check_floating("positions", positions, (batch, tokens, coordinates), like=features)
     num_centers = check_int("num_centers", num_centers, 1, tokens)
-    check_positive("cutoff_distance", thresholds[0])
+    cutoff, cutoffs = thresholds[0], None
+    if isinstance(cutoff, Tensor):
+        cutoffs, cutoff = check_floating("cutoff_distance", cutoff, (batch,), like=features).detach(), 1.0
+    check_positive("cutoff_distance", cutoff)
     check_positive("spatial_threshold", thresholds[1])
     check_rows(features, lengths=lengths, counts=counts)
-    return num_centers, float(thresholds[0]), float(thresholds[1])
+    return (num_centers, float(cutoff), float(thresholds[1])), cutoffs
+
+
+def auto_cutoff(features: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    """Return the distance below which 2 % of the pairs of a row's tokens lie, as a cutoff distance of its clustering.
+
+    The rule of Rodriguez and Laio, "Clustering by fast search and find of density peaks", Science 2014: of P distances
+    in ascending order the one of number P / 50, rounded to the nearest, and the first where that is 0. It is no
+    operator with kernels of its own: the reference runs on every device, and takes memory for ``[B, n, n]`` distances.
+
+    Args:
+        features: ``[B, n, d]`` floating, as given to :func:`vic`.
+        lengths: ``[B]`` int64, valid tokens of each row; None where all n are.
+
+    Returns:
+        ``[B]`` float32, positive: where so many pairs are duplicates, the smallest normal number, at which duplicates
+        alone add to each other's density; 1 for a row without a pair. No gradient flows through it.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape or a device does not fit.
+    """
+    check_floating("features", features, ("B", "n", "d"))
+    check_rows(features, lengths=lengths)
+    batch, tokens, _ = features.shape
+    most = _share_of(tokens * (tokens - 1) // 2)
+    if tokens < 2:
+        return features.new_ones(batch, dtype=torch.float32)
+    valid = valid_tokens(features, lengths)
+    rows, columns = torch.triu_indices(tokens, tokens, offset=1, device=features.device)
+    distances = pairwise_distances(features.detach(), valid)[:, rows, columns].float()
+    distances = distances.masked_fill(~(valid[:, rows] & valid[:, columns]), math.inf)
+    # Not kthvalue(): with deterministic algorithms asked for, CUDA refuses it.
+    smallest = distances.topk(most, dim=1, largest=False).values
+    count = valid.sum(1, keepdim=True)
+    pairs = count * (count - 1) // 2
+    found = smallest.gather(1, (pairs + _PAIRS // 2).div(_PAIRS, rounding_mode="floor").clamp(min=1) - 1)
+    found = found.clamp(min=torch.finfo(torch.float32).tiny).masked_fill(pairs == 0, 1.0)
+    return found.squeeze(1)
+
+
+def _share_of(pairs: int) -> int:
+    """Return how many of the pairs are nearer than the cutoff distance, itself included."""
+    return max(1, (pairs + _PAIRS // 2) // _PAIRS)
 
 
 def pairwise_distances(features: Tensor, valid: Tensor) -> Tensor:
@@ -186,16 +236,17 @@ def _reference(
     num_centers: int,
     cutoff_distance: float = 8.0,
     spatial_threshold: float = 0.6,
-    lengths: Tensor | None = None,
-    counts: Tensor | None = None,
+    *rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    lengths, counts, cutoffs = (*rows, *(None,) * 3)[:3]
     tokens = features.shape[1]
     valid = valid_tokens(features, lengths)
     place = torch.arange(tokens, device=features.device).expand_as(valid)
     distances = pairwise_distances(features, valid)
     others = (valid.unsqueeze(2) & valid.unsqueeze(1)).tril(-1)
     others = others | others.mT
-    density = (-(distances / cutoff_distance).square()).exp().masked_fill(~others, 0).sum(2).float()
+    cutoff = cutoff_distance if cutoffs is None else cutoffs.to(distances.dtype).view(-1, 1, 1)
+    density = (-(distances / cutoff).square()).exp().masked_fill(~others, 0).sum(2).float()
     distances = distances.float()
 
     order = density.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
@@ -225,8 +276,7 @@ def _fake(
     num_centers: int,
     cutoff_distance: float = 8.0,
     spatial_threshold: float = 0.6,
-    lengths: Tensor | None = None,
-    counts: Tensor | None = None,
+    *rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, _ = features.shape
     labels = features.new_empty((batch, tokens), dtype=torch.int64)
@@ -237,7 +287,7 @@ def _fake(
 
 register(
     "vic(Tensor features, Tensor positions, int num_centers, float cutoff_distance=8.0, "
-    "float spatial_threshold=0.6, Tensor? lengths=None, Tensor? counts=None) "
+    "float spatial_threshold=0.6, Tensor? lengths=None, Tensor? counts=None, Tensor? cutoffs=None) "
     "-> (Tensor labels, Tensor centers, Tensor density, Tensor distance, Tensor importance)",
     _reference,
     _fake,

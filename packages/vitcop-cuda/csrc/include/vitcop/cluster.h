@@ -54,7 +54,7 @@ struct AfterProduct {
   const float* positions;  // [B, n, 2]
   int64_t batch;
   Rows rows;  // `most` is the number of centers
-  double cutoff;
+  Cutoff cutoff;
   float threshold;
   // Results.
   float *density, *distance, *importance;  // [B, n]

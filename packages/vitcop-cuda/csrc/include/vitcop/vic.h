@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include "vitcop/cutoff.h"
 #include "vitcop/order.h"
 #include "vitcop/rows.h"
 
@@ -130,7 +131,7 @@ struct Densities {
   Distances distances;
   int64_t batch;
   Rows rows;
-  double cutoff;  // d_c
+  Cutoff cutoff;
   float* density;
   float* stored;  // [B, n, n], where the distances go too; or null
 
@@ -146,7 +147,7 @@ struct Densities {
   template <class Block>
   VITCOP_DEVICE void operator()(const Block& block, Shared& shared, int64_t unit) const {
     const int64_t row = unit / tiles(), first = unit % tiles() * kRows, length = rows.length(row);
-    const double scale = -1.0 / (cutoff * cutoff);
+    const double scale = cutoff.scale(row);
     const auto sum_of = [&](int64_t r, int64_t lane) {
       const int64_t i = first + r;
       double sum = 0;
