@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -160,10 +161,13 @@ class ViTCoP(BudgetedMethod):
 
     def for_tower(self, *, has_cls: bool) -> Self:
         """Return it with the cutoff distance and the saliency of such a tower; see :meth:`Method.for_tower`."""
-        saliency = self.vision_saliency
+        found, saliency = copy(self), self.vision_saliency
         if saliency == "auto":
             saliency = "cls" if has_cls else "received"
-        return replace(self, cutoff_distance=self._cutoff(has_cls), vision_saliency=saliency)
+        # Not replace(): what there is to warn of was said when it was made.
+        object.__setattr__(found, "cutoff_distance", self._cutoff(has_cls))
+        object.__setattr__(found, "vision_saliency", saliency)
+        return found
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cuts of one sample; see :meth:`Method.plan`.
@@ -339,7 +343,7 @@ class ViTCoP(BudgetedMethod):
         """Return the cutoff distance on a tower with a CLS token, or without."""
         if self.cutoff_distance is None:
             return PAPER_CUTOFF if has_cls else "auto"
-        return self.cutoff_distance
+        return "auto" if self.cutoff_distance == "auto" else float(self.cutoff_distance)
 
     def _norms(self, seen: DecoderView) -> Tensor:
         """Return ``[B, n]``, the smaller the more important."""
