@@ -83,7 +83,7 @@ def test_rows_of_files_have_the_form_of_version_3(path: Path) -> None:
     with safe_open(path, framework="pt") as handle:
         content = json.loads(handle.metadata()["vitcop-image-prefix"])
     row = content["report"]["row"]
-    assert (content["version"], set(content["report"])) == (3, {"row", "distance_ratio", "note"})
+    assert (content["version"], set(content["report"])) == (3, {"row", "distance_ratio", "note", "cutoff_distance"})
     assert set(row) == {"images", "plan", "text_tokens", "newlines", "newlines_kept"}
     assert set(row["plan"]) == {"num_layers", "units", "vision", "decoder"}
     cut = row["plan"]["decoder"][0]

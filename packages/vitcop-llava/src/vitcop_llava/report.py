@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,6 +38,7 @@ class Report:
         distance_ratio: What the method diagnosed of the first image, :attr:`Diagnosis.ratio`: for ViTCoP the median
             distance between clustered features over the cutoff distance. None where nothing was clustered.
         note: Why nothing was pruned; None if something was.
+        cutoff_distance: What the tokens of the first image were clustered by; None where nothing was clustered.
 
     Raises:
         TypeError: ``bytes_per_element`` is not an integer, or ``rows`` no tuple.
@@ -50,6 +51,7 @@ class Report:
     bytes_per_element: int
     distance_ratio: float | None
     note: str | None
+    cutoff_distance: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -68,14 +70,16 @@ class Report:
             members = _unpruned_rows(call, parts)
             plans = [identity_plan(parts.shape.num_layers, _units(row)) if row else None for row in members]
             note: str | None = "the budget keeps every token: the model runs unpruned"
-            ratio = None
+            ratio = cutoff = None
         else:
             members, plans, note = [*call.rows.members], list(call.plans), None
-            ratios = [_distance_ratio(source.results, method) for source in call.sources.values()]
-            ratio = next((found for found in ratios if found is not None), None)
+            encoded = [source.results for source in call.sources.values()]
+            own = method.for_tower(has_cls=parts.scored is None or parts.scored.has_cls)
+            ratio = _first(_distance_ratio(each, own) for each in encoded)
+            cutoff = _first(_cutoff_distance(each) for each in encoded)
         length = call.placeholders.shape[1]
         rows = tuple(_row_report(method, length, *row) for row in zip(members, plans, strict=True))
-        return cls(method, rows, parts.shape, size, ratio, note)
+        return cls(method, rows, parts.shape, size, ratio, note, cutoff)
 
     @property
     def pruned(self) -> bool:
@@ -113,6 +117,8 @@ class Report:
             )
             average = float(row.plan.average_tokens)
             lines.append(f"row {index}: {row.plan.visual_tokens} visual tokens, {stages}; {average:.2f} on average")
+        if self.cutoff_distance is not None:
+            lines.append(f"clustered by a cutoff distance of {self.cutoff_distance:.4g}")
         (macs, full_macs), (kv, full_kv) = self.macs(), self.kv_bytes()
         lines.append(f"prefill: {macs / 1e9:.3g} of {full_macs / 1e9:.3g} GMACs ({_share(macs, full_macs)})")
         lines.append(f"cache: {kv / 2**20:.3g} of {full_kv / 2**20:.3g} MiB ({_share(kv, full_kv)})")
@@ -263,6 +269,15 @@ def _unpruned_rows(call: Call, parts: Parts) -> list[tuple[PlannedImage, ...]]:
         rows = by_row(images, count_images(counts[::repeats], sizes))
         each.append([row for row in rows for _ in range(repeats)])
     return [tuple(image for part in row for image in part) for row in zip(*each, strict=True)]
+
+
+def _first(found: Iterable[float | None]) -> float | None:
+    return next((each for each in found if each is not None), None)
+
+
+def _cutoff_distance(encoded: EncodedImages) -> float | None:
+    cutoff = encoded.cutoff
+    return float(cutoff[0]) if isinstance(cutoff, Tensor) else cutoff
 
 
 def _distance_ratio(encoded: EncodedImages, method: Method) -> float | None:

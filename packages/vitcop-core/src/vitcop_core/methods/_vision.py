@@ -28,6 +28,8 @@ def on_tower(
     cutoff = cutoff_distance
     if cutoff is None:
         cutoff = PAPER_CUTOFF if has_cls else "auto"
+    elif cutoff != "auto":
+        cutoff = float(cutoff)
     if vision_saliency == "auto":
         vision_saliency = "cls" if has_cls else "received"
     return cutoff, vision_saliency

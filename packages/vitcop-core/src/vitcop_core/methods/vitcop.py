@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -158,7 +159,11 @@ class ViTCoP(BudgetedMethod):
     def for_tower(self, *, has_cls: bool) -> Self:
         """Return it with the cutoff distance and the saliency of such a tower; see :meth:`Method.for_tower`."""
         cutoff, saliency = on_tower(self.cutoff_distance, self.vision_saliency, has_cls=has_cls)
-        return replace(self, cutoff_distance=cutoff, vision_saliency=saliency)
+        found = copy(self)
+        # Not replace(): what there is to warn of was said when it was made.
+        object.__setattr__(found, "cutoff_distance", cutoff)
+        object.__setattr__(found, "vision_saliency", saliency)
+        return found
 
     def plan(self, num_layers: int, visual_tokens: int | Sequence[int], *, images: int = 1) -> Plan:
         """Return the cuts of one sample; see :meth:`Method.plan`.

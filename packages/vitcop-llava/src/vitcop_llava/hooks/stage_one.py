@@ -58,7 +58,7 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
     Args:
         method: Decides.
         seen: The tower's units, without what is eligible.
-        encoded: With its images planned; gets ``codes``, ``labels`` and ``keys``.
+        encoded: With its images planned; gets ``codes``, ``labels``, ``keys`` and ``cutoff``.
 
     Returns:
         ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units, None
@@ -156,6 +156,7 @@ def _chosen(
     if selection.clusters is None:
         return selection.index, None, _made(selection, seen, cuts), keeps
     index, labels = selection.index, selection.clusters.labels
+    encoded.cutoff = selection.cutoff
     encoded.keys = seen.pooled(seen.patch_keys[:1].transpose(1, 2).flatten(2).detach())[0]
     if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
         encoded.keys = encoded.keys[index[0, : cuts[0].keep]]

@@ -28,6 +28,8 @@ class EncodedImages:
         labels: Clusters of each image; empty where nothing was clustered.
         keys: ``[n1, d_v]``, the keys of the first unit's kept patches, to check the cutoff distance by; None where
             nothing was clustered.
+        cutoff: The cutoff distance that tokens were clustered by, or ``[groups]`` float32 that were found; None where
+            nothing was clustered by one.
         kind: ``"image"``, or ``"video"`` for clips.
         unreplayed: Why the tower's layers were run as they are, where they were to be replayed.
     """
@@ -39,6 +41,7 @@ class EncodedImages:
     coded: Tensor | None = None
     labels: tuple[int, ...] = ()
     keys: Tensor | None = None
+    cutoff: float | Tensor | None = None
     unreplayed: str | None = None
 
     @property

@@ -93,18 +93,23 @@ def write_prefix(path: str | os.PathLike[str], prefix: StoredPrefix) -> None:
         tensors |= {f"keys.{index}": layer.keys[0], f"values.{index}": layer.values[0]}
         if layer.columns is not None:
             tensors[f"columns.{layer.group}"] = layer.columns[0]
-    (row,), ratio = prefix.report.rows, prefix.report.distance_ratio
+    (row,), report = prefix.report.rows, prefix.report
     content = {
         "version": VERSION,
         "identity": prefix.identity,
         "groups": [layer.group for layer in prefix.layers],
         "report": {
             "row": row_content(row),
-            "distance_ratio": ratio if ratio is not None and math.isfinite(ratio) else None,
-            "note": prefix.report.note,
+            "distance_ratio": _finite(report.distance_ratio),
+            "note": report.note,
+            "cutoff_distance": _finite(report.cutoff_distance),
         },
     }
     write_sealed(path, tensors, FORMAT, content)
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def read_prefix(path: str | os.PathLike[str], model: nn.Module, parts: Parts, settings: Settings) -> StoredPrefix:
@@ -251,6 +256,7 @@ class _Reader:
 
     def _report(self, stored: dict[str, Any], settings: Settings) -> Report:
         ratio, note, row = stored.get("distance_ratio"), stored.get("note"), None
+        cutoff = stored.get("cutoff_distance")  # of the first image; files of earlier releases have none
         try:
             row = row_of(stored["row"], settings.method)
         except (KeyError, TypeError, ValueError) as error:
@@ -259,10 +265,11 @@ class _Reader:
         counts = [row.images, row.text_tokens, row.newlines, row.newlines_kept]
         fits = row.plan is not None and row.plan.num_layers == self._parts.shape.num_layers
         fits = fits and all(type(count) is int and 0 <= count <= _MOST_COUNTED for count in [*counts, *_ints(stored)])
-        self._require(fits and isinstance(ratio, float | None), "report", "counts", str(counts)[:80])
+        fits = fits and all(isinstance(number, float | None) for number in (ratio, cutoff))
+        self._require(fits, "report", "counts", str(counts)[:80])
         self._require(isinstance(note, str | None), "note", "a text", str(note)[:80])
         size = next(self._parts.language_model.parameters()).element_size()
-        return Report(settings.method, (row,), self._parts.shape, size, ratio, note)
+        return Report(settings.method, (row,), self._parts.shape, size, ratio, note, cutoff)
 
     def _layer(self, index: int, group: int, ids: Tensor, columns: dict[int, Tensor], plan: Plan) -> PrunedLayer:
         layer, device = PrunedLayer(), execution_device(self._parts.decoder_layers[index])
