@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,6 @@ from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.patching import Removable, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one
-from vitcop_llava.hooks.state import TowerPass
 from vitcop_llava.sequence.segment import grid_positions, on_device
 from vitcop_llava.weights.offloading import weights_in_place
 
@@ -58,11 +58,17 @@ class SquareHooks:
         tower = active_tower(self._owner)
         if tower is None:
             return None
-        squares, images = self._squares(args[0]), tower.encoded.images
+        if tower.normed is None or tower.rotary is None:
+            raise ValueError(
+                "model must run the layer of its vision tower that Stage I reads, got a call without it: a part was "
+                "replaced while it was pruned; leave the `with` block, and prune the model as it is then"
+            )
+        squares, images = as_squares(self._parts, args[0]), tower.encoded.images
         units = tuple(image.tiling.grid for image in images for _ in image.tiling.boxes)
-        order = token_places(units, self._window)
-        places = None if order is None else on_device(order, squares.device)
-        seen = self._view(tower, squares, units, places)
+        places = order_of(self._parts, units, squares.device)
+        seen = square_view(self._parts, tower.normed, tower.rotary, squares, units, places)
+        frames = tuple(image.tiling.frames for image in images)
+        seen = replace(seen, frames=frames if all(frames) else None)
         kept, made = run_stage_one(self._method, seen, tower.encoded)
         if kept is None:
             return None
@@ -81,68 +87,77 @@ class SquareHooks:
         room = output.new_zeros((*tower.patches, output.shape[-1]))
         return room.index_copy(0, tower.places, output)
 
-    @property
-    def _window(self) -> int | None:
-        assert self._parts.squares is not None  # else other hooks are attached
-        return self._parts.squares.window
 
-    def _squares(self, values: Tensor) -> Tensor:
-        """Return the values of patches ``[S, ...]`` as ``[S / square, square * ...]``."""
-        assert self._parts.squares is not None  # else other hooks are attached
-        return values.reshape(values.shape[0] // self._parts.squares.patches, -1)
+def order_of(parts: Parts, units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor | None:
+    """Return where the tokens of each unit, row by row, stand in the tower's order; None where they stand like that.
 
-    def _view(
-        self, tower: TowerPass, squares: Tensor, units: tuple[tuple[int, int], ...], places: Tensor | None
-    ) -> VisionView:
-        """Return what the tower has shown.
+    Args:
+        parts: The model.
+        units: Rows and columns of tokens of each unit.
+        device: Of the result, ``[C, m]`` int64.
+    """
+    assert parts.squares is not None  # else there are no squares
+    order = token_places(units, parts.squares.window)
+    return None if order is None else on_device(order, device)
 
-        Args:
-            tower: The pass.
-            squares: ``[N, square * d_v]``, what the projector was called with, in the tower's order.
-            units: Rows and columns of tokens of each unit.
-            places: ``[C, m]`` int64, where each unit's tokens stand in that order; None where it is theirs.
-        """
-        scored, side = self._parts.scored, self._parts.squares
-        assert scored is not None  # else nothing is attached
-        assert side is not None  # likewise
-        if tower.normed is None or tower.rotary is None:
-            raise ValueError(
-                "model must run the layer of its vision tower that Stage I reads, got a call without it: a part was "
-                "replaced while it was pruned; leave the `with` block, and prune the model as it is then"
-            )
-        attention: Any = scored.attention
-        with weights_in_place(attention):
-            projected = attention.qkv(tower.normed).unflatten(-1, (3, scored.heads, -1))
-        queries, keys = projected[:, 0], projected[:, 1]
-        turn: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
-        turned = turn(queries, keys, *tower.rotary)
 
-        def by_unit(values: Tensor) -> Tensor:
-            """Turn ``[S, H, e]`` of patches in the tower's order into ``[C, H, M, e]``."""
-            own = values.unflatten(0, (-1, side.patches))
-            own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
-            by_head: Tensor = own.flatten(1, 2).transpose(1, 2)
-            return by_head
+def as_squares(parts: Parts, entering: Tensor) -> Tensor:
+    """Return what a projector is called with, patches ``[S, d_v]``, as ``[S / square, square * d_v]``."""
+    assert parts.squares is not None  # else there are no squares
+    return entering.reshape(entering.shape[0] // parts.squares.patches, -1)
 
-        counts = [rows * columns for rows, columns in units]
-        sizes = None
-        if len(set(counts)) > 1:
-            sizes = on_device([count * side.patches for count in counts], squares.device)
-        hidden = squares.unflatten(0, (len(units), -1)) if places is None else squares[places]
-        frames = tuple(image.tiling.frames for image in tower.encoded.images)
-        return VisionView(
-            query_cls=None,
-            queries=lambda: by_unit(turned[0]),
-            keys=by_unit(keys),
-            attended_keys=by_unit(turned[1]),
-            entry_keys=partial(entry_keys, self._parts),
-            scale=scored.scale,
-            positions=_positions(units, squares.device),
-            hidden=hidden,
-            sizes=sizes,
-            pool=side.side,
-            frames=frames if all(frames) else None,
-        )
+
+def square_view(
+    parts: Parts,
+    normed: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    squares: Tensor,
+    units: tuple[tuple[int, int], ...],
+    places: Tensor | None,
+) -> VisionView:
+    """Return what a tower has shown of its squares.
+
+    Args:
+        parts: The model.
+        normed: ``[S, d_v]``, what the scored layer's attention was called with.
+        rotary: Cosines and sines of the patches, as it was called with.
+        squares: ``[N, square * d_v]``, from `as_squares`.
+        units: Rows and columns of tokens of each unit.
+        places: ``[C, m]`` int64, from `order_of`.
+    """
+    scored, side = parts.scored, parts.squares
+    assert scored is not None  # else nothing is attached
+    assert side is not None  # likewise
+    attention: Any = scored.attention
+    with weights_in_place(attention):
+        projected = attention.qkv(normed).unflatten(-1, (3, scored.heads, -1))
+    queries, keys = projected[:, 0], projected[:, 1]
+    turn: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+    turned = turn(queries, keys, *rotary)
+
+    def by_unit(values: Tensor) -> Tensor:
+        """``[S, H, e]`` of patches in the tower's order to ``[C, H, M, e]``."""
+        own = values.unflatten(0, (-1, side.patches))
+        own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
+        by_head: Tensor = own.flatten(1, 2).transpose(1, 2)
+        return by_head
+
+    counts = [rows * columns for rows, columns in units]
+    sizes = None
+    if len(set(counts)) > 1:
+        sizes = on_device([count * side.patches for count in counts], squares.device)
+    return VisionView(
+        query_cls=None,
+        queries=lambda: by_unit(turned[0]),
+        keys=by_unit(keys),
+        attended_keys=by_unit(turned[1]),
+        entry_keys=partial(entry_keys, parts),
+        scale=scored.scale,
+        positions=_positions(units, squares.device),
+        hidden=squares.unflatten(0, (len(units), -1)) if places is None else squares[places],
+        sizes=sizes,
+        pool=side.side,
+    )
 
 
 def _positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ from vitcop_core.methods import patch_saliency
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
+from vitcop_llava.hooks.squares import as_squares, order_of, square_view
 from vitcop_llava.pruner import active_settings
 from vitcop_llava.sequence.rotary import row_attention
 from vitcop_llava.sequence.segment import take
@@ -92,17 +93,22 @@ class _Recorder:
         self._projections: dict[str, Tensor] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._rows: dict[str, list[Tensor]] = {"attention": [], "text_attention": [], "key_norms": []}
-        self._saliencies: list[Array] = []
+        self._saliencies: list[list[Array]] = []
+        self._tower: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Register the hooks, yielding the handle of each."""
         parts = self._parts
-        attentions = [("vision ", self._scored.attention), *(("", layer.self_attn) for layer in parts.decoder_layers)]
+        attentions: list[tuple[str, Any]] = [("", layer.self_attn) for layer in parts.decoder_layers]
+        if parts.squares is None:
+            attentions.append(("vision ", self._scored.attention))
+            yield parts.vision_tower.register_forward_hook(self._after_tower)
+        else:
+            yield self._scored.attention.register_forward_pre_hook(self._before_scored, with_kwargs=True)
+            yield parts.projector.register_forward_pre_hook(self._before_projector)
         for prefix, attention in attentions:
             for name in ("q_proj", "k_proj"):
-                projection: Any = getattr(attention, name)
-                yield projection.register_forward_hook(partial(self._keep, prefix + name))
-        yield parts.vision_tower.register_forward_hook(self._after_tower)
+                yield getattr(attention, name).register_forward_hook(partial(self._keep, prefix + name))
         for index, layer in enumerate(parts.decoder_layers):
             yield layer.register_forward_pre_hook(self._before_layer, with_kwargs=True)
             yield layer.register_forward_hook(partial(self._after_layer, index))
@@ -114,7 +120,7 @@ class _Recorder:
         source, heads = self._prompt.sources[len(self._saliencies)], self._scored.heads
         projected = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
         queries, keys = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in projected)
-        rows, columns = source.grid
+        rows, columns = source.tilings[0].grid
         seen = VisionView(
             query_cls=queries[:, :, 0] if self._scored.has_cls else None,
             keys=keys,
@@ -125,12 +131,29 @@ class _Recorder:
             grid=self._parts.grid,
             queries=lambda: queries,
         )
-        pooled = patch_saliency(seen, "auto")
+        found = self._finite(patch_saliency(seen, "auto"))
+        self._saliencies.append([*found.reshape(-1, rows, columns)])
+
+    def _before_scored(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._tower = (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
+
+    def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert self._tower is not None  # the scored layer comes before
+        parts, source = self._parts, self._prompt.sources[len(self._saliencies)]
+        squares, units = as_squares(parts, args[0]), tuple(t.grid for t in source.tilings for _ in t.boxes)
+        seen = square_view(parts, *self._tower, squares, units, order_of(parts, units, squares.device))
+        found = self._finite(patch_saliency(seen, "auto"))
+        own = zip(found, units, strict=True)
+        self._saliencies.append([values[: rows * columns].reshape(rows, columns) for values, (rows, columns) in own])
+
+    def _finite(self, pooled: Tensor) -> Array:
+        """Return what each token of each unit is given, ``[C, m]``."""
         if not bool(pooled.isfinite().all()):
             raise ValueError(
                 "model must give finite attention in its vision tower, got others in this dtype; try float32"
             )
-        self._saliencies.append(pooled.float().cpu().numpy().reshape(-1, rows, columns))
+        found: Array = pooled.float().cpu().numpy()
+        return found
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._rotary = kwargs["position_embeddings"]

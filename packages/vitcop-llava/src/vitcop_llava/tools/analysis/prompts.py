@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vitcop_core.tokens import places_of
 from vitcop_llava.families import Parts
+from vitcop_llava.families.base import Squares
 from vitcop_llava.families.clips import read_clips
+from vitcop_llava.families.grids import GRIDS, check_patches, read_grids
 from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice
@@ -27,7 +29,6 @@ class PromptMedia:
     Attributes:
         kind: ``"image"`` or ``"video"``.
         tilings: How each lies in units.
-        grid: Rows and columns of a unit, pooled.
         pool: Side of the square of patches that each token stands for.
         where: ``[B, L]`` bool, the placeholders.
         counts: How many images or clips each row has.
@@ -35,7 +36,6 @@ class PromptMedia:
 
     kind: str
     tilings: list[Tiling]
-    grid: tuple[int, int]
     pool: int
     where: Tensor
     counts: tuple[int, ...]
@@ -108,11 +108,13 @@ def _has(given: Mapping[str, Any], kind: str) -> bool:
 
 
 def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
-    pixels, grid, pool = given[PIXELS[kind]], parts.grid, 1
-    if kind == "video":
+    pixels, pool = given[PIXELS[kind]], 1
+    if parts.squares is not None:
+        tilings, pool = _of_squares(parts.squares, kind, given), parts.squares.side
+    elif kind == "video":
         assert parts.video is not None  # else it is none of the model's kinds
         frames, given[PIXELS[kind]] = read_clips(pixels, parts.video.frame_size)
-        tilings, grid, pool = [parts.video.clip(count) for count in frames], parts.video.grid, parts.video.pool
+        tilings, pool = [parts.video.clip(count) for count in frames], parts.video.pool
     elif parts.anyres is not None:
         sizes = read_sizes(given.get("image_sizes"))
         tilings = [parts.anyres.tile(*size) for size in sizes]
@@ -126,7 +128,16 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
             f"{PIXELS[kind]} must be the {kind}s of the prompt, which has placeholders for {sum(counts)}, "
             f"got {len(tilings)}"
         )
-    return PromptMedia(kind, tilings, grid, pool, where, counts)
+    return PromptMedia(kind, tilings, pool, where, counts)
+
+
+def _of_squares(squares: Squares, kind: str, given: Mapping[str, Any]) -> list[Tiling]:
+    """Return how images or clips lie that come as patches."""
+    grids = read_grids(GRIDS[kind], given.get(GRIDS[kind]), squares)
+    check_patches(PIXELS[kind], given[PIXELS[kind]], GRIDS[kind], grids)
+    if kind == "video":
+        return [squares.clip(*grid) for grid in grids]
+    return [squares.image(rows, columns) for _, rows, columns in grids]
 
 
 def _row(sources: list[PromptMedia], row: int) -> PromptRow:
@@ -142,8 +153,9 @@ def _row(sources: list[PromptMedia], row: int) -> PromptRow:
     if not found:
         raise ValueError(f"input_ids[{row}] must have an image or a clip, got none")
     found.sort(key=lambda each: each[0])
-    number, _ = found[0][1]
-    return PromptRow(np.concatenate([each[2] for each in found]), [each[1] for each in found], sources[number].grid)
+    number, image = found[0][1]
+    grid = sources[number].tilings[image].grid
+    return PromptRow(np.concatenate([each[2] for each in found]), [each[1] for each in found], grid)
 
 
 def _text(visual: Tensor, padding: Tensor | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -42,7 +42,20 @@ def time_parts(model: Any, parts: Parts, prompt: BenchPrompt) -> dict[str, float
 def modules_of(model: Any, parts: Parts) -> list[tuple[nn.Module, str]]:
     """Return every module that is one of `PARTS`, with the part's name; none for the rest."""
     layers = [(layer, "layers") for layer in parts.decoder_layers]
-    return [(parts.vision_tower, "tower"), (parts.projector, "projector"), *layers, (model.lm_head, "head")]
+    tower = [parts.vision_tower]
+    if any(module is parts.projector for module in parts.vision_tower.modules()):
+        # A tower that calls the projector itself is what it calls besides.
+        tower = [each for each in _called(parts.vision_tower) if each is not parts.projector]
+    return [*((each, "tower") for each in tower), (parts.projector, "projector"), *layers, (model.lm_head, "head")]
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that a module calls: its children, and those in its lists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield child
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from vitcop_llava.pruner import prune
 from vitcop_llava.sequence.masks import segment_mask
 from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import BenchPrompt, make_prompt
-from vitcop_llava.tools.benchmark.shapes import SHAPES, Shape, Vision, random_model
+from vitcop_llava.tools.benchmark.shapes import SHAPES, FlatVision, Shape, random_model
 from vitcop_llava.tools.model.environment import environment
 from vitcop_llava.tools.model.measuring import now
 
@@ -149,8 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _shallow(shape: Shape, layers: int) -> Shape:
     """Return a shape with fewer decoder layers, and a small tower of as many patches: it is not measured."""
-    small = Vision(hidden=64, intermediate=128, layers=3, heads=4, side=shape.vision.side)
-    return replace(shape, vision=small, language=replace(shape.language, layers=layers))
+    small: Any = {"hidden": 64, "intermediate": 128, "layers": 3, "heads": 4}
+    if isinstance(shape.vision, FlatVision):
+        small |= {"whole": (2,), "deepstack": (0, 1, 2)[: len(shape.vision.deepstack)]}
+    return replace(shape, vision=replace(shape.vision, **small), language=replace(shape.language, layers=layers))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ patches go through the projector, whatever the plan sends on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Plan
 from vitcop_llava.families import Parts
+from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.sequence.masks import segment_mask
 from vitcop_llava.tools.benchmark.prompts import BenchPrompt
@@ -27,8 +29,10 @@ def run_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> Ten
     """
     inputs, language, base = prompt.inputs, parts.language_model, parts.base
     encode: Any = base.get_video_features if prompt.kind == "video" else base.get_image_features
-    sizes = {name: inputs[name] for name in ("image_sizes",) if name in inputs}
-    encode(inputs[PIXELS[prompt.kind]], **sizes, return_dict=True)
+    sizes = {name: inputs[name] for name in ("image_sizes", GRIDS[prompt.kind]) if name in inputs}
+    encoded = encode(inputs[PIXELS[prompt.kind]], **sizes, return_dict=True)
+    # As Qwen3-VL's decoder adds them: to the visual tokens, after each of its first layers.
+    added = [_by_row(each, prompt.batch) for each in getattr(encoded, "deepstack_features", None) or ()]
     hidden = parts.embeddings(inputs["input_ids"])
     cache, length = DynamicCache(config=parts.config), 0
     mask, rotary = None, None
@@ -36,9 +40,19 @@ def run_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> Ten
         if length != tokens + prompt.text_tokens:
             length = tokens + prompt.text_tokens
             hidden = hidden[:, :length].contiguous()
-            rotary = parts.rotary(hidden, torch.arange(length, device=hidden.device)[None])
+            positions = torch.arange(length, device=hidden.device)[None]
+            rotary = parts.rotary(hidden, positions.expand(3, 1, -1) if parts.keeps_positions else positions)
             mask = segment_mask(parts.config, hidden, length, 0, None)
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+        if added:
+            hidden[:, :tokens] += added.pop(0)[:, :tokens]
     norm: Any = language.norm
     logits: Tensor = model.lm_head(norm(hidden)[:, -1:])
     return logits
+
+
+def _by_row(features: Tensor | Sequence[Tensor], rows: int) -> Tensor:
+    """Return features of all images, each on its own or all in one tensor, as ``[B, tokens, d]``."""
+    joined = features if isinstance(features, Tensor) else torch.cat([*features])
+    by_row: Tensor = joined.unflatten(0, (rows, -1))
+    return by_row

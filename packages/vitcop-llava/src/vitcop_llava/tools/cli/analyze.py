@@ -182,7 +182,8 @@ def _view(loaded: Loaded, picture: Image.Image) -> Image.Image:
     """Return the picture as Figure 6 shows it: what the model sees of it in its first unit."""
     from vitcop_llava.tools.pictures.survivors import as_seen
 
-    return picture if loaded.parts.anyres is not None else as_seen(loaded.processor.image_processor, picture)
+    in_own_size = loaded.parts.anyres is not None or loaded.parts.squares is not None
+    return picture if in_own_size else as_seen(loaded.processor.image_processor, picture)
 
 
 def _claims_table(analysis: Analysis, about: dict[str, Any]) -> Table:

@@ -46,7 +46,8 @@ ShapeOption = Annotated[
     typer.Option(
         metavar="NAME",
         help="Random weights in the shape of llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-13b, "
-        "llava-next-video-7b, or medium, medium-next, medium-video, quarter, narrow, small, small-next, small-video.",
+        "llava-next-video-7b, qwen2.5-vl-7b, qwen3-vl-8b, or medium, medium-next, medium-video, quarter, narrow, "
+        "small, small-next, small-video, small-qwen2.5, small-qwen3.",
     ),
 ]
 Methods = Annotated[
@@ -67,7 +68,9 @@ BudgetsOption = Annotated[
 ImageSize = Annotated[
     str | None,
     typer.Option(
-        metavar="WxH", help="The size in pixels, for models that tile. Default: the one with the most tokens."
+        metavar="WxH",
+        help="The size in pixels, for models that see images in their own sizes. Default: the one with the most "
+        "tokens, or with 1,024 where there is no most.",
     ),
 ]
 Attention = Annotated[
@@ -243,8 +246,7 @@ def _stored(
     """Return the result with everything that it takes to repeat it."""
     from vitcop_llava.tools.model.environment import environment
 
-    sizes = prompt.inputs.get("image_sizes")
-    tiled = {} if sizes is None else {"image_size": "x".join(map(str, reversed(sizes[0].tolist())))}
+    tiled = {} if prompt.image_size is None else {"image_size": "x".join(map(str, prompt.image_size))}
     clip = {"frames": prompt.tiling.frames} if prompt.tiling.frames else {}
     given: dict[str, Any] = {
         **ready.options,

@@ -129,7 +129,7 @@ def check_memory(name: str, empty: Any, device: torch.device) -> None:
     # Families differ by less than a line of tokens.
     sizes = {(shape.vision, shape.language): 0 for shape in SHAPES.values()}
     for shape in SHAPES.values():
-        if shape.family == "llava":
+        if shape.family not in ("llava_next", "llava_next_video"):
             sizes[shape.vision, shape.language] = weight_bytes(skeleton(shape, dtype))
     fitting = [other for other, shape in SHAPES.items() if sizes[shape.vision, shape.language] < free]
     instead = f"in {str(dtype).removeprefix('torch.')} these do: {', '.join(fitting)}" if fitting else "none does"

@@ -203,7 +203,8 @@ def model_summary(loaded: Loaded) -> dict[str, Any]:
         "is_demo": loaded.is_demo,
         "class": type(loaded.model).__name__,
         "layers": loaded.parts.shape.num_layers,
-        "visual_tokens_per_image": loaded.parts.visual_tokens,
+        # Where images come in their own sizes, each has its own number.
+        "visual_tokens_per_image": None if loaded.parts.squares else loaded.parts.visual_tokens,
         "visual_tokens_per_frame": None if video is None else video.clip(1).tokens,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -217,6 +218,8 @@ def describe(loaded: Loaded) -> str:
     name = "demo model" if summary["source"] == "demo" else summary["source"]
     most = "" if loaded.parts.anyres is None else "up to "
     each = f"{most}{summary['visual_tokens_per_image']} visual tokens an image"
+    if loaded.parts.squares is not None:
+        each = "visual tokens by the size of an image"
     if summary["visual_tokens_per_frame"] is not None:
         each += f", {summary['visual_tokens_per_frame']} a frame"
     return f"{name}: {summary['layers']} layers, {each}, {summary['dtype']} on {summary['device']}"

@@ -99,7 +99,7 @@ def show(
         inputs = prepare_inputs(loaded, media, question, notes)
         answer, survivors = _run(loaded, inputs, chosen, budget, MAX_NEW_TOKENS if question else 1)
         said = f"{question}  {answer}" if question else ""
-        write_picture(_draw(loaded, media[0], survivors, said), path, force)
+        write_picture(_draw(loaded, media[0], inputs, survivors, said), path, force)
     if as_json:
         settings = {"method": method, "retain": str(budget), "model": model_summary(loaded)}
         asked: dict[str, Any] = {"question": question or None, "answer": answer if question else None}
@@ -126,17 +126,21 @@ def _run(loaded: Loaded, inputs: Any, method: Method, budget: Budget, max_new_to
         return answer.text, pruner.survivors()
 
 
-def _draw(loaded: Loaded, image: Medium, survivors: Survivors, caption: str) -> Image:
+def _draw(loaded: Loaded, image: Medium, inputs: Any, survivors: Survivors, caption: str) -> Image:
     from PIL.Image import fromarray
 
+    from vitcop_llava.families.grids import GRIDS
     from vitcop_llava.tools.media.video_support import Clip
     from vitcop_llava.tools.pictures.contact_sheet import contact_sheet
-    from vitcop_llava.tools.pictures.survivors import as_seen, survival_picture, tiled_picture
+    from vitcop_llava.tools.pictures.survivors import as_seen, squares_picture, survival_picture, tiled_picture
 
     if isinstance(image, Clip):
         assert loaded.parts.video is not None  # `prepare` refuses clips otherwise
         views = [as_seen(loaded.processor.frame_processor, fromarray(frame)) for frame in image.frames]
         return contact_sheet(views, image.seconds.tolist(), survivors, loaded.parts.video.grid, caption)
+    if loaded.parts.squares is not None:
+        ((_, rows, columns),) = inputs[GRIDS["image"]].tolist()
+        return squares_picture(image, survivors, loaded.parts.squares.image(rows, columns).grid, caption)
     if loaded.parts.anyres is not None:
         return tiled_picture(image, survivors, loaded.parts.anyres.tile(image.height, image.width), caption)
     view = as_seen(loaded.processor.image_processor, image)

@@ -137,8 +137,9 @@ class Asker:
         Raises:
             TypeError, ValueError: A file cannot be used.
         """
-        vision: Any = self._loaded.parts.vision_tower.config
-        return item.open(vision.image_size, self._sampling)
+        # Scenes are of the demo model, whose tower has one size.
+        side: int = getattr(self._loaded.parts.vision_tower.config, "image_size", 0)
+        return item.open(side, self._sampling)
 
     def answer(self, items: Sequence[Item]) -> list[Answered | Fault]:
         """Ask every variant the questions, as one batch; those that cannot be asked are faults."""
@@ -164,13 +165,14 @@ class Asker:
         asked: list[tuple[list[Medium], str]] = []
         for item in items:
             try:
-                media = self.open(item)
+                media, inputs = self.open(item), {}
                 if item.images:  # one that cannot be asked must not take its batch along
-                    prepare(self._loaded, media, item.question)
+                    inputs = prepare(self._loaded, media, item.question)
+                sizes = sizes_of(media, inputs, self._loaded.parts)
             except Exception as error:  # whatever it is, it is this question's
                 faults.append(Fault(item.number, str(error) or type(error).__name__))
                 continue
-            opened.append((item, sizes_of(media)))
+            opened.append((item, sizes))
             asked.append((media, item.question))
         return opened, prepare_batch(self._loaded, asked) if asked else None, faults
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from vitcop_core import Method, Plan, ViTCoP
 from vitcop_llava.families import Parts
+from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.report import Report, RowReport
@@ -15,16 +17,30 @@ from vitcop_llava.tools.media.video_support import Clip
 from vitcop_llava.tools.model.answer import Medium
 
 Sizes = tuple[tuple[int, ...], ...]
-"""Of each image of a question its height and width, of each clip its frames, their height and width."""
+"""Of each image of a question its height and width, of each clip its frames, their height and width. Where a processor
+rounds sides to whole tokens, they are those that it made."""
 
 
-def sizes_of(media: Sequence[Medium]) -> Sizes:
-    """Return the sizes of what a question is about."""
+def sizes_of(media: Sequence[Medium], inputs: Mapping[str, Any], parts: Parts) -> Sizes:
+    """Return the sizes of what a question is about.
+
+    Args:
+        media: Its images and clips.
+        inputs: What a processor made of it.
+        parts: The model.
+    """
+    if parts.squares is not None:
+        vision: Any = parts.vision_tower.config
+        grids = inputs[GRIDS["image"]].tolist() if media else []
+        return tuple((rows * vision.patch_size, columns * vision.patch_size) for _, rows, columns in grids)
     return tuple(each.frames.shape[:3] if isinstance(each, Clip) else (each.height, each.width) for each in media)
 
 
 def tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
     """Return what an image or clip of a size comes to."""
+    if parts.squares is not None:
+        vision: Any = parts.vision_tower.config
+        return parts.squares.image(size[0] // vision.patch_size, size[1] // vision.patch_size)
     if parts.video is not None and len(size) == 3:
         return parts.video.clip(size[0])
     return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)

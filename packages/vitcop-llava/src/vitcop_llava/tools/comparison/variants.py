@@ -103,11 +103,11 @@ def _layers(pair: tuple[int, int]) -> str:
 
 def _published(parts: Parts) -> list[Variant]:
     tokens, name = parts.visual_tokens, "published"
-    if parts.anyres is not None or tokens != _PUBLISHED_TOKENS:
-        most = "" if parts.anyres is None else "up to "
+    if parts.anyres is not None or parts.squares is not None or tokens != _PUBLISHED_TOKENS:
+        many = f"{'' if parts.anyres is None else 'up to '}{tokens}" if parts.squares is None else "as many as it shows"
         raise ValueError(
             f"preset {name} must be used with a model of {_PUBLISHED_TOKENS} visual tokens an image, as LLaVA-1.5 has, "
-            f"got {most}{tokens}"
+            f"got {many}"
         )
     found: dict[str, Mapping[int, Method]] = {
         "ViTCoP": {budget: ViTCoP(retained_tokens=budget) for budget in presets.BUDGETS},

@@ -80,6 +80,11 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
     images = [each for each in every if not isinstance(each, Clip)]
     if clips and loaded.parts.video is None:
         kind = type(loaded.model).__name__
+        if loaded.parts.squares is not None:
+            raise ValueError(
+                f"model must read clips frame by frame, got a {kind}; prepare its clips with transformers' own "
+                "processor, which needs torchvision, and prune it in a program"
+            )
         raise ValueError(f"model must read clips, for example a LlavaNextVideoForConditionalGeneration, got a {kind}")
     prompts = [_checked_prompt(processor, media, question) for media, question in asked]
     # A template that writes the opening token itself would otherwise get it twice.

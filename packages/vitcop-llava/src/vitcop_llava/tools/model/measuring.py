@@ -66,7 +66,9 @@ def measure(model: Any, inputs: Mapping[str, Any], *, new_tokens: int = 1) -> Me
 
 def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Cache]:
     """Return the first token of each row, ``[B, 1]``, and the cache; nothing else of the prompt stays in memory."""
-    output = model(**inputs, **_positions(inputs.get("attention_mask")), use_cache=True, logits_to_keep=1)
+    # Where positions have several axes, the model makes them from the grids of images.
+    positions = {} if _has_axes(inputs) else _positions(inputs.get("attention_mask"))
+    output = model(**inputs, **positions, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1:].argmax(-1), output.past_key_values
 
 
@@ -76,6 +78,8 @@ def decode_greedily(model: Any, inputs: Mapping[str, Any], token: Tensor, cache:
     for _ in range(steps):
         mask = None if mask is None else torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         positions = {name: value[:, -1:] for name, value in _positions(mask).items()}
+        if positions and _has_axes(inputs):  # along which an image takes other room than its tokens
+            positions = {name: value + model.model.rope_deltas for name, value in positions.items()}
         given = {"input_ids": token, "attention_mask": mask, "past_key_values": cache, **positions}
         token = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
@@ -91,6 +95,11 @@ def cache_bytes(cache: Cache) -> int:
                 storage = held.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def _has_axes(inputs: Mapping[str, Any]) -> bool:
+    """Return whether positions have several axes: such models are told of what kind each token is."""
+    return inputs.get("mm_token_type_ids") is not None
 
 
 def _positions(mask: Tensor | None) -> dict[str, Tensor]:

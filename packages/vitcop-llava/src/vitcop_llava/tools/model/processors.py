@@ -7,9 +7,11 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from vitcop_llava.families import Parts
-from vitcop_llava.families.base import VideoParts
+from vitcop_llava.families.base import Squares, VideoParts
+from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.tools.media.video_support import need_support
 
@@ -23,12 +25,15 @@ class ModelError(ValueError):
 
 def read_processor(name: str, parts: Parts) -> Any:
     """Return the processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no
-    torchvision.
+    torchvision. Where pictures of any size are squares of patches, it is transformers' own for pictures alone.
 
     What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
     """
     if parts.video is not None:
         return need_support().processor(name)
+    if parts.squares is not None:
+        kind: Any = _for_pictures(PROCESSOR_MAPPING[type(cast(Any, parts.base).config)])
+        return kind.from_pretrained(name, trust_remote_code=False)
     processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     # A setting that is not there has a default by now, which the file alone tells from a choice.
     saved, _ = ProcessorMixin.get_processor_dict(name)
@@ -36,6 +41,16 @@ def read_processor(name: str, parts: Parts) -> Any:
         if hasattr(processor, setting) and saved.get(setting) is None:
             setattr(processor, setting, value)
     return processor
+
+
+def _for_pictures(kind: Any) -> type:
+    """Return a class of processors without its processor of clips, which needs torchvision."""
+
+    def make(self: Any, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
+        kind.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    # transformers reads from the arguments of __init__ which parts a processor has.
+    return type(kind.__name__, (kind,), {"__init__": make})
 
 
 def _settings(parts: Parts) -> dict[str, Any]:
@@ -58,13 +73,16 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
             raise ModelError(f"model {name} must have a processor with an {part}, got a {type(processor).__name__}")
-    vision: Any = parts.vision_tower.config
     words = parts.config.vocab_size
     if len(processor.tokenizer) > words:
         raise ModelError(
             f"model must have a tokenizer of at most its {words} embeddings, got {len(processor.tokenizer)} tokens"
         )
-    _check_numbers(processor)
+    _check_numbers(processor, parts.squares)
+    if parts.squares is not None:
+        _check_squares(name, processor, parts, parts.squares)
+        return
+    vision: Any = parts.vision_tower.config
     _check_image(processor, parts, vision.image_size)
     if parts.video is not None:
         _check_clip(processor, parts.video)
@@ -76,9 +94,16 @@ def check_processor(name: str, processor: Any, parts: Parts) -> None:
         )
 
 
-def _check_numbers(processor: Any) -> None:
+def _check_numbers(processor: Any, squares: Squares | None) -> None:
     """Raise where a processor makes pictures or prompts that no model looks at, before it makes one."""
     images = processor.image_processor
+    if squares is not None:  # their size is the least and the most that a picture may have of pixels
+        sizes = [number for number in dict(images.size).values() if number is not None]
+        if not all(isinstance(number, int) and 1 <= number <= MAX_SIDE**2 for number in sizes):
+            raise ModelError(
+                f"model must have a processor with size from 1 to {MAX_SIDE**2} pixels, got {str(sizes)[:80]}"
+            )
+        return
     points = getattr(images, "image_grid_pinpoints", None) or ()
     found = {"image_grid_pinpoints": [side for point in points for side in point]}
     for name in ("size", "crop_size"):
@@ -92,6 +117,41 @@ def _check_numbers(processor: Any) -> None:
             raise ModelError(
                 f"model must have a processor with {name} from {least} to {MAX_SIDE}, got {str(numbers)[:80]}"
             )
+
+
+def _check_squares(name: str, processor: Any, parts: Parts, squares: Squares) -> None:
+    """Raise unless a plain picture becomes the patches, the grid and the placeholders that the model expects."""
+    if not getattr(processor, "chat_template", None):
+        raise ModelError(f"model {name} must have a processor with a chat template, got none")
+    vision: Any = parts.vision_tower.config
+    images = processor.image_processor
+    wanted = {
+        "patch_size": vision.patch_size,
+        "merge_size": squares.side,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    for setting, value in wanted.items():
+        if getattr(images, setting, None) != value:
+            raise ModelError(
+                f"model must have an image processor with {setting} {value}, as its vision tower has, got "
+                f"{getattr(images, setting, None)!r}"
+            )
+    side = 4 * squares.side * vision.patch_size
+    try:
+        picture = Image.new("RGB", (side, side))
+        inputs = processor(images=[picture], text=[processor.image_token], return_tensors="pt")
+    except Exception as error:
+        raise ModelError(
+            f"model must have a processor that reads a plain image, got {type(error).__name__}: {error}"
+        ) from error
+    ((_, rows, columns),) = inputs[GRIDS["image"]].tolist()
+    shape = (rows * columns, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
+    if tuple(inputs["pixel_values"].shape) != shape:
+        raise ModelError(
+            f"model must have an image processor that gives {' x '.join(map(str, shape))} numbers for its vision "
+            f"tower, got {' x '.join(map(str, inputs['pixel_values'].shape))}"
+        )
+    _check_count(inputs, "an image", parts.image_token_id, squares.image(rows, columns).placeholders)
 
 
 def _check_image(processor: Any, parts: Parts, side: int) -> None:

@@ -57,8 +57,7 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
     sheets = []
     for title, start, stop, (rows, columns) in grids:
         if start < stop:
-            cell = -(-PANEL // max(rows, columns))
-            view = image.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
+            view = _resized(image, (rows, columns))
             last = caption if stop == tiling.tokens else ""
             part = survivors.part(start, stop)
             sheets.append(survival_picture(view, part, (rows, columns), last, title, Looks.of(survivors)))
@@ -66,6 +65,27 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
     for number, sheet in enumerate(sheets):
         whole.paste(sheet, (0, sum(before.height for before in sheets[:number])))
     return whole
+
+
+def squares_picture(image: Image.Image, survivors: Survivors, grid: tuple[int, int], caption: str = "") -> Image.Image:
+    """Draw what `survival_picture` draws, for an image that the model sees in its own size, as squares of patches.
+
+    Args:
+        image: the picture, of any size.
+        survivors: of a row with this image alone.
+        grid: rows and columns of tokens.
+        caption: a line under the panels.
+
+    Raises:
+        ValueError: where the survivors are not of one image with that grid.
+    """
+    return survival_picture(_resized(image, grid), survivors, grid, caption)
+
+
+def _resized(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+    rows, columns = grid
+    cell = -(-PANEL // max(grid))
+    return image.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
 
 
 def survival_picture(
