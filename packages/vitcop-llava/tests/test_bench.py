@@ -26,7 +26,7 @@ from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, busy_cells
 from vitcop_llava.tools.benchmark.result import BenchResult, BenchRow, Spread
 from vitcop_llava.tools.benchmark.rounds import interleave
 from vitcop_llava.tools.benchmark.run import BenchSettings, run_bench
-from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, skeleton, weight_bytes
+from vitcop_llava.tools.benchmark.shapes import SHAPES, Vision, random_model, skeleton, weight_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 
@@ -330,4 +330,6 @@ def test_quarter_is_the_seven_billion_shape_made_smaller_alike() -> None:
         assert (quarter.hidden, quarter.intermediate) == (whole.hidden // 4, whole.intermediate // 4)
         assert quarter.layers == whole.layers * 3 // 8
         assert quarter.hidden // quarter.heads == whole.hidden // whole.heads == heads
+    assert isinstance(small.vision, Vision)
+    assert isinstance(large.vision, Vision)
     assert small.vision.side == large.vision.side

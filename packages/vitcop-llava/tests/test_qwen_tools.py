@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_qwen_vl import END, IMAGE, START, VIDEO, build
+from qwen_small import END, IMAGE, MIXED, START, VIDEO, build, given, received
 from transformers import GenerationConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -38,7 +38,8 @@ def save(folder: Path, family: str, **changed: Any) -> Path:
     numbered = [SPECIAL.get(number, WORDS[number] if number < len(WORDS) else f"w{number}") for number in range(100)]
     tokens = {name: SPECIAL[number] for name, number in (("image_token", IMAGE), ("video_token", VIDEO))}
     tokenizer = word_tokenizer(numbered, **tokens, vision_start_token=SPECIAL[START], vision_end_token=SPECIAL[END])
-    images = Qwen2VLImageProcessorPil(**{"patch_size": 4, "size": LARGE} | changed)
+    settings: dict[str, Any] = {"patch_size": 4, "size": LARGE} | changed
+    images = Qwen2VLImageProcessorPil(**settings)
     processor: Any = _for_pictures(PROCESSOR_MAPPING[type(model.config)])
     processor(images, tokenizer, chat_template=TEMPLATE).save_pretrained(folder)
     with torch.random.fork_rng():
@@ -90,11 +91,12 @@ def test_whole_budget_answers_as_the_model_alone(folder: Path, picture: Path) ->
 
 def test_batches_of_pictures_of_several_sizes_compare(folder: Path, picture: Path, tmp_path: Path) -> None:
     tall = tmp_path / "tall.png"
-    Image.open(picture).resize((24, 72)).save(tall)
+    with Image.open(picture) as whole:
+        whole.resize((24, 72)).save(tall)
     lines = [{"image": str(path), "question": "what is this", "answer": "w9"} for path in (picture, tall)]
     questions = tmp_path / "questions.jsonl"
     questions.write_text("\n".join(map(json.dumps, [*lines, {"image": "none.png", "question": "is", "answer": "w9"}])))
-    given = ("--method", "vitcop,visionzip", "--retain", "1/2", "--max-new-tokens", "2", "--timed", "1")
+    given = ("--method", "vitcop,visionzip", "--retain", "1/2", "--max-new-tokens", "2", "--timing", "1")
     result = run("compare", "--questions", questions, "--model", folder, *given, "--out", tmp_path / "found", "--json")
     assert json.loads(result.stdout)["comparison"]["questions"] == 2, result.output
     answers = [json.loads(line) for line in (tmp_path / "found" / "answers.jsonl").read_text().splitlines()]
@@ -113,9 +115,11 @@ def test_show_draws_the_squares_that_survive(folder: Path, picture: Path, tmp_pa
     result = run("show", picture, "--model", folder, "--retain", "1/2", "--out", out, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["visual_tokens"] == 40
-    assert "visual tokens by the size of an image" in said(run("show", picture, "--model", folder, "--out", out, "-f"))
+    again = run("show", picture, "--model", folder, "--retain", "1/2", "--out", out, "--force")
+    assert "visual tokens by the size of an image" in said(again)
     # The picture and three stages, each 8 squares of 42 pixels wide.
-    assert Image.open(out).width == 4 * 8 * 42 + 5 * 18
+    with Image.open(out) as drawn:
+        assert drawn.width == 4 * 8 * 42 + 5 * 18
 
 
 @pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
@@ -128,8 +132,6 @@ def test_analyze_sees_what_each_square_receives(family: str, folder: Path, pictu
 
 
 def test_observed_saliency_is_what_stage_one_ranks_by() -> None:
-    from test_qwen_vl import MIXED, given, received
-
     from vitcop_llava.tools.analysis.observing import observe
 
     model, inputs = build("qwen2.5"), given(MIXED[:2], "qwen2.5")
