@@ -137,7 +137,7 @@ class SquareHooks:
             attended_keys=by_unit(turned[1]),
             entry_keys=partial(entry_keys, self._parts),
             scale=scored.scale,
-            positions=_positions(units, squares.device),
+            positions=unit_positions(units, squares.device),
             hidden=hidden,
             sizes=sizes,
             pool=side.side,
@@ -145,7 +145,7 @@ class SquareHooks:
         )
 
 
-def _positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def unit_positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Return ``[C, m, 2]`` float32: (row / rows, column / columns) of every token; 0 past a unit's own."""
     each = {grid: grid_positions(*grid, device) for grid in units}
     if len(each) == 1:
