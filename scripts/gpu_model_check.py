@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitcop_cuda
 import vitcop_video  # noqa: F401  (brings the family of clips)
-from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_core import DivPrune, FastV, Method, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 from vitcop_core.files import write_json
 from vitcop_llava.families import locate
 from vitcop_llava.hooks.graphs import Graphs
@@ -43,6 +43,8 @@ METHODS: dict[str, Method] = {
     "PyramidDrop": PyramidDrop(retention_ratio=1 / 2),
     "SparseVLM": SparseVLM(retention_ratio=1 / 2),
     "VisionZip": VisionZip(retention_ratio=1 / 4),
+    "DivPrune": DivPrune(retention_ratio=1 / 4),
+    "VisPruner": VisPruner(retention_ratio=1 / 4),
 }
 TOLERANCE = 2e-3
 """Of logits in float32 that two devices sum up in other orders."""

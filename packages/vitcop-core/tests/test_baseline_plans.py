@@ -6,11 +6,23 @@ from typing import Any
 
 import pytest
 
-from vitcop_core import DecoderCut, FastV, LanguageModelShape, Method, Plan, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_core import (
+    DecoderCut,
+    DivPrune,
+    FastV,
+    LanguageModelShape,
+    Method,
+    Plan,
+    PyramidDrop,
+    SparseVLM,
+    VisionZip,
+    VisPruner,
+    ViTCoP,
+)
 from vitcop_core.cost import layer_kv_bytes, layer_macs
 from vitcop_core.presets import FASTV, PYRAMIDDROP, SPARSEVLM, VISIONZIP, equal_budgets
 
-METHODS: tuple[Any, ...] = (FastV, PyramidDrop, SparseVLM, VisionZip)
+METHODS: tuple[Any, ...] = (FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner)
 SHAPE = LanguageModelShape(32, 4096, 11008, 32, 32, 128)
 
 
@@ -84,6 +96,20 @@ def test_visionzip_published_counts_are_those_of_each_tile() -> None:
     assert plan.vision is not None
     assert plan.vision.keep == (64, 64, 24)
     assert plan.vision.clusters == (10, 10, 4)
+
+
+@pytest.mark.parametrize(("ratio", "diverse"), [(0.5, (28, 28, 2)), (0.1, (51, 51, 3)), (1, (0, 0, 0))])
+def test_vispruner_splits_the_tokens_of_each_unit(ratio: float, diverse: tuple[int, ...]) -> None:
+    plan = VisPruner(retention_ratio=0.098, important_ratio=ratio).plan(32, [576, 576, 32])
+    assert plan.vision is not None
+    assert plan.vision.keep == (56, 56, 3)
+    assert plan.vision.clusters == diverse
+
+
+def test_divprune_keeps_of_each_unit_its_share() -> None:
+    plan = DivPrune(retention_ratio=0.098).plan(32, [576, 576, 32])
+    assert plan.vision is not None
+    assert (plan.vision.keep, plan.vision.clusters, plan.decoder) == ((56, 56, 3), (0, 0, 0), ())
 
 
 @pytest.mark.parametrize("num_layers", [32, 40])
@@ -188,6 +214,10 @@ def test_counts_beyond_what_there_is_cut_nothing_more() -> None:
         (SparseVLM, {"counts": (3, 2, 1), "layers": (1, 2)}, ValueError, "three layers"),
         (VisionZip, {"counts": 3}, TypeError, "counts must be a tuple"),
         (VisionZip, {"counts": (3, 0)}, ValueError, "counts must be"),
+        (DivPrune, {}, ValueError, "retained_tokens or retention_ratio must be given, and one alone, got none"),
+        (VisPruner, {"retained_tokens": 9, "important_ratio": 0}, ValueError, "important_ratio must be"),
+        (VisPruner, {"retained_tokens": 9, "important_ratio": "half"}, TypeError, "important_ratio must be"),
+        (VisPruner, {"retained_tokens": 9, "vision_saliency": "most"}, ValueError, "vision_saliency must be"),
     ],
 )
 def test_settings_are_checked(method: Any, settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -204,8 +234,16 @@ def test_costs_count_every_token_of_a_plan(method: Method) -> None:
     assert 126 < plan.average_tokens <= 128
 
 
-def test_equal_budgets_are_the_five_methods() -> None:
-    assert list(equal_budgets(64)) == ["FastV", "PyramidDrop", "SparseVLM", "VisionZip", "ViTCoP"]
+def test_equal_budgets_are_the_seven_methods() -> None:
+    assert list(equal_budgets(64)) == [
+        "FastV",
+        "PyramidDrop",
+        "SparseVLM",
+        "VisionZip",
+        "DivPrune",
+        "VisPruner",
+        "ViTCoP",
+    ]
 
 
 @pytest.mark.parametrize("method", [FastV, PyramidDrop, SparseVLM])
@@ -213,9 +251,9 @@ def test_attention_of_the_prompt_depends_on_the_question(method: Any) -> None:
     assert method(retained_tokens=64).cuts_depend_on_question is True
 
 
-def test_vision_cuts_do_not_depend_on_the_question() -> None:
-    assert VisionZip(retained_tokens=64).cuts_depend_on_question is False
-    assert ViTCoP(retained_tokens=64).cuts_depend_on_question is False
+@pytest.mark.parametrize("method", [VisionZip, DivPrune, VisPruner, ViTCoP])
+def test_vision_cuts_do_not_depend_on_the_question(method: Any) -> None:
+    assert method(retained_tokens=64).cuts_depend_on_question is False
 
 
 def test_cut_cannot_pack_and_reindex() -> None:

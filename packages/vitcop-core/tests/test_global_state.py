@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcop_core import DecoderCut, DecoderView, PromptView, SparseVLM, VisionView, VisionZip, ViTCoP, ops
+from vitcop_core import (
+    DecoderCut,
+    DecoderView,
+    DivPrune,
+    PromptView,
+    SparseVLM,
+    VisionView,
+    VisionZip,
+    VisPruner,
+    ViTCoP,
+    ops,
+)
 from vitcop_core.diagnostics import cutoff_scale
 from vitcop_core.methods import _temporal as temporal
 
@@ -63,6 +74,8 @@ METHODS: dict[str, Any] = {
     # From one frame to the next, 3 down and 4 across is then as far as may be.
     "vitcop-spans": ViTCoP(retained_tokens=64, cluster_frames=FRAMES, spatial_threshold=89**0.5 / 24),
     "visionzip": VisionZip(retained_tokens=64),
+    "divprune": DivPrune(retained_tokens=64),
+    "vispruner": VisPruner(retained_tokens=64),
 }
 states = pytest.mark.parametrize("state", STATES)
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitcop_core import (
     DecoderCut,
     DecoderView,
+    DivPrune,
     FastV,
     Method,
     PromptView,
@@ -21,6 +22,7 @@ from vitcop_core import (
     SparseVLM,
     VisionView,
     VisionZip,
+    VisPruner,
     ViTCoP,
     ops,
 )
@@ -163,8 +165,11 @@ def test_decoder_cut_never_waits(
         method.cut_decoder(DecoderCut(2, 7, stage), view, keeps)
 
 
+@pytest.mark.parametrize("method", [VisionZip, DivPrune, VisPruner])
 @pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
-def test_visionzip_never_waits(vision_view: Callable[..., VisionView], ragged: bool) -> None:
+def test_vision_cut_of_a_baseline_never_waits(
+    vision_view: Callable[..., VisionView], method: Any, ragged: bool
+) -> None:
     view = vision_view()
     view = replace(view, hidden_cls=view.hidden[:, 0])
     given: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -172,7 +177,7 @@ def test_visionzip_never_waits(vision_view: Callable[..., VisionView], ragged: b
         view = replace(view, eligible=torch.arange(20).expand(2, -1), lengths=torch.tensor([20, 7]))
         given = torch.tensor([12, 3]), torch.tensor([4, 1])
     with no_host_sync():
-        VisionZip(retained_tokens=12).cut_vision(view, 12, 4, *given)
+        method(retained_tokens=12).cut_vision(view, 12, 4, *given)
 
 
 @pytest.mark.parametrize("method", [FastV(keep=7), PyramidDrop(ratio=0.5), SparseVLM(counts=(7, 5, 3))], ids=str)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import vitcop_core
 from vitcop_core import (
     DecoderCut,
+    DivPrune,
     EarlyViTCoP,
     FastV,
     LanguageModelShape,
@@ -26,6 +27,7 @@ from vitcop_core import (
     VisionCut,
     VisionView,
     VisionZip,
+    VisPruner,
     ViTCoP,
     cost,
     identity_plan,
@@ -36,6 +38,7 @@ from vitcop_core import (
 )
 from vitcop_core.checks import check_choice, check_finite, check_flag, check_int, check_positive
 from vitcop_core.diagnostics import cutoff_scale
+from vitcop_core.methods import BudgetedMethod
 from vitcop_core.shown import shown
 
 HUGE = 10**400
@@ -129,6 +132,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "EarlyViTCoP with settings": (EarlyViTCoP, {"retained_tokens": 9, "pi1": 0.5, "center_ratio": 0.1}),
     "VisionZip": (VisionZip, {"retention_ratio": 0.5}),
     "VisionZip with counts": (VisionZip, {"counts": (54, 10)}),
+    "DivPrune": (DivPrune, {"retained_tokens": 64, "retention_ratio": None}),
+    "VisPruner": (VisPruner, {"retention_ratio": 0.5, "important_ratio": 0.25}),
     "ViTCoP": (ViTCoP, {field.name: getattr(ViTCoP(retained_tokens=64), field.name) for field in fields(ViTCoP)}),
     "ViTCoP with ratios": (ViTCoP, {"ratios": (0.5, 0.2, 0.1)}),
     "ViTCoP with layers": (ViTCoP, {"retention_ratio": 0.1, "layers": (2, 4), "pi1": 0.7}),
@@ -195,7 +200,7 @@ def error_of(call: Callable[..., Any], arguments: dict[str, Any]) -> str | None:
         found = call(**arguments)
         if isinstance(found, Plan):
             assert found.average_tokens > 0
-        elif isinstance(found, EarlyViTCoP | FastV | PyramidDrop | SparseVLM | VisionZip | ViTCoP):
+        elif isinstance(found, BudgetedMethod | ViTCoP):
             return error_of(found.plan, PLANNED)
     except (TypeError, ValueError) as refused:
         error = str(refused)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitcop_core
-from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP, find_method
+from vitcop_core import DivPrune, FastV, Method, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP, find_method
 from vitcop_core.parsing import METHODS, find_methods
 
 
@@ -27,6 +27,12 @@ from vitcop_core.parsing import METHODS, find_methods
         ("pyramiddrop(ratios=(0.5, 0.25, 0.125))", {}, PyramidDrop(ratios=(0.5, 0.25, 0.125))),
         ("sparsevlm(counts=(66, 30, 17))", {}, SparseVLM(counts=(66, 30, 17))),
         ("visionzip", {"retained_tokens": 64.5}, VisionZip(retained_tokens=64.5)),
+        ("DivPrune", {"retained_tokens": 56}, DivPrune(retained_tokens=56)),
+        (
+            "vispruner(important_ratio=0.25)",
+            {"retention_ratio": 0.5},
+            VisPruner(retention_ratio=0.5, important_ratio=0.25),
+        ),
         ("vitcop(compat='official')", {"retained_tokens": 64}, ViTCoP(retained_tokens=64, compat="official")),
     ],
 )
@@ -50,7 +56,11 @@ def test_several_methods_have_labels() -> None:
     ("text", "message"),
     [
         ("", "text must be a name, or a name with settings"),
-        ("magic", "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, earlyvitcop, got 'magic'"),
+        (
+            "magic",
+            "text must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, divprune, vispruner, "
+            "earlyvitcop, got 'magic'",
+        ),
         ("vitcop, fastv", "text must be one method, got 'vitcop, fastv'"),
         ("vitcop(layers={[]:1})", "layers must be a plain value"),
         ("vitcop(layers={{}})", "layers must be a plain value"),

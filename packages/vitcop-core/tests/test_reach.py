@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitcop_core import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_core import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 from vitcop_core.checks import check_positive
 
-METHODS = (FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP)
+METHODS = (FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner, ViTCoP)
 NUMBER = r"(\d+(?:\.\d+)?)"
 IN_TOKENS = re.compile(
     rf"retained_tokens must be (?:at least {NUMBER}|from {NUMBER} to {NUMBER}) of the {NUMBER} visual"

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 
 Make = Callable[..., Tensor]
 
@@ -84,7 +84,7 @@ def test_budget_is_refused_by_name(model: Any, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["retained_tokens", "retention_ratio"])
-@pytest.mark.parametrize("method", [FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP])
+@pytest.mark.parametrize("method", [FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner, ViTCoP])
 def test_bounds_that_are_named_are_taken(model: Any, method: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be ") as caught:
         vitcop_llava.prune(model, method(**{name: 0.001}))

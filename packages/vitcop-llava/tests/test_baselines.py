@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner
 
 Make = Callable[..., Tensor]
 METHODS: dict[str, Any] = {
@@ -20,11 +20,13 @@ METHODS: dict[str, Any] = {
     "sparsevlm-given": SparseVLM(counts=(60, 30, 10), layers=(2, 3, 6)),
     "visionzip": VisionZip(retained_tokens=48),
     "visionzip-given": VisionZip(counts=(9, 3)),
+    "divprune": DivPrune(retained_tokens=24),
+    "vispruner": VisPruner(retained_tokens=24),
     "early": EarlyViTCoP(retained_tokens=48, cutoff_distance=3.0),
     "early-layer0": EarlyViTCoP(retained_tokens=48, cutoff_distance=3.0, ranking="layer0"),
 }
 methods = pytest.mark.parametrize("name", METHODS)
-families = pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip, EarlyViTCoP])
+families = pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner, EarlyViTCoP])
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
@@ -118,8 +120,8 @@ def test_attention_backends_agree(
     close(*found)
 
 
-@pytest.mark.parametrize("name", ["visionzip", "visionzip-given"])
-def test_visionzip_decoding_equals_recomputing(model: Any, prompt: Make, pictures: Make, name: str) -> None:
+@pytest.mark.parametrize("name", ["visionzip", "visionzip-given", "divprune", "vispruner"])
+def test_decoding_equals_recomputing(model: Any, prompt: Make, pictures: Make, name: str) -> None:
     ids, images = prompt(3, "image", 4, "image", 8), pictures(2)
     how: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "output_logits": True}
     with vitcop_llava.prune(model, METHODS[name]):
@@ -207,7 +209,7 @@ def test_report_has_every_cut(model: Any, prompt: Make, pictures: Make, name: st
     assert stages[0].name == ("Cut 1" if plan.decoder else "Vision cut")
 
 
-@pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip])
+@pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_tiles_in_a_batch_equal_rows(next_model: Any, next_inputs: Any, kind: Any, side: str) -> None:
     batch: list[list[Any]] = [[2, (96, 96), 3], [(10, 90), 2, (131, 77), 4], [9], [2, (200, 9), 1]]
@@ -219,7 +221,7 @@ def test_tiles_in_a_batch_equal_rows(next_model: Any, next_inputs: Any, kind: An
             close(logits[number][together["attention_mask"][number].bool()], alone)
 
 
-@pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip])
+@pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, VisionZip, DivPrune, VisPruner])
 def test_small_image_within_the_budget_runs_unpruned_beside_others(
     next_model: Any, next_inputs: Any, kind: Any
 ) -> None:

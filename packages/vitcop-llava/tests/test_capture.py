@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CompileConfig
 
 import vitcop_llava
-from vitcop_core import FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_core import DivPrune, FastV, Method, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 from vitcop_llava.hooks import graphs
 from vitcop_llava.hooks.graphs import Graphs
 
@@ -29,6 +29,8 @@ METHODS: dict[str, Method] = {
     "PyramidDrop": PyramidDrop(retention_ratio=1 / 2),
     "SparseVLM": SparseVLM(retention_ratio=1 / 2),
     "VisionZip": VisionZip(retention_ratio=1 / 4),
+    "DivPrune": DivPrune(retention_ratio=1 / 4),
+    "VisPruner": VisPruner(retention_ratio=1 / 4),
 }
 RECORDED = 2
 """Prefills of a shape until all that follow are replayed."""

@@ -175,7 +175,8 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
         (["{image}", QUESTION, "--retain", "145"], "--retain 145: it must be at most the 144"),
         (
             ["{image}", QUESTION, "--method", "magic"],
-            "--method must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, earlyvitcop, got 'magic'",
+            "--method must be one of vitcop, fastv, pyramiddrop, sparsevlm, visionzip, divprune, vispruner, "
+            "earlyvitcop, got 'magic'",
         ),
         (["{image}", QUESTION, "--method", "vitcop, fastv"], "--method must be one method, got 'vitcop, fastv'"),
         (

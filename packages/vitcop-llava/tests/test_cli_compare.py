@@ -182,7 +182,7 @@ def test_compare_runs_llava_next(next_model: Any, next_processor: Any, tmp_path:
     rows = compare_json(folder, "--questions", path, "--retain", "30%", "--max-new-tokens", 2, "--timing", 1)[
         "comparison"
     ]["variants"]
-    assert [row["problem"] for row in rows] == [None] * 6
+    assert [row["problem"] for row in rows] == [None] * 8
     assert all(row["tokens"] < 0.31 * rows[0]["tokens"] for row in rows[1:])
     assert all(row["tokens_per_layer"] is None for row in rows)
     # A number of tokens that a small image does not have is known when it is opened; other budgets go on.

@@ -68,10 +68,10 @@ def test_questions_about_one_scene_are_one_group() -> None:
     assert one.group == same.group != other.group
 
 
-def test_equal_budgets_hold_all_five(demo: Loaded) -> None:
+def test_equal_budgets_hold_all_methods(demo: Loaded) -> None:
     variants = preset("equal-budgets", demo.parts, BUDGETS)
     labels = list(dict.fromkeys(variant.label for variant in variants))
-    assert labels == ["ViTCoP", "VisionZip", "SparseVLM", "PyramidDrop", "FastV"]
+    assert labels == ["ViTCoP", "VisPruner", "DivPrune", "VisionZip", "SparseVLM", "PyramidDrop", "FastV"]
     units = demo.parts.tiling.units
     for variant in variants:
         assert variant.method is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_llava
-from vitcop_llava import FastV, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -18,6 +18,7 @@ METHODS = [
     ViTCoP(retention_ratio=1),
     FastV(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
 
 
@@ -49,7 +50,7 @@ def fresh(build: Callable[..., Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["vitcop", "all", "fastv", "zip"])
+@pytest.mark.parametrize("method", METHODS, ids=["vitcop", "all", "fastv", "zip", "divprune"])
 @pytest.mark.parametrize("make", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
 def test_copy_made_inside_is_not_pruned(
     fresh: Any, prompt: Make, pictures: Make, make: Callable[[Any], Any], method: Any

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 SIZES: dict[str, Any] = {
@@ -180,7 +180,12 @@ def test_window_is_refused_where_a_call_is_longer(prompt: Make, pictures: Make) 
         assert model(input_ids=prompt(200)).logits.isfinite().all()  # text is left to the model
 
 
-BLIND = [FastV(retained_tokens=60), PyramidDrop(retained_tokens=60), SparseVLM(retained_tokens=60)]
+BLIND = [
+    FastV(retained_tokens=60),
+    PyramidDrop(retained_tokens=60),
+    SparseVLM(retained_tokens=60),
+    DivPrune(retained_tokens=24),
+]
 TOWERS: dict[str, dict[str, Any]] = {
     "siglip": {"tower": vision(SiglipVisionConfig), "vision_feature_select_strategy": "full"},
     "siglip-less-one": {"tower": vision(SiglipVisionConfig), "vision_feature_select_strategy": "default"},
@@ -215,7 +220,8 @@ def test_tower_is_no_obstacle_to_methods_that_do_not_look_at_it(
 
 
 @pytest.mark.parametrize("keep_newline", [False, True])
-def test_tiles_of_a_tower_without_cls(next_model: Any, next_inputs: Any, keep_newline: bool) -> None:
+@pytest.mark.parametrize("method", [BLIND[0], BLIND[3]], ids=["fastv", "divprune"])
+def test_tiles_of_a_tower_without_cls(next_model: Any, next_inputs: Any, method: Any, keep_newline: bool) -> None:
     config = LlavaNextConfig(
         vision_config=vision(SiglipVisionConfig, 48),
         text_config=transformers.LlamaConfig(**SIZES | {"vocab_size": next_model.config.text_config.vocab_size}),
@@ -226,7 +232,7 @@ def test_tiles_of_a_tower_without_cls(next_model: Any, next_inputs: Any, keep_ne
     )
     model = randomised(LlavaNextForConditionalGeneration, config)
     batch, settings = next_inputs([[2, (131, 77), 3], [4, (96, 96), 1]]), {"max_new_tokens": 3}
-    with vitcop_llava.prune(model, BLIND[0], keep_newline=keep_newline) as pruner:
+    with vitcop_llava.prune(model, method, keep_newline=keep_newline) as pruner:
         found = model.generate(**batch, **settings)[:, -3:]
         rows = pruner.report.rows
         assert [row.newlines_kept for row in rows] == [row.newlines if keep_newline else 0 for row in rows]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_llava.report import Survivors
 from vitcop_llava.sequence import rotary
 from vitcop_llava.sequence.segment import grid_positions, on_device
@@ -72,6 +72,7 @@ METHODS: dict[str, Any] = {
     "pyramiddrop": PyramidDrop(retained_tokens=192),
     "sparsevlm": SparseVLM(retained_tokens=192),
     "visionzip": VisionZip(retained_tokens=64),
+    "divprune": DivPrune(retained_tokens=64),
 }
 
 

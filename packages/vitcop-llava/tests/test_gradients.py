@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -18,6 +18,7 @@ METHODS = [
     PyramidDrop(retained_tokens=60),
     SparseVLM(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
     EarlyViTCoP(retained_tokens=24, ranking="layer0"),
 ]
 

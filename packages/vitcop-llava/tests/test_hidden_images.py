@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -18,8 +18,11 @@ METHODS = [
     PyramidDrop(retained_tokens=60),
     SparseVLM(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
-by_name = pytest.mark.parametrize("method", METHODS, ids=["vitcop", "official", "fastv", "pyramid", "sparse", "zip"])
+by_name = pytest.mark.parametrize(
+    "method", METHODS, ids=["vitcop", "official", "fastv", "pyramid", "sparse", "zip", "divprune"]
+)
 TWO = (5, "image", 7, "image", 3)
 
 

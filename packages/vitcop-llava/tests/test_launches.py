@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 from vitcop_llava.hooks import calls, reading
 
 KERNELS = {"vic": 8, "cls_saliency": 2, "co_prune": 2, "key_norm": 1, "top_tokens": 1, "gather_tokens": 1}
@@ -152,6 +152,8 @@ def decoding_launches(model: Any, given: dict[str, Any]) -> list[int]:
 BOUNDS = {
     "fastv": (FastV(retained_tokens=60), 60),
     "visionzip": (VisionZip(retained_tokens=24), 125),
+    "divprune": (DivPrune(retained_tokens=24), 110),
+    "vispruner": (VisPruner(retained_tokens=24), 200),
     "pyramid": (PyramidDrop(retained_tokens=60), 300),
     "sparse": (SparseVLM(retained_tokens=60), 650),
     "attention": (ViTCoP(retained_tokens=24, saliency="attention"), 145),

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import FastV, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
     ViTCoP(retained_tokens=24, cutoff_distance=3.0),
     FastV(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 

@@ -13,7 +13,7 @@ from vitcop_llava import prune
 from vitcop_llava.families import locate
 from vitcop_llava.tools.model.measuring import cache_bytes, measure
 
-METHODS = ("FastV", "PyramidDrop", "SparseVLM", "VisionZip", "ViTCoP")
+METHODS = ("FastV", "PyramidDrop", "SparseVLM", "VisionZip", "DivPrune", "VisPruner", "ViTCoP")
 pytestmark = pytest.mark.filterwarnings("ignore::vitcop_llava.FeatureScaleWarning")
 
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 import vitcop_llava
 from vitcop_core.plan import DecoderCut
 from vitcop_core.tokens import DecoderView, Selection
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 
 # A picture of 96 x 96: one tile, or four tiles of 6 x 6 patches and the whole of it, with a newline after each line.
 PLACEHOLDERS = {"llava": 144, "next": 36 + 12 * 13}
@@ -27,6 +27,8 @@ METHODS = {
     "attention": ViTCoP(**SHARE, cutoff_distance=3.0, saliency="attention"),
     **{type(method).__name__: method for method in (FastV(**SHARE), PyramidDrop(**SHARE), SparseVLM(**SHARE))},
     "VisionZip": VisionZip(**SHARE),
+    "DivPrune": DivPrune(**SHARE),
+    "VisPruner": VisPruner(**SHARE),
     "EarlyViTCoP": EarlyViTCoP(**SHARE, ranking="layer0"),
 }
 

@@ -139,6 +139,8 @@ BASELINES = [
     vitcop_llava.PyramidDrop(retained_tokens=48),
     vitcop_llava.SparseVLM(retained_tokens=48),
     vitcop_llava.VisionZip(retained_tokens=48),
+    vitcop_llava.DivPrune(retained_tokens=48),
+    vitcop_llava.VisPruner(retained_tokens=48),
     vitcop_llava.EarlyViTCoP(retained_tokens=48),
     vitcop_llava.EarlyViTCoP(retained_tokens=48, ranking="layer0"),
 ]
@@ -158,7 +160,7 @@ def test_tower_without_cls_waits_where_others_do(
 ) -> None:
     model, tiled = build("qwen2", tower="siglip"), build_next("qwen2", tower="siglip")
     batch = pad([prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)])
-    for method in (budget(), vitcop_llava.VisionZip(retained_tokens=24)):
+    for method in (budget(), vitcop_llava.VisionZip(retained_tokens=24), vitcop_llava.DivPrune(retained_tokens=24)):
         found = waits(model, method, {**batch, "pixel_values": pictures(3)})
         assert reads_of(found) == {"_read": 1, "without_padding": 2}
         found = waits(tiled, method, next_inputs(NEXT_BATCHES["ragged"]))

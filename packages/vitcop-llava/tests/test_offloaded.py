@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 # Some versions of transformers look for an offloaded model where its weights are, which is nowhere.
@@ -21,6 +21,7 @@ METHODS = [
     ViTCoP(retained_tokens=24, cutoff_distance=3.0),
     FastV(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
     EarlyViTCoP(retained_tokens=24, ranking="layer0"),
 ]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

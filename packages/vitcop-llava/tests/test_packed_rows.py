@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -18,6 +18,7 @@ METHODS = [
     PyramidDrop(retained_tokens=60),
     SparseVLM(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 
 families = pytest.mark.parametrize("family", FAMILIES)
 METHODS = {
@@ -39,11 +39,14 @@ METHODS = {
     "pyramiddrop": PyramidDrop(retention_ratio=2 / 3),
     "sparsevlm": SparseVLM(retention_ratio=1 / 2),
     "visionzip": VisionZip(retention_ratio=1 / 3),
+    "divprune": DivPrune(retention_ratio=1 / 3),
+    "vispruner": VisPruner(retention_ratio=1 / 3),
     "early": EarlyViTCoP(retention_ratio=1 / 3, ranking="layer0"),
 }
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 # Recomputing a longer prompt is the same prefill only where no cut looks at the last token.
-fixed = pytest.mark.parametrize("method", [METHODS["vitcop"], METHODS["visionzip"]], ids=["vitcop", "visionzip"])
+FIXED = ("vitcop", "visionzip", "divprune", "vispruner")
+fixed = pytest.mark.parametrize("method", [METHODS[name] for name in FIXED], ids=FIXED)
 
 
 @pytest.fixture(autouse=True)

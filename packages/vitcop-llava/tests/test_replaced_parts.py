@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -21,8 +21,11 @@ METHODS = [
     PyramidDrop(retained_tokens=60),
     SparseVLM(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
-by_name = pytest.mark.parametrize("method", METHODS, ids=["vitcop", "attention", "fastv", "pyramid", "sparse", "zip"])
+by_name = pytest.mark.parametrize(
+    "method", METHODS, ids=["vitcop", "attention", "fastv", "pyramid", "sparse", "zip", "divprune"]
+)
 # PEFT reads an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.*:FutureWarning", "ignore:.*base_model_name_or_path:UserWarning"

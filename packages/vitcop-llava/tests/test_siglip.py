@@ -12,13 +12,15 @@ from torch import Tensor
 from transformers import DynamicCache, LlavaNextConfig, LlavaNextForConditionalGeneration, SiglipVisionConfig
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
 
 Make = Callable[..., Tensor]
 KEEP_ALL = ViTCoP(retention_ratio=1)
 METHODS = {
     "vitcop": ViTCoP(retained_tokens=24, cutoff_distance=3.0),
     "zip": VisionZip(retained_tokens=24),
+    "divprune": DivPrune(retained_tokens=24),
+    "vispruner": VisPruner(retained_tokens=24),
     "early": EarlyViTCoP(retained_tokens=24, cutoff_distance=3.0),
 }
 OTHERS = {

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 
 import vitcop_llava
 from vitcop_core import LanguageModelShape
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
 Make = Callable[..., Tensor]
 CUTS = ViTCoP(ratios=(0.5, 0.25, 0.1), layers=(2, 4), cutoff_distance=3.0)
@@ -24,6 +24,7 @@ METHODS = [
     PyramidDrop(retained_tokens=60),
     SparseVLM(retained_tokens=60),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
 ]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 MODES: dict[str, dict[str, Any]] = {

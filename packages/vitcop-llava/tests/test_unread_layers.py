@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_llava
-from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_llava.hooks import active
 from vitcop_llava.hooks.tower import TowerHooks
 
@@ -18,6 +18,7 @@ Make = Callable[..., Tensor]
 METHODS: list[Any] = [
     ViTCoP(retained_tokens=24, cutoff_distance=3.0),
     VisionZip(retained_tokens=24),
+    DivPrune(retained_tokens=24),
     FastV(retained_tokens=48),
     PyramidDrop(retained_tokens=64),
     SparseVLM(retained_tokens=64),

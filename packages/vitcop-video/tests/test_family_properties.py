@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, VisionZip, VisPruner, ViTCoP
 
 Inputs = Callable[..., dict[str, Any]]
 KEEP_ALL = ViTCoP(retention_ratio=1)
@@ -70,7 +70,7 @@ def test_batch_equals_rows_for_every_language_model(
     check_rows(build_video(kind, attention), video_inputs, batch, "left", budget("1/3"), keep_newline=True)
 
 
-@pytest.mark.parametrize("method", [ViTCoP, VisionZip, EarlyViTCoP])
+@pytest.mark.parametrize("method", [ViTCoP, VisionZip, DivPrune, VisPruner, EarlyViTCoP])
 def test_tower_without_cls_has_the_four_properties(
     build_video: Callable[..., Any], video_inputs: Inputs, budget: Any, method: Any
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava import EarlyViTCoP, FastV, VisionZip, ViTCoP
+from vitcop_llava import DivPrune, EarlyViTCoP, FastV, VisionZip, VisPruner, ViTCoP
 from vitcop_llava.hooks import opening, vision
 
 FRAMES, TOKENS = 4, 16
@@ -20,6 +20,8 @@ METHODS = {
     "attention": ViTCoP(**SHARE, cutoff_distance=3.0, saliency="attention"),
     "FastV": FastV(**SHARE),
     "VisionZip": VisionZip(**SHARE),
+    "DivPrune": DivPrune(**SHARE),
+    "VisPruner": VisPruner(**SHARE),
     "EarlyViTCoP": EarlyViTCoP(**SHARE, ranking="layer0"),
 }
 

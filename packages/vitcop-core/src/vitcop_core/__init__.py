@@ -10,7 +10,17 @@ from vitcop_core.lazy import lazy_names
 if TYPE_CHECKING:
     from vitcop_core import ops
     from vitcop_core.cost import LanguageModelShape
-    from vitcop_core.methods import EarlyViTCoP, FastV, Method, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+    from vitcop_core.methods import (
+        DivPrune,
+        EarlyViTCoP,
+        FastV,
+        Method,
+        PyramidDrop,
+        SparseVLM,
+        VisionZip,
+        VisPruner,
+        ViTCoP,
+    )
     from vitcop_core.parsing import find_method
     from vitcop_core.plan import DecoderCut, Plan, VisionCut, identity_plan, pooled_plan
     from vitcop_core.schedule import Ratios, default_center_ratio, default_layers, feasible_range, solve_ratios
@@ -20,6 +30,7 @@ __all__ = [
     "Clusters",
     "DecoderCut",
     "DecoderView",
+    "DivPrune",
     "EarlyViTCoP",
     "FastV",
     "LanguageModelShape",
@@ -31,6 +42,7 @@ __all__ = [
     "Selection",
     "SparseVLM",
     "ViTCoP",
+    "VisPruner",
     "VisionCut",
     "VisionSelection",
     "VisionView",
@@ -49,7 +61,17 @@ __all__ = [
 # Imported when first asked for: what only reads and writes files must not wait seconds for torch.
 _HOMES: dict[str, tuple[str, ...]] = {
     "cost": ("LanguageModelShape",),
-    "methods": ("EarlyViTCoP", "FastV", "Method", "PyramidDrop", "SparseVLM", "ViTCoP", "VisionZip"),
+    "methods": (
+        "DivPrune",
+        "EarlyViTCoP",
+        "FastV",
+        "Method",
+        "PyramidDrop",
+        "SparseVLM",
+        "ViTCoP",
+        "VisPruner",
+        "VisionZip",
+    ),
     "ops": (),
     "parsing": ("find_method",),
     "plan": ("DecoderCut", "Plan", "VisionCut", "identity_plan", "pooled_plan"),

@@ -29,6 +29,8 @@ METHODS = {
     "pyramiddrop": "PyramidDrop",
     "sparsevlm": "SparseVLM",
     "visionzip": "VisionZip",
+    "divprune": "DivPrune",
+    "vispruner": "VisPruner",
     "earlyvitcop": "EarlyViTCoP",
 }
 
@@ -91,9 +93,9 @@ def find_method(
     (1, 6)
 
     Args:
-        text: A name (``vitcop``, ``fastv``, ``pyramiddrop``, ``sparsevlm``, ``visionzip``, or one that another package
-            offers), with settings in brackets if wanted. Their values are plain: numbers, texts, tuples, True, False
-            and None.
+        text: A name (``vitcop``, ``fastv``, ``pyramiddrop``, ``sparsevlm``, ``visionzip``, ``divprune``,
+            ``vispruner``, or one that another package offers), with settings in brackets if wanted. Their values are
+            plain: numbers, texts, tuples, True, False and None.
         retained_tokens: The budget in tokens an image.
         retention_ratio: Or as a share. Without either the settings have to say what is kept.
 

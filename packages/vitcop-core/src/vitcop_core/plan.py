@@ -32,7 +32,7 @@ class VisionCut:
     Attributes:
         keep: Tokens kept in each unit.
         clusters: Cluster labels that each unit may use, ``0 .. clusters - 1``, or how many of its kept tokens are made
-            of several; 0 if nothing is clustered.
+            of several or chosen for being unlike others; 0 if nothing is clustered.
 
     Raises:
         TypeError: They are not tuples of integers.

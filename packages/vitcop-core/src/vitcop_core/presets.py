@@ -4,10 +4,12 @@ from fractions import Fraction
 
 from vitcop_core.checks import MAX_LAYERS, check_int
 from vitcop_core.methods.base import Method
+from vitcop_core.methods.divprune import DivPrune
 from vitcop_core.methods.fastv import FastV
 from vitcop_core.methods.pyramiddrop import PyramidDrop
 from vitcop_core.methods.sparsevlm import SparseVLM
 from vitcop_core.methods.visionzip import VisionZip
+from vitcop_core.methods.vispruner import VisPruner
 from vitcop_core.methods.vitcop import ViTCoP
 
 #: Table 1's budgets, and the smallest of Table 8: 66.7 %, 77.8 %, 88.9 % and 94.4 % of 576 tokens pruned.
@@ -75,12 +77,14 @@ VISIONZIP = {192: VisionZip(counts=(162, 30)), 128: VisionZip(counts=(108, 20)),
 
 
 def equal_budgets(retained_tokens: int | float) -> dict[str, Method]:
-    """Return the five methods by the names that papers use, each solved for the same average number of tokens."""
+    """Return the seven methods by the names that papers use, each solved for the same average number of tokens."""
     found: tuple[Method, ...] = (
         FastV(retained_tokens=retained_tokens),
         PyramidDrop(retained_tokens=retained_tokens),
         SparseVLM(retained_tokens=retained_tokens),
         VisionZip(retained_tokens=retained_tokens),
+        DivPrune(retained_tokens=retained_tokens),
+        VisPruner(retained_tokens=retained_tokens),
         ViTCoP(retained_tokens=retained_tokens),
     )
     return {type(method).__name__: method for method in found}

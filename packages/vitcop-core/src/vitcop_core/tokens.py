@@ -83,10 +83,11 @@ class VisionView:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature; None of a
             tower without a CLS token.
         keys: ``[C, H, 1 + M, e]`` that layer's keys, CLS first; M is m unless patches are pooled. ``[C, H, M, e]`` of a
-            tower without a CLS token.
+            tower without a CLS token; ``[C, 0, m, 0]`` for a method that reads projected features.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
-        hidden: ``[C, m, d_v]`` the selected features, before the projector.
+        hidden: ``[C, m, d_v]`` the selected features, before the projector; ``[C, m, d]``, what the projector made of
+            them, for a method that reads that (:attr:`Method.needs_projected`).
         eligible: ``[C, n]`` int64 ascending, the patches that the model uses of each unit (the others are padding of
             the picture); anything after a unit's own number. None where it uses all m. The softmax over a unit's
             patches still runs over all of them, as it does in the tower.

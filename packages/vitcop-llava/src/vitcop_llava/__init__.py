@@ -8,6 +8,7 @@ from vitcop_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcop_core import (
+        DivPrune,
         EarlyViTCoP,
         FastV,
         LanguageModelShape,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         PyramidDrop,
         SparseVLM,
         VisionZip,
+        VisPruner,
         ViTCoP,
         find_method,
     )
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
 
 __all__ = [
+    "DivPrune",
     "EarlyViTCoP",
     "FastV",
     "FeatureScaleWarning",
@@ -39,6 +42,7 @@ __all__ = [
     "Survivors",
     "Tiling",
     "ViTCoP",
+    "VisPruner",
     "VisionZip",
     "encode_image",
     "find_method",
@@ -51,6 +55,7 @@ __version__ = "0.1.0"
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {
     "vitcop_core": (
+        "DivPrune",
         "EarlyViTCoP",
         "FastV",
         "LanguageModelShape",
@@ -59,6 +64,7 @@ _HOMES = {
         "PyramidDrop",
         "SparseVLM",
         "ViTCoP",
+        "VisPruner",
         "VisionZip",
         "find_method",
     ),

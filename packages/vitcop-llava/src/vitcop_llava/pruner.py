@@ -66,7 +66,8 @@ class Pruner:
         self._handles: list[Removable] = []
         self._captures = capture
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
-        reads_tower = type(method).cut_vision is not Method.cut_vision
+        reads_images = type(method).cut_vision is not Method.cut_vision
+        reads_tower = reads_images and not method.needs_projected
         identity = _keeps_all(planner, parts, method if reads_tower else None)
         cuts_tower = reads_tower and not identity
         if not identity and method.cuts_depend_on_question:
@@ -89,7 +90,16 @@ class Pruner:
         calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
         self._handles.extend(calls.attach())
         tower = TowerHooks(parts, owner)
-        features = FeatureHooks(parts, planner, owner, tower, lower, cuts_tower=cuts_tower, identity=identity)
+        features = FeatureHooks(
+            parts,
+            planner,
+            owner,
+            tower,
+            lower,
+            cuts_tower=cuts_tower,
+            identity=identity,
+            chooser=method if method.needs_projected and not identity else None,
+        )
         self._handles.extend(features.attach())
         self._handles.extend(language.attach())
         if not identity:

@@ -1,12 +1,13 @@
 """What the methods that ViTCoP is compared with share: equal budgets, and layers in proportion to the depth."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from vitcop_core.checks import MAX_LAYERS, check_int, check_positive, plain_fields, require
-from vitcop_core.methods._reach import Sample
+from vitcop_core.methods._reach import Reach, Sample, unreachable
 from vitcop_core.methods.base import Method
 from vitcop_core.plan import DecoderCut
 from vitcop_core.shown import shown, shown_with_type
@@ -73,6 +74,26 @@ class BudgetedMethod(Method):
         most = f"at most the {Sample(tokens, images).text} visual tokens of an image"
         require(budget <= tokens, "retained_tokens", most, self.retained_tokens)
         return budget
+
+
+def share_out(method: BudgetedMethod, units: Sequence[int], images: int, budget: Fraction) -> tuple[int, ...]:
+    """Return the tokens of each unit: of the budget what its own share of the sample's tokens is, rounded down.
+
+    Args:
+        method: Whose budget it is, for the message of an error.
+        units: Visual tokens of each unit.
+        images: How many images they make up.
+        budget: Of all units together.
+
+    Raises:
+        ValueError: Some unit would keep nothing (the message has the least budget that leaves each a token).
+    """
+    tokens = sum(units)
+    kept = tuple(math.floor(budget * unit / tokens) for unit in units)
+    if min(kept) < 1:
+        least = Fraction(1, min(units))
+        raise unreachable(method, Sample(tokens, images), Reach(lambda share: share >= least))
+    return kept
 
 
 def check_layers(layers: object, *, is_pair: bool = False) -> None:

@@ -86,3 +86,26 @@ def take_patches(patches: Tensor, index: Tensor) -> Tensor:
     """Return ``[C, m, d]`` at ``[C, k]`` to ``[C, k, d]``; an index of m, after a unit's last, takes any patch."""
     index = index.clamp(max=patches.shape[1] - 1)
     return patches.gather(1, index.unsqueeze(2).expand(-1, -1, patches.shape[2]))
+
+
+def offered_patches(seen: VisionView) -> Tensor:
+    """Return the features of what each unit may choose from, ``[C, n, d_v]``, without their gradients."""
+    hidden = seen.hidden.detach()
+    return hidden if seen.eligible is None else take_patches(hidden, seen.eligible)
+
+
+def chosen_patches(seen: VisionView, places: Tensor) -> Tensor:
+    """Return which patches were chosen, in order.
+
+    Args:
+        seen: The units.
+        places: ``[C, k]`` int64, places among the n that each unit may choose from, in any order; n for none.
+
+    Returns:
+        ``[C, k]`` int64 ascending, among the m patches; m after a unit's last.
+    """
+    places = places.sort(dim=1).values
+    if seen.eligible is None:
+        return places
+    size = seen.eligible.shape[1]
+    return seen.eligible.gather(1, places.clamp(max=size - 1)).masked_fill(places == size, seen.hidden.shape[1])

@@ -20,8 +20,9 @@ class Method(ABC):
     never reach it. If a method plans no cut of one kind, it need not write that kind's function.
 
     An adapter knows no method by name. It asks for everything beyond the plan: :attr:`cuts_depend_on_question`,
-    :attr:`needs_cls`, :meth:`for_tower`, :meth:`needs_labels`, :meth:`needs_prompt`, :meth:`needs_attention`,
-    :meth:`cut_title` and :meth:`diagnose`. Each has an answer that is right for a method that says nothing.
+    :attr:`needs_cls`, :attr:`needs_projected`, :meth:`for_tower`, :meth:`needs_labels`, :meth:`needs_prompt`,
+    :meth:`needs_attention`, :meth:`cut_title` and :meth:`diagnose`. Each has an answer that is right for a method that
+    says nothing.
     """
 
     @property
@@ -39,9 +40,20 @@ class Method(ABC):
         """Whether the cut before the language model reads the CLS token of the vision tower.
 
         A method that does is refused for a tower without one; of such a tower :attr:`VisionView.query_cls` is None.
-        True unless a method says otherwise; without meaning for one that plans no such cut.
+        True unless a method says otherwise; without meaning for one that plans no such cut, and with
+        :attr:`needs_projected`.
         """
         return True
+
+    @property
+    def needs_projected(self) -> bool:
+        """Whether the cut before the language model reads what the projector makes of the features.
+
+        Then :attr:`VisionView.hidden` is that, and the projector runs on all tokens. The view has nothing of the
+        tower's attention, so any tower will do, and the selection must not bring features of its own. False unless a
+        method says otherwise.
+        """
+        return False
 
     def for_tower(self, *, has_cls: bool) -> Self:
         """Return the method with every setting that follows from the vision tower filled in; itself where none does.

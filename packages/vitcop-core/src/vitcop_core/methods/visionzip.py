@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vitcop_core import ops
 from vitcop_core.checks import MAX_LAYERS, check_choice, check_int
-from vitcop_core.methods._budget import BudgetedMethod, check_counts
-from vitcop_core.methods._reach import Reach, Sample, unreachable
+from vitcop_core.methods._budget import BudgetedMethod, check_counts, share_out
 from vitcop_core.methods._vision import VISION_SALIENCIES, patch_saliency, take_patches
 from vitcop_core.methods.base import unit_counts
 from vitcop_core.ops._library import accumulator, valid_tokens
@@ -84,18 +83,15 @@ class VisionZip(BudgetedMethod):
         """
         num_layers = check_int("num_layers", num_layers, 1, MAX_LAYERS)
         units, images = unit_counts(visual_tokens, images)
-        tokens, budget = sum(units), self.budget(sum(units), images)
-        if budget == tokens:
+        budget = self.budget(sum(units), images)
+        if budget == sum(units):
             return identity_plan(num_layers, units)
         if budget is None:
             assert self.counts is not None  # one of the three is given
             share = Fraction(self.counts[1], sum(self.counts))
             kept = tuple(min(sum(self.counts), unit) for unit in units)
         else:
-            share, kept = _CONTEXTUAL, tuple(math.floor(budget * unit / tokens) for unit in units)
-            if min(kept) < 1:
-                least = Fraction(1, min(units))
-                raise unreachable(self, Sample(tokens, images), Reach(lambda share: share >= least))
+            share, kept = _CONTEXTUAL, share_out(self, units, images, budget)
         contextual = tuple(min(max(1, math.floor(share * keep + Fraction(1, 2))), keep - 1) for keep in kept)
         return Plan(num_layers, units, VisionCut(kept, contextual), ())
 

@@ -153,14 +153,14 @@ def square_view(
         attended_keys=by_unit(turned[1]),
         entry_keys=partial(entry_keys, parts),
         scale=scored.scale,
-        positions=_positions(units, squares.device),
+        positions=unit_positions(units, squares.device),
         hidden=squares.unflatten(0, (len(units), -1)) if places is None else squares[places],
         sizes=sizes,
         pool=side.side,
     )
 
 
-def _positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def unit_positions(units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Return ``[C, m, 2]`` float32: (row / rows, column / columns) of every token; 0 past a unit's own."""
     each = {grid: grid_positions(*grid, device) for grid in units}
     if len(each) == 1:

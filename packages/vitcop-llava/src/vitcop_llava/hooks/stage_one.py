@@ -20,7 +20,7 @@ from vitcop_core.tokens import places_of
 from vitcop_llava.families.tiling import Box, Tiling
 from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
 from vitcop_llava.hooks.state import EncodedImages
-from vitcop_llava.sequence.segment import on_device, take
+from vitcop_llava.sequence.segment import copied, on_device, take
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
         places, values = places[own], values[own]
         made = None if made is None else made[own]
     codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
-    encoded.coded = _packed(codes.view(units, patches), encoded.images)
+    encoded.coded = packed(codes.view(units, patches), encoded.images)
     return (None if total == units * patches and made is None else places), made
 
 
@@ -110,7 +110,7 @@ def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor 
         places = [start + place for place in image.tiling.newline_places]
         codes[places] = NEWLINE if image.newlines else DROPPED
         start += image.tiling.placeholders
-    return codes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else codes.to(device)
+    return copied(codes, device)
 
 
 def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
@@ -197,7 +197,7 @@ def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torc
     return on_device(own, device)
 
 
-def _packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
+def packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
     """Return the codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
     if not any(image.tiling.tiles[0] for image in images):
         counts = [count for image in images for count in image.tiling.counts]

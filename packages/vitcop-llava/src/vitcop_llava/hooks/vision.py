@@ -40,6 +40,7 @@ from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchan
 from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.projected import cut_projected
 from vitcop_llava.hooks.stage_one import run_stage_one, whole_codes
 from vitcop_llava.hooks.state import EncodedImages, TowerPass
 from vitcop_llava.hooks.tower import TowerHooks
@@ -68,7 +69,8 @@ def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
 
 class FeatureHooks:
     """Wraps the functions of the base module that encode: they know when images are encoded to be pruned, their sizes
-    and the lengths of clips. Without a vision tower to cut in, they count what it gives.
+    and the lengths of clips. Without a vision tower to cut in, they count what it gives; and if the method reads
+    projected features, they let it choose among them.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class FeatureHooks:
         *,
         cuts_tower: bool,
         identity: bool,
+        chooser: Method | None = None,
     ) -> None:
         self._capture = capture
         self._parts, self._planner, self._owner, self._tower = parts, planner, owner, tower
-        self._cuts_tower, self._identity = cuts_tower, identity
+        self._cuts_tower, self._identity, self._chooser = cuts_tower, identity, chooser
 
     def attach(self) -> Iterator[Removable]:
         """Replace the functions, yielding what undoes it."""
@@ -199,7 +202,10 @@ class FeatureHooks:
             rows, columns = self._parts.grid
             own = [(rows, columns) if count == rows * columns else (1, count) for count in counts]
             encoded.images = self._planner.images([Tiling(grid) for grid in own])
-        encoded.coded = whole_codes(encoded.images, features[0].device)
+        if self._chooser is not None and any(image.plan.vision is not None for image in encoded.images):
+            cut_projected(self._chooser, features, encoded)
+        else:
+            encoded.coded = whole_codes(encoded.images, features[0].device)
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

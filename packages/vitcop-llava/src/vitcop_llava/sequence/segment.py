@@ -69,7 +69,11 @@ def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
     """Return host numbers as an int64 tensor; from pinned memory the copy does not wait for what the device has yet to
     do.
     """
-    host = torch.tensor(values, dtype=torch.int64, device="cpu")
+    return copied(torch.tensor(values, dtype=torch.int64, device="cpu"), device)
+
+
+def copied(host: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, as `on_device` does."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 
 from vitcop_llava.tools.benchmark.result import BenchRow
 
-_COLORS = {"ViTCoP": "C0", "VisionZip": "C2", "SparseVLM": "C3", "PyramidDrop": "C4", "FastV": "C5"}
+_COLORS = {
+    name: f"C{number}"
+    for number, name in enumerate(("ViTCoP", "VisPruner", "DivPrune", "VisionZip", "SparseVLM", "PyramidDrop", "FastV"))
+}
 """Of the methods, as in the picture of the trade-off."""
 
 

@@ -66,7 +66,7 @@ Methods = Annotated[
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option(metavar="NAME", help=f"{', '.join(PRESETS)}; default: equal-budgets, the five methods.")
+    str | None, typer.Option(metavar="NAME", help=f"{', '.join(PRESETS)}; default: equal-budgets, the seven methods.")
 ]
 Retains = Annotated[
     list[str] | None,

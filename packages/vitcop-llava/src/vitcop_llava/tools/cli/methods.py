@@ -21,8 +21,8 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[(SETTING=VALUE)]",
-        help="vitcop, fastv, pyramiddrop, sparsevlm, visionzip or earlyvitcop, with settings if you like: "
-        "vitcop(layers=(1, 6)).",
+        help="vitcop, fastv, pyramiddrop, sparsevlm, visionzip, divprune, vispruner or earlyvitcop, with settings if "
+        "you like: vitcop(layers=(1, 6)).",
     ),
 ]
 

@@ -70,7 +70,7 @@ def at_budgets(templates: Mapping[str, Method], budgets: Budgets) -> list[Varian
 
 
 def equal_budget_variants() -> dict[str, Method]:
-    """Return the five methods by name."""
+    """Return the seven methods by name."""
     return dict(reversed(presets.equal_budgets(1).items()))
 
 
