@@ -42,9 +42,9 @@ def save(folder: Path, family: str, **changed: Any) -> Path:
     images = Qwen2VLImageProcessorPil(**settings)
     processor: Any = _for_pictures(PROCESSOR_MAPPING[type(model.config)])
     processor(images, tokenizer, chat_template=TEMPLATE).save_pretrained(folder)
-    with torch.random.fork_rng():
-        model.generation_config.suppress_tokens = None
-        model.save_pretrained(folder)
+    suppressed, model.generation_config.suppress_tokens = model.generation_config.suppress_tokens, None
+    model.save_pretrained(folder)
+    model.generation_config.suppress_tokens = suppressed  # the model is everybody's
     GenerationConfig(suppress_tokens=[IMAGE, VIDEO, START], pad_token_id=0).save_pretrained(folder)
     return folder
 
