@@ -27,7 +27,7 @@ from vitcop_llava.hooks.active import (
 )
 from vitcop_llava.hooks.checks import PIXELS, check_absent
 from vitcop_llava.hooks.counting import either
-from vitcop_llava.hooks.opening import check_continuing, check_opening
+from vitcop_llava.hooks.opening import check_clips, check_continuing, check_opening
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
@@ -203,6 +203,7 @@ class CallHooks:
                 read = {**given, "position_ids": None} if self._parts.keeps_positions else given
                 grids = {} if self._parts.squares is None else readable_grids(given)
                 call.seen = read_prompt(where, read, self._parts.token_ids, grids)
+                check_clips(call)
                 if call.seen is not None and not is_draft:
                     check_absent(call.seen.others, self._parts.token_ids, past)
 
