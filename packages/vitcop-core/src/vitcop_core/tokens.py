@@ -87,14 +87,15 @@ class VisionView:
             tower without a CLS token.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
-        hidden: ``[C, m, d_v]`` the selected features, before the projector; where they are mixed after it, the tokens as
-            they would enter the language model, ``[C, m, d]``.
+        hidden: ``[C, m, d_v]`` the selected features, before the projector; where they are mixed after it, the tokens
+            as they would enter the language model, ``[C, m, d]``.
         eligible: ``[C, n]`` int64 ascending, the patches that the model uses of each unit (the others are padding of
             the picture); anything after a unit's own number. None where it uses all m. The softmax over a unit's
             patches still runs over all of them, as it does in the tower.
         lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
         hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
-            out, projected where ``hidden`` is; None of a tower without one, and where no method that may want it is shown the view.
+            out, projected where ``hidden`` is; None of a tower without one, and where no method that may want it is
+            shown the view.
         pool: Side of the square of the vision layer's patches that each of the m stands for.
         grid: Rows and columns of the vision layer's patches; None where the patches of a square follow each other.
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
@@ -104,8 +105,8 @@ class VisionView:
             position; None where they are ``keys``.
         sizes: ``[C]`` int64, how many of the vision layer's M patches each unit has, where units are of different
             sizes; None where all have M.
-        mix: Gives ``[C, m, ...]`` from ``[C, M, ...]`` floating: what belongs to the vision layer's patches, averaged for
-            each token by the weights with which the model interpolates. None where it does not.
+        mix: Gives ``[C, m, ...]`` from ``[C, M, ...]`` floating: what belongs to the vision layer's patches, averaged
+            for each token by the weights with which the model interpolates. None where it does not.
 
     Raises:
         TypeError: A number is not one, or ``hidden`` no tensor.

@@ -23,6 +23,7 @@ from vitcop_llava.hooks.checks import check_tower
 from vitcop_llava.hooks.deepstack import DeepstackHooks
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.language import LanguageHooks
+from vitcop_llava.hooks.mixing import MixedStage
 from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.squares import SquareHooks
@@ -89,7 +90,9 @@ class Pruner:
         calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
         self._handles.extend(calls.attach())
         tower = TowerHooks(parts, owner)
-        features = FeatureHooks(parts, planner, owner, tower, lower, cuts_tower=cuts_tower, identity=identity)
+        decide = MixedStage(parts, method).decide if parts.mixes_tokens else None
+        how = {"cuts_tower": cuts_tower, "identity": identity}
+        features = FeatureHooks(parts, planner, owner, tower, lower, decide=decide, **how)
         self._handles.extend(features.attach())
         self._handles.extend(language.attach())
         if not identity:

@@ -101,6 +101,12 @@ class Parts:
         clips = self.video or self.squares
         return {"image": self.image_token_id} | ({} if clips is None else {"video": clips.token_id})
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether some tokens are made of several patches behind the projector."""
+        of_images = self.anyres is not None and self.anyres.most is not None
+        return of_images or (self.video is not None and self.video.pool is None)
+
     @cached_property
     def tiling(self) -> Tiling:
         """How an image lies in units; of several ways the one with most tokens."""

@@ -45,6 +45,22 @@ def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
         raise ValueError(f"pixel_values_videos must be of shape {wanted}, with one frame at least, got {shape}")
 
 
+def stacked(features: Sequence[Tensor], *, at_once: bool) -> Tensor | Sequence[Tensor]:
+    """Return the features of clips, ``[n, d]`` each, as the one tensor that a model takes.
+
+    Args:
+        features: Of each clip.
+        at_once: Whether the model takes them now. Otherwise `generate` may repeat them first, clip by clip, which works
+            for clips of different lengths only while they are a list.
+
+    Returns:
+        ``[clips, n, d]``, or of different lengths ``[1, tokens of all clips, d]``, or the features as they are.
+    """
+    if len({len(clip) for clip in features}) == 1:
+        return torch.stack([*features])
+    return torch.cat([*features])[None] if at_once else features
+
+
 def check_frames(clips: Sequence[Tiling], where: Tensor, counted: int | None) -> None:
     """Raise unless the clips are those that the prompt has placeholders for; count these once.
 

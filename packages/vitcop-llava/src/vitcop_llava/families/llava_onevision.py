@@ -1,7 +1,7 @@
 """LLaVA-OneVision: as LLaVA-NeXT, but large grids of tiles are interpolated, and so are the frames of clips.
 
-Both happen behind the projector, so a token there is no patch but a mean of several. An image that shares its prompt with
-others is one unit; it ends with a newline, and so does a clip.
+Both happen behind the projector, so a token there is no patch but a mean of several. An image that shares its prompt
+with others is one unit; it ends with a newline, and so does a clip.
 """
 
 from __future__ import annotations

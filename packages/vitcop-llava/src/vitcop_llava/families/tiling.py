@@ -2,9 +2,9 @@
 
 LLaVA-NeXT shows a picture to the vision tower as one small copy of the whole (the *base*) and as *tiles* of a larger
 copy, which is padded to one of several resolutions, the *pinpoints*. Each is a unit, one forward of the tower. The
-model then takes the padding off again, and ends each line of the tiles' merged grid with a newline token. LLaVA-OneVision
-makes a smaller grid of a large one before that, by interpolation. How many tokens all that comes to follows from height
-and width, before anything is computed.
+model then takes the padding off again, and ends each line of the tiles' merged grid with a newline token. Before that,
+LLaVA-OneVision makes a smaller grid of a large one, by interpolation. How many tokens all that comes to follows from
+height and width, before anything is computed.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _centers(length: int, tokens: int, start: int, side: int, tile: int) -> tupl
     """
 
     def before(edge: int) -> int:
-        """The tokens i with start + (i + 1 / 2) length / tokens < edge."""
+        """Count the tokens i with start + (i + 1 / 2) length / tokens < edge."""
         return min(max(-((length - 2 * tokens * (edge - start)) // (2 * length)), 0), tokens)
 
     return before(tile * side), before((tile + 1) * side)

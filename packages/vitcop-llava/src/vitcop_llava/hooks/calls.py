@@ -13,6 +13,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vitcop_llava.compat import ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
 from vitcop_llava.families import Parts
+from vitcop_llava.families.clips import stacked
 from vitcop_llava.families.grids import readable_grids
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import (
@@ -175,11 +176,20 @@ class CallHooks:
         call = open_call(self._owner)
         try:
             self._open(call, given)
-            output = original(*args, **kwargs)
+            output = original(**self._stacked(given))
         finally:
             close_call(call)
         self._finished(call)
         return output
+
+    def _stacked(self, given: Kwargs) -> Kwargs:
+        """Return the arguments, clips that were encoded ahead in the form that the model takes."""
+        outputs, video = given.get("mm_encoder_outputs") or {}, self._parts.video
+        clips = outputs.get("video")
+        if video is None or not video.is_stacked or not isinstance(getattr(clips, "pooler_output", None), list):
+            return given
+        whole = {**clips, "pooler_output": stacked(clips.pooler_output, at_once=True)}
+        return {**given, "mm_encoder_outputs": {**outputs, "video": type(clips)(**whole)}}
 
     def _open(self, call: Call, given: Kwargs) -> None:
         cache = given.get("past_key_values")
