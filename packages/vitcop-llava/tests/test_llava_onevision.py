@@ -105,9 +105,7 @@ stock = pytest.mark.parametrize("rows", [PROMPTS[name] for name in list(PROMPTS)
 
 def given(rows: Sequence[Row], side: str = "left", *, seed: int = 0) -> dict[str, Any]:
     """A batch as the processor makes it."""
-    anyres, video = locate(build()).anyres, locate(build()).video
-    assert anyres is not None
-    assert video is not None
+    anyres, video = layouts()
     ids, pixels, sizes, counts, clips = [], list[Tensor](), [], list[int](), list[Tensor]()
     for row in rows:
         found, images = [1], [part for part in row if isinstance(part, tuple)]
@@ -139,6 +137,12 @@ def given(rows: Sequence[Row], side: str = "left", *, seed: int = 0) -> dict[str
         alike = len({len(clip) for clip in clips}) == 1
         inputs["pixel_values_videos"] = torch.stack(clips) if alike else clips
     return inputs
+
+
+def layouts() -> tuple[Any, Any]:
+    """How the model's images and clips lie."""
+    parts = locate(build())
+    return parts.anyres, parts.video
 
 
 def noise(count: int, seed: int) -> Tensor:
@@ -260,9 +264,10 @@ def sizes(count: int, most: int) -> list[tuple[int, int]]:
     return found
 
 
+RELEASED: Any = LlavaOnevisionConfig().image_grid_pinpoints
 GRIDS: dict[str, tuple[list[list[int]], int, int, str]] = {
-    "released": (LlavaOnevisionConfig().image_grid_pinpoints, 384, 14, "anyres_max_9"),
-    "few": (LlavaOnevisionConfig().image_grid_pinpoints, 384, 14, "anyres_max_4"),
+    "released": (RELEASED, 384, 14, "anyres_max_9"),
+    "few": (RELEASED, 384, 14, "anyres_max_4"),
     "small": (PINPOINTS, TILE, 8, "anyres_max_2"),
 }
 
@@ -283,8 +288,7 @@ def test_placeholders_follow_from_an_images_size_as_transformers_counts_and_pack
     processor: Any = object.__new__(LlavaOnevisionProcessor)
     processor.num_image_tokens, processor.vision_aspect_ratio = side**2, aspect
     processor.image_processor = SimpleNamespace(image_grid_pinpoints=pinpoints)
-    anyres, kinds = locate(model).anyres, set()
-    assert anyres is not None
+    anyres, kinds = layouts()[0], set()
     for height, width in sizes(150, 4000):
         tiling = anyres.tile(height, width)
         kinds.add(tiling.is_interpolated)
@@ -356,10 +360,11 @@ def per_unit(tiling: Any, values: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]
 @pytest.mark.parametrize("size", [LARGE, (115, 77), (120, 120)])
 def test_stage_one_of_interpolated_tiles_told_again_slowly(size: tuple[int, int]) -> None:
     model, inputs, method = build(), given([[2, size, 3]]), METHODS["vitcop"]
-    tiling: Any = locate(model).anyres.tile(*size)
+    tiling = layouts()[0].tile(*size)
     assert tiling.is_interpolated
     saliency, keys = shown(model, inputs["pixel_values"][0])
-    plan, kept, labels, clusters = method.plan(8, tiling.units), list[int](), torch.full((tiling.tokens,), -1), 0
+    plan: Any = method.plan(8, tiling.units)
+    kept, labels, clusters = list[int](), torch.full((tiling.tokens,), -1), 0
     units = zip(per_unit(tiling, saliency[..., None]), per_unit(tiling, keys), strict=True)
     counts = zip(plan.vision.keep, plan.vision.clusters, strict=True)
     for ((numbers, paid, places), (_, features, _)), (keep, centers) in zip(units, counts, strict=True):
@@ -384,7 +389,7 @@ def test_stage_one_of_clips_told_again_slowly(settings: dict[str, Any]) -> None:
         torch.einsum("ri,cj,fijd->frcd", across, across, each.view(3, 5, 5, -1)).flatten(1, 2)
         for each in (saliency[..., None], keys)
     )
-    plan = method.plan(8, (9,) * 3)
+    plan: Any = method.plan(8, (9,) * 3)
     with vitcop_llava.prune(model, method) as pruner:
         model(**inputs)
         found = pruner.survivors()
@@ -456,10 +461,11 @@ def test_only_what_is_needed_goes_through_the_projector(method: Any, name: str) 
 
 def test_visionzip_merges_interpolated_tokens_as_they_would_enter() -> None:
     model, inputs, method = build(), given([[2, LARGE, 3]]), VisionZip(retention_ratio=2 / 3)
-    whole, tiling = entering(model, inputs)[3:-3], locate(model).anyres.tile(*LARGE)
+    whole, tiling = entering(model, inputs)[3:-3], layouts()[0].tile(*LARGE)
     lines = whole[25:].view(tiling.lines[0], -1, 32)[:, :-1].flatten(0, 1)
     paid, keys = shown(model, inputs["pixel_values"][0])
-    plan, made = method.plan(8, tiling.units), dict[int, Tensor]()
+    plan: Any = method.plan(8, tiling.units)
+    made: dict[int, Tensor] = {}
     with vitcop_llava.prune(model, method):
         found = entering(model, inputs)[3 + plan.vision.keep[0] : -3]
     each = (per_unit(tiling, values) for values in (paid[..., None], keys.unflatten(2, (4, 8)).mean(2)))
@@ -492,7 +498,7 @@ def test_a_tower_with_cls_is_ranked_by_it(method: Any, name: str) -> None:
         found = pruner.survivors().stages[0].patches
     tiles = given([[2, LARGE, 3]])["pixel_values"][0]
     maps = build("clip", "eager").model.vision_tower(tiles, output_attentions=True).attentions[2][:, :, 0, 1:].sum(1)
-    tiling: Any = locate(model).anyres.tile(*LARGE)
+    tiling = layouts()[0].tile(*LARGE)
     keeps = method.plan(8, tiling.units).vision.keep
     if isinstance(method, ViTCoP):
         best = [
@@ -600,3 +606,8 @@ def test_models_that_cannot_be_pruned_are_refused(
     monkeypatch.setattr(model.config, setting, value)
     with pytest.raises(ValueError, match=message):
         vitcop_llava.prune(model, METHODS["vitcop"])
+
+
+def test_analysis_is_refused() -> None:
+    with pytest.raises(ValueError, match="model must make its visual tokens of one patch or square each to be observed"):
+        observe(build(), **given([[3, LARGE, 5]]))

@@ -185,7 +185,7 @@ class CallHooks:
     def _stacked(self, given: Kwargs) -> Kwargs:
         """Return the arguments, clips that were encoded ahead in the form that the model takes."""
         outputs, video = given.get("mm_encoder_outputs") or {}, self._parts.video
-        clips = outputs.get("video")
+        clips: Any = outputs.get("video")
         if video is None or not video.is_stacked or not isinstance(getattr(clips, "pooler_output", None), list):
             return given
         whole = {**clips, "pooler_output": stacked(clips.pooler_output, at_once=True)}

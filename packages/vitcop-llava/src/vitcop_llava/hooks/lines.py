@@ -52,7 +52,8 @@ def of_tiles(lines: Tensor, index: Tensor) -> Tensor:
     Returns:
         ``[tiles, m, d]``, 0 after a tile's own.
     """
-    return functional.pad(lines, (0, 0, 0, 1)).index_select(0, index.flatten()).unflatten(0, [*index.shape])
+    taken = functional.pad(lines, (0, 0, 0, 1)).index_select(0, index.flatten())
+    return taken.view(*index.shape, -1)
 
 
 def of_lines(tokens: Tensor, index: Tensor, tiling: Tiling) -> Tensor:

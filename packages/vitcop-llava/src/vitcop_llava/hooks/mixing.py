@@ -22,7 +22,7 @@ from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.lines import mixed_units, of_lines, of_tiles, tile_index
 from vitcop_llava.hooks.stage_one import run_stage_one
 from vitcop_llava.hooks.state import TowerPass
-from vitcop_llava.hooks.vision import NOT_RUN, projected
+from vitcop_llava.hooks.vision import projected
 from vitcop_llava.sequence.segment import grid_positions, on_device
 
 
@@ -76,8 +76,8 @@ class MixedStage:
     ) -> VisionView:
         scored, normed, feature = self._parts.scored, tower.normed, tower.feature
         assert scored is not None  # a method that cuts here is refused without
-        if normed is None or feature is None:
-            raise ValueError(NOT_RUN)
+        assert normed is not None  # checked before the projector ran
+        assert feature is not None  # likewise
         if len(units) < normed.shape[0]:
             chosen = on_device(units, normed.device)
             normed, feature = normed.index_select(0, chosen), feature.index_select(0, chosen)
@@ -134,7 +134,8 @@ class _Frames:
     def mix(self, values: Tensor, grid: tuple[int, int]) -> Tensor:
         """``[units, M, d]`` of patches to ``[units, m, d]`` of tokens."""
         laid = values.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
-        return functional.interpolate(laid, size=[*self.tiling.grid], mode="bilinear").flatten(2).transpose(1, 2)
+        pooled: Tensor = functional.interpolate(laid, size=[*self.tiling.grid], mode="bilinear")
+        return pooled.flatten(2).transpose(1, 2)
 
     def take(self, packed: Tensor) -> Tensor:
         """``[placeholders, d]`` to the tokens of each unit, ``[units, m, d]``."""

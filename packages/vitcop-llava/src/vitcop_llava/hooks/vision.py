@@ -49,11 +49,6 @@ from vitcop_llava.weights.offloading import weights_in_place
 
 _FIELD = "vitcop_encoded"
 
-NOT_RUN = (
-    "model must run the layer of its vision tower that Stage I reads, got a call without it or without hidden states: "
-    "a part was replaced while it was pruned; leave the `with` block, and prune the model as it is then"
-)
-
 
 def encoded_of(output: object) -> EncodedImages | None:
     """Return what Stage I left on an encoder's output, or None where it never saw it."""
@@ -357,7 +352,11 @@ class VisionHooks:
         scored, normed = self._parts.scored, tower.normed
         assert scored is not None  # else nothing is attached
         if normed is None or tower.feature is None:
-            raise ValueError(NOT_RUN)
+            raise ValueError(
+                "model must run the layer of its vision tower that Stage I reads, got a call without it or without "
+                "hidden states: a part was replaced while it was pruned; leave the `with` block, and prune the model "
+                "as it is then"
+            )
         video = self._parts.video if tower.encoded.kind == "video" else None
         pools = video is not None and video.pool is not None
         rows, columns = self._parts.grid
