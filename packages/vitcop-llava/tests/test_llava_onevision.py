@@ -27,6 +27,7 @@ import vitcop_llava
 from vitcop_core import ops
 from vitcop_llava import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop_llava.families import locate
+from vitcop_llava.tools.analysis import observe
 
 IMAGE, VIDEO = 90, 91
 TILE, SIDE = 40, 5
@@ -609,5 +610,7 @@ def test_models_that_cannot_be_pruned_are_refused(
 
 
 def test_analysis_is_refused() -> None:
-    with pytest.raises(ValueError, match="model must make its visual tokens of one patch or square each to be observed"):
+    with pytest.raises(
+        ValueError, match="model must make its visual tokens of one patch or square each to be observed"
+    ):
         observe(build(), **given([[3, LARGE, 5]]))
