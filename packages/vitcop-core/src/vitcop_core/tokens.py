@@ -77,7 +77,8 @@ class VisionView:
 
     Where the model pools its features before the projector, as it does for frames of video, the m "patches" are what it
     pools to, and the vision layer has M = m * pool ** 2 patches (or a few more, in lines that pooling leaves out).
-    Likewise where the projector makes one token of each square of patches.
+    Likewise where the projector makes one token of each square of patches. Where the model mixes its features after the
+    projector, by interpolation, the m are the tokens that come out, and ``hidden`` has the language model's width.
 
     Attributes:
         query_cls: ``[C, H, e]`` the CLS token's query, in the layer whose output is the selected feature; None of a
@@ -86,14 +87,16 @@ class VisionView:
             tower without a CLS token; ``[C, 0, m, 0]`` for a method that reads projected features.
         scale: What scores are multiplied by before the softmax, usually ``e ** -0.5``.
         positions: ``[C, m, 2]`` float32, (row / rows, column / columns) on the unit's own grid.
-        hidden: ``[C, m, d_v]`` the selected features, before the projector; ``[C, m, d]``, what the projector made of
-            them, for a method that reads that (:attr:`Method.needs_projected`).
+        hidden: ``[C, m, d_v]`` the selected features, before the projector. ``[C, m, d]`` the tokens as they would
+            enter the language model, where the model mixes them after the projector, and for a method that reads
+            projected features (:attr:`Method.needs_projected`).
         eligible: ``[C, n]`` int64 ascending, the patches that the model uses of each unit (the others are padding of
             the picture); anything after a unit's own number. None where it uses all m. The softmax over a unit's
             patches still runs over all of them, as it does in the tower.
         lengths: ``[C]`` int64, how many of ``eligible`` are each unit's own, which may be none; None where all are.
         hidden_cls: ``[C, d_v]`` the CLS token's state in the same layer as ``hidden``, which the model itself leaves
-            out; None of a tower without one, and where no method that may want it is shown the view.
+            out, projected where ``hidden`` is; None of a tower without one, and where no method that may want it is
+            shown the view.
         pool: Side of the square of the vision layer's patches that each of the m stands for.
         grid: Rows and columns of the vision layer's patches; None where the patches of a square follow each other.
         frames: How many units each clip has, where the units are frames of video in order; None where they are not.
@@ -105,6 +108,8 @@ class VisionView:
             position; None where they are ``keys``.
         sizes: ``[C]`` int64, how many of the vision layer's M patches each unit has, where units are of different
             sizes; None where all have M.
+        mix: Gives ``[C, m, ...]`` from ``[C, M, ...]`` floating: what belongs to the vision layer's patches, averaged
+            for each token by the weights with which the model interpolates. None where it does not.
 
     Raises:
         TypeError: A number is not one, or ``hidden`` no tensor.
@@ -126,6 +131,7 @@ class VisionView:
     entry_keys: Callable[[Tensor], Tensor] = _not_shown
     attended_keys: Tensor | None = None
     sizes: Tensor | None = None
+    mix: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check that grid and frames fit."""
@@ -153,7 +159,7 @@ class VisionView:
         return self.keys[:, :, self.leading :]
 
     def pooled(self, values: Tensor) -> Tensor:
-        """Average what belongs to the vision layer's patches over the patches of each token.
+        """Average what belongs to the vision layer's patches over those of each token.
 
         Args:
             values: ``[C, M, ...]`` floating, without CLS.
@@ -161,9 +167,11 @@ class VisionView:
         Returns:
             ``[C, m, ...]``; ``values`` itself where nothing is pooled, float32 or wider where something is.
         """
-        if self.pool == 1:
+        if self.pool == 1 and self.mix is None:
             return values
         values, side = values.float() if values.element_size() < 4 else values, self.pool
+        if self.mix is not None:
+            return self.mix(values)
         if self.grid is None:
             laid = values.unflatten(1, (-1, 1, side**2))
             parts = [laid[:, :, :, number] for number in range(side**2)]

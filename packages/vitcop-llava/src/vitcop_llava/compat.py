@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,8 +38,10 @@ def grids_argument(get_features: Callable[..., Any]) -> str:
     return [*inspect.signature(get_features).parameters][1]
 
 
-def split_clips(features: Tensor | Sequence[Tensor], frames: Sequence[int]) -> list[Tensor]:
-    """Return one entry for each clip, in the form in which this version of transformers expects it.
+def split_clips(
+    features: Tensor | Sequence[Tensor], frames: Sequence[int], *, ends_with_newline: bool = False
+) -> list[Tensor]:
+    """One entry for each clip, in the form in which this version of transformers expects it.
 
     Entries that are objects of their own can be told apart when `generate` repeats them, rows of one tensor cannot.
 
@@ -46,11 +49,14 @@ def split_clips(features: Tensor | Sequence[Tensor], frames: Sequence[int]) -> l
         features: ``[clips, F * m, d]``, or as many ``[F, m, d]`` (before 5.20 or so); of clips that were joined to one,
             the same of that one.
         frames: F of each clip.
+        ends_with_newline: Whether one token more follows the last frame; then there are ``[clips, F * m + 1, d]``.
     """
     if len(features) == len(frames):
         return [*features]
     (joined,) = features
     if joined.ndim == 3:
         return [*joined.split([*frames])]
+    joined, newline = (joined[:-1], joined[-1:]) if ends_with_newline else (joined, joined[:0])
     each = joined.shape[0] // sum(frames)
-    return [*joined.split([count * each for count in frames])]
+    parts = joined.split([count * each for count in frames])
+    return [torch.cat([part, newline]) for part in parts] if ends_with_newline else [*parts]

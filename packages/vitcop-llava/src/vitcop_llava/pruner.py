@@ -23,6 +23,7 @@ from vitcop_llava.hooks.checks import check_tower
 from vitcop_llava.hooks.deepstack import DeepstackHooks
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.hooks.language import LanguageHooks
+from vitcop_llava.hooks.mixing import MixedStage
 from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled, is_compiled
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.squares import SquareHooks
@@ -99,6 +100,7 @@ class Pruner:
             cuts_tower=cuts_tower,
             identity=identity,
             chooser=method if method.needs_projected and not identity else None,
+            decide=MixedStage(parts, method).decide if parts.mixes_tokens else None,
         )
         self._handles.extend(features.attach())
         self._handles.extend(language.attach())

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from vitcop_core import LanguageModelShape
-from vitcop_llava.families.tiling import Tiling, tile_image
+from vitcop_llava.families.tiling import Tiling, interpolate_tiles, tile_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,12 @@ class Parts:
         clips = self.video or self.squares
         return {"image": self.image_token_id} | ({} if clips is None else {"video": clips.token_id})
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether some tokens are made of several patches behind the projector."""
+        of_images = self.anyres is not None and self.anyres.most is not None
+        return of_images or (self.video is not None and self.video.pool is None)
+
     @cached_property
     def tiling(self) -> Tiling:
         """How an image lies in units; of several ways the one with most tokens."""
@@ -122,15 +128,33 @@ class Anyres:
         pinpoints: Resolutions (height, width) that it knows.
         tile_size: Side of a tile in pixels.
         patch_size: Side of a patch in pixels.
+        most: Tiles' worth of tokens that an image may have beside its base before the projected features of its tiles
+            are interpolated to fewer; None where they never are.
+        tiles_one: Whether only an image that is alone in its prompt is tiled. Others are one unit each, and end with a
+            newline.
     """
 
     pinpoints: tuple[tuple[int, int], ...]
     tile_size: int
     patch_size: int
+    most: int | None = None
+    tiles_one: bool = False
 
     def tile(self, height: int, width: int) -> Tiling:
-        """Return how an image of that size lies in units."""
-        return tile_image(height, width, pinpoints=self.pinpoints, tile_size=self.tile_size, patch_size=self.patch_size)
+        """Return how an image of that size lies in units.
+
+        Raises:
+            ValueError: The image is so narrow that interpolating it leaves nothing.
+        """
+        sizes = {"tile_size": self.tile_size, "patch_size": self.patch_size}
+        tiling = tile_image(height, width, pinpoints=self.pinpoints, **sizes)
+        return tiling if self.most is None else interpolate_tiles(tiling, self.most)
+
+    @property
+    def untiled(self) -> Tiling:
+        """How an image lies that shares its prompt with others."""
+        side = self.tile_size // self.patch_size
+        return Tiling((side, side), ending=True)
 
     @property
     def largest(self) -> Tiling:
@@ -145,18 +169,23 @@ class VideoParts:
     Attributes:
         token_id: The placeholder's id in ``input_ids``.
         grid: Rows and columns of tokens of one frame, after pooling.
-        pool: Side of the square of patches that becomes one token.
+        pool: Side of the square of patches that becomes one token, before the projector; None where the projected
+            features of a frame are interpolated to the grid.
         frame_size: Side of a frame in pixels.
+        ending: Whether a newline follows the last frame of a clip.
+        is_stacked: Whether the model takes the features of all clips as one tensor, and not as one for each.
     """
 
     token_id: int
     grid: tuple[int, int]
-    pool: int
+    pool: int | None
     frame_size: int
+    ending: bool = False
+    is_stacked: bool = False
 
     def clip(self, frames: int) -> Tiling:
         """Return a clip of so many frames in units."""
-        return Tiling(self.grid, frames=frames)
+        return Tiling(self.grid, frames=frames, ending=self.ending)
 
 
 @dataclass(frozen=True)

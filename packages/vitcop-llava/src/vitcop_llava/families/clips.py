@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcop_llava.families.tiling import Tiling
+
 
 def read_clips(pixels: Any, frame_size: int) -> tuple[list[int], Tensor]:
     """Return the frames of each clip, and all of them as the model takes them.
@@ -43,20 +45,37 @@ def _check_shape(pixels: Tensor, dimensions: int, side: int) -> None:
         raise ValueError(f"pixel_values_videos must be of shape {wanted}, with one frame at least, got {shape}")
 
 
-def check_frames(frames: Sequence[int], tokens: int, where: Tensor) -> None:
+def stacked(features: Sequence[Tensor], *, at_once: bool) -> Tensor | Sequence[Tensor]:
+    """Return the features of clips, ``[n, d]`` each, as the one tensor that a model takes.
+
+    Args:
+        features: Of each clip.
+        at_once: Whether the model takes them now. Otherwise `generate` may repeat them first, clip by clip, which works
+            for clips of different lengths only while they are a list.
+
+    Returns:
+        ``[clips, n, d]``, or of different lengths ``[1, tokens of all clips, d]``, or the features as they are.
+    """
+    if len({len(clip) for clip in features}) == 1:
+        return torch.stack([*features])
+    return torch.cat([*features])[None] if at_once else features
+
+
+def check_frames(clips: Sequence[Tiling], where: Tensor, counted: int | None) -> None:
     """Raise unless the clips are those that the prompt has placeholders for; count these once.
 
     transformers counts them as well, a moment later, and says less.
 
     Args:
-        frames: Of each clip of the batch.
-        tokens: Of each frame.
+        clips: The clips of the batch.
         where: ``[B, L]`` bool, the placeholders.
+        counted: How many there are, where that is known already.
 
     Raises:
         ValueError: They disagree.
     """
-    needed, found = sum(frames) * tokens, int(where.sum().item())
+    found = int(where.sum().item()) if counted is None else counted
+    needed = sum(clip.placeholders for clip in clips)
     if found != needed:
-        clips = f"clips of {', '.join(map(str, frames))} frames"
-        raise ValueError(f"input_ids must hold {needed} placeholders for {clips} in pixel_values_videos, got {found}")
+        frames = f"clips of {', '.join(str(clip.frames) for clip in clips)} frames"
+        raise ValueError(f"input_ids must hold {needed} placeholders for {frames} in pixel_values_videos, got {found}")

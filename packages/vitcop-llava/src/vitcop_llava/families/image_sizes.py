@@ -47,6 +47,30 @@ def read_sizes(image_sizes: Any) -> list[tuple[int, int]]:
     return sizes
 
 
+def read_shared(batch_num_images: Any, images: int) -> list[int] | None:
+    """Return how many images each prompt has, as integers; where they are a tensor on the device, one read.
+
+    Args:
+        batch_num_images: ``[prompts]`` integers, or None where every image is alone in its prompt.
+        images: How many there are.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: They are of another shape, negative, or those of another number of images.
+    """
+    if batch_num_images is None:
+        return None
+    listed = batch_num_images.tolist() if hasattr(batch_num_images, "tolist") else batch_num_images
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TypeError(f"batch_num_images must be [prompts], got {shown(listed)}")
+    counts = [plain(count) for count in listed]
+    if not all(type(count) is int for count in counts):
+        raise TypeError(f"batch_num_images must be integers, got {shown(listed)}")
+    if min(counts, default=0) < 0 or sum(counts) != images:
+        raise ValueError(f"batch_num_images must be those of the {images} image_sizes, got {shown(listed)}")
+    return counts
+
+
 def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pixel_values: Any, tile_size: int) -> None:
     """Raise unless the pixels are tiles of as many images as there are sizes, and enough of them.
 

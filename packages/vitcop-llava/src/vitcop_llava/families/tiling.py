@@ -2,17 +2,19 @@
 
 LLaVA-NeXT shows a picture to the vision tower as one small copy of the whole (the *base*) and as *tiles* of a larger
 copy, which is padded to one of several resolutions, the *pinpoints*. Each is a unit, one forward of the tower. The
-model then takes the padding off again, and ends each line of the tiles' merged grid with a newline token. How many
-tokens all that comes to follows from height and width, before anything is computed.
+model then takes the padding off again, and ends each line of the tiles' merged grid with a newline token. Before that,
+LLaVA-OneVision makes a smaller grid of a large one, by interpolation. How many tokens all that comes to follows from
+height and width, before anything is computed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from vitcop_core.checks import check_int, check_tuple, plain_fields, require
+from vitcop_core.checks import check_flag, check_int, check_tuple, plain_fields, require
 from vitcop_core.shown import shown
 
 _MOST = 1000
@@ -34,9 +36,12 @@ class Tiling:
         tiles: Rows and columns of tiles; (0, 0) for an image that is one unit and no more.
         window: What is left of the tiles' merged grid without the padding, in patches.
         frames: Frames of a clip, each a unit; 0 for an image.
+        lines: Rows and columns of tokens that the model makes of the window by interpolation; (0, 0) where each of its
+            patches is one.
+        ending: Whether one newline token follows everything.
 
     Raises:
-        TypeError: A number is not an integer, or a pair no tuple.
+        TypeError: A number is not an integer, a pair no tuple, or ``ending`` no bool.
         ValueError: A number is out of range.
     """
 
@@ -44,17 +49,21 @@ class Tiling:
     tiles: tuple[int, int] = (0, 0)
     window: Box = (0, 0, 0, 0)
     frames: int = 0
+    lines: tuple[int, int] = (0, 0)
+    ending: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         plain_fields(self)
-        for name, length, least, most in (("grid", 2, 1, None), ("tiles", 2, 0, _MOST), ("window", 4, 0, None)):
+        pairs = (("grid", 2, 1, None), ("tiles", 2, 0, _MOST), ("window", 4, 0, None), ("lines", 2, 0, None))
+        for name, length, least, most in pairs:
             numbers = getattr(self, name)
             check_tuple(name, numbers, "integers")
             require(len(numbers) == length, name, f"{length} integers", numbers)
             for number in numbers:
                 check_int(name, number, least, most)
         check_int("frames", self.frames, 0, _FRAMES)
+        check_flag("ending", self.ending)
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
@@ -69,14 +78,30 @@ class Tiling:
         return tuple(found)
 
     @cached_property
+    def cells(self) -> tuple[Box, ...]:
+        """Which tokens of an interpolated window each tile has, by where their centers lie: boxes on the grid of
+        ``lines``, tile by tile.
+        """
+        top, bottom, left, right = self.window
+        down = [_centers(bottom - top, self.lines[0], top, self.grid[0], tile) for tile in range(self.tiles[0])]
+        across = [_centers(right - left, self.lines[1], left, self.grid[1], tile) for tile in range(self.tiles[1])]
+        return tuple((*rows, *columns) for rows in down for columns in across)
+
+    @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Eligible patches of each unit; 0 for a tile that is padding alone."""
-        return tuple((bottom - top) * (right - left) for top, bottom, left, right in self.boxes)
+        """Tokens of each unit: its eligible patches, or its part of an interpolated window; 0 for padding alone."""
+        boxes = (*self.boxes[:1], *self.cells) if self.is_interpolated else self.boxes
+        return tuple((bottom - top) * (right - left) for top, bottom, left, right in boxes)
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Eligible patches of each unit that has any: what a plan is made for."""
+        """Tokens of each unit that has any: what a plan is made for."""
         return tuple(count for count in self.counts if count)
+
+    @property
+    def is_interpolated(self) -> bool:
+        """Whether the tokens of the tiles are no patches, but made of several by interpolation."""
+        return self.lines != (0, 0)
 
     @property
     def tokens(self) -> int:
@@ -84,9 +109,15 @@ class Tiling:
         return sum(self.counts)
 
     @property
+    def line_width(self) -> int:
+        """Tokens of each line of the tiles, its newline apart."""
+        return self.lines[1] if self.is_interpolated else self.window[3] - self.window[2]
+
+    @property
     def newlines(self) -> int:
-        """Newline tokens in the unpruned model: one at the end of each line of the tiles' merged grid."""
-        return self.window[1] - self.window[0]
+        """Newline tokens in the unpruned model: one at the end of each line of the tiles' merged grid, or of all."""
+        lines = self.lines[0] if self.is_interpolated else self.window[1] - self.window[0]
+        return lines + self.ending
 
     @property
     def placeholders(self) -> int:
@@ -97,11 +128,12 @@ class Tiling:
     def newline_places(self) -> tuple[int, ...]:
         """Which of the placeholders are newlines."""
         rows, columns = self.grid
-        width = self.window[3] - self.window[2]
-        return tuple(rows * columns + line * (width + 1) + width for line in range(self.newlines))
+        lines, width = self.newlines - self.ending, self.line_width
+        places = (rows * columns + line * (width + 1) + width for line in range(lines))
+        return (*places, *[self.placeholders - 1] * self.ending)
 
     def mask(self, unit: int) -> tuple[tuple[bool, ...], ...]:
-        """Return which patches of a unit are eligible, row by row."""
+        """Return which patches of a unit the model uses, row by row."""
         top, bottom, left, right = self.boxes[unit]
         rows, columns = self.grid
         return tuple(tuple(top <= row < bottom and left <= at < right for at in range(columns)) for row in range(rows))
@@ -111,6 +143,24 @@ def _within(start: int, stop: int, origin: int, length: int) -> tuple[int, int]:
     """Return the part of ``[start, stop)`` in the ``length`` places from ``origin`` on, counted from there."""
     first = min(max(start - origin, 0), length)
     return first, min(max(stop - origin, first), length)
+
+
+def _centers(length: int, tokens: int, start: int, side: int, tile: int) -> tuple[int, int]:
+    """Return the tokens of one axis whose centers lie in a tile, half-open.
+
+    Args:
+        length: Patches of the window.
+        tokens: What they become.
+        start: The window's first patch.
+        side: Patches of a tile.
+        tile: Its number.
+    """
+
+    def before(edge: int) -> int:
+        """Count the tokens i with start + (i + 1 / 2) length / tokens < edge."""
+        return min(max(-((length - 2 * tokens * (edge - start)) // (2 * length)), 0), tokens)
+
+    return before(tile * side), before((tile + 1) * side)
 
 
 def tile_image(
@@ -145,6 +195,35 @@ def tile_image(
         padding = (columns - int(round(width * (rows / height), 7))) // 2
         window = (0, rows, padding, columns - padding)
     return Tiling((side, side), (down, across), window)
+
+
+_SLACK = 1.1
+"""How much longer than allowed the sides of a grid may be before LLaVA-OneVision interpolates it."""
+
+
+def interpolate_tiles(tiling: Tiling, most: int) -> Tiling:
+    """Return how LLaVA-OneVision makes fewer tokens of many tiles.
+
+    Args:
+        tiling: A tiled image.
+        most: Tiles' worth of tokens that an image may have beside its base.
+
+    Raises:
+        ValueError: Nothing would be left.
+    """
+    top, bottom, left, right = tiling.window
+    rows, columns = bottom - top, right - left
+    # In the order of operations, and with the rounding, of transformers' `pack_image_features`.
+    ratio = math.sqrt(rows * columns / (most * tiling.grid[0] ** 2))
+    if ratio <= _SLACK:
+        return tiling
+    lines = (int(rows // ratio), int(columns // ratio))
+    if 0 in lines:
+        raise ValueError(
+            f"image_sizes must be of pictures that leave a line and a column of tokens, got {rows} x {columns} patches "
+            f"without padding, which become {lines[0]} x {lines[1]}"
+        )
+    return replace(tiling, lines=lines)
 
 
 def check_pinpoints(pinpoints: Sequence[Sequence[int]], tile_size: int) -> None:

@@ -13,6 +13,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vitcop_llava.compat import ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
 from vitcop_llava.families import Parts
+from vitcop_llava.families.clips import stacked
 from vitcop_llava.families.grids import readable_grids
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import (
@@ -27,7 +28,7 @@ from vitcop_llava.hooks.active import (
 )
 from vitcop_llava.hooks.checks import PIXELS, check_absent
 from vitcop_llava.hooks.counting import either
-from vitcop_llava.hooks.opening import check_continuing, check_opening
+from vitcop_llava.hooks.opening import check_clips, check_continuing, check_opening
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
@@ -175,11 +176,20 @@ class CallHooks:
         call = open_call(self._owner)
         try:
             self._open(call, given)
-            output = original(*args, **kwargs)
+            output = original(**self._stacked(given))
         finally:
             close_call(call)
         self._finished(call)
         return output
+
+    def _stacked(self, given: Kwargs) -> Kwargs:
+        """Return the arguments, clips that were encoded ahead in the form that the model takes."""
+        outputs, video = given.get("mm_encoder_outputs") or {}, self._parts.video
+        clips: Any = outputs.get("video")
+        if video is None or not video.is_stacked or not isinstance(getattr(clips, "pooler_output", None), list):
+            return given
+        whole = {**clips, "pooler_output": stacked(clips.pooler_output, at_once=True)}
+        return {**given, "mm_encoder_outputs": {**outputs, "video": type(clips)(**whole)}}
 
     def _open(self, call: Call, given: Kwargs) -> None:
         cache = given.get("past_key_values")
@@ -203,6 +213,7 @@ class CallHooks:
                 read = {**given, "position_ids": None} if self._parts.keeps_positions else given
                 grids = {} if self._parts.squares is None else readable_grids(given)
                 call.seen = read_prompt(where, read, self._parts.token_ids, grids)
+                check_clips(call)
                 if call.seen is not None and not is_draft:
                     check_absent(call.seen.others, self._parts.token_ids, past)
 

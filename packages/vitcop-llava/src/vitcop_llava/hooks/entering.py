@@ -25,14 +25,18 @@ def entry_keys(parts: Parts, features: Tensor) -> Tensor:
         ``[C, G, k, e]``, not rotated, on the device of ``features``.
     """
     units, count, _ = features.shape
-    layer: Any = parts.decoder_layers[0]
     taken = features if parts.squares is None else features.reshape(units * count * parts.squares.patches, -1)
     with without_tower():  # the hooks on the projector are for what it is called with by the model
         projected: Tensor = parts.projector(taken)
-    hidden = projected.reshape(units, count, -1)
-    if not hidden.is_meta:
-        hidden = hidden.to(execution_device(layer))
+    return keys_of_first_layer(parts, projected.reshape(units, count, -1))
+
+
+@torch.no_grad()
+def keys_of_first_layer(parts: Parts, hidden: Tensor) -> Tensor:
+    """Return the same of projected features: ``[C, k, d]`` to ``[C, G, k, e]``."""
+    layer: Any = parts.decoder_layers[0]
+    there = hidden if hidden.is_meta else hidden.to(execution_device(layer))
     with weights_in_place(layer, layer.self_attn):
         norm = getattr(layer, "input_layernorm", None)
-        keys = head_states(layer.self_attn, hidden if norm is None else norm(hidden), "k")
-    return keys.transpose(1, 2).to(features.device)
+        keys = head_states(layer.self_attn, there if norm is None else norm(there), "k")
+    return keys.transpose(1, 2).to(hidden.device)

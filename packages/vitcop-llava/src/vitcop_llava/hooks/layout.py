@@ -46,6 +46,7 @@ def find_origin(source: Source, features: Sequence[Tensor]) -> None:
     count = len(source.results.images)
     if len(features) == count:
         return
+    features = [*features]  # rows of one tensor are objects for as long as they are held
     numbers: dict[int, int] = {}
     origin = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
     if len(numbers) == count:

@@ -91,6 +91,16 @@ def _check_ahead(given: Given, kind: str, source: Source, call: Call) -> None:
         return
     source.encoded = check_encoded(source.encoded, call.owner)
     find_origin(source, output.pooler_output)
-    if kind == "video":
-        clips = [image.tiling for image in source.images]
-        check_frames([clip.frames for clip in clips], clips[0].tokens // clips[0].frames, source.where)
+
+
+def check_clips(call: Call) -> None:
+    """Raise unless clips that were encoded ahead of a call are those that its prompt has placeholders for.
+
+    Raises:
+        ValueError: They are not.
+    """
+    source = call.sources.get("video")
+    if source is None or source.encoded is None:
+        return
+    clips = [image.tiling for image in source.images] * source.repeats
+    check_frames(clips, source.where, None if call.seen is None else call.seen.count("video"))

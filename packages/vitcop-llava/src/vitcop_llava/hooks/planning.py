@@ -51,6 +51,7 @@ class Planner:
         tilings, found, errors = [parts.tiling], list[bool](), list[ValueError]()
         if parts.anyres is not None:
             tilings += [parts.anyres.tile(*point) for point in parts.anyres.pinpoints]
+            tilings += [parts.anyres.untiled] * parts.anyres.tiles_one
         if parts.scored is None:  # its images may have any number of tokens
             tilings.append(Tiling((1, parts.tiling.tokens * _LARGER)))
         if parts.squares is not None:
@@ -92,7 +93,7 @@ class Planner:
 
     def _plan_image(self, tiling: Tiling) -> PlannedImage:
         plan = self._plan(tiling.units)
-        has_patches = tiling.window[2] < tiling.window[3]
+        has_patches = tiling.ending or tiling.window[2] < tiling.window[3]
         stay = plan.is_identity or (self._keep_newlines and has_patches)
         return PlannedImage(tiling, plan, tiling.newlines if stay else 0)
 

@@ -64,7 +64,7 @@ def _order(images: tuple[PlannedImage, ...]) -> Tensor | None:
     """
     counts = [count for image in images for count in image.tiling.counts]
     most = max(image.tiling.grid[0] * image.tiling.grid[1] for image in images)
-    if min(counts) == most and not any(image.tiling.tiles[0] for image in images):
+    if min(counts) == most and not any(image.tiling.tiles[0] or image.tiling.ending for image in images):
         return None
     size = len(counts) * most
     with torch.inference_mode(False):  # it is kept

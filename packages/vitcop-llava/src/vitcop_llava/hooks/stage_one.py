@@ -19,6 +19,7 @@ from vitcop_core import Method, VisionSelection, VisionView
 from vitcop_core.tokens import places_of
 from vitcop_llava.families.tiling import Box, Tiling
 from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
+from vitcop_llava.hooks.lines import of_lines, tile_index
 from vitcop_llava.hooks.state import EncodedImages
 from vitcop_llava.sequence.segment import copied, on_device, take
 
@@ -52,20 +53,25 @@ class _Ragged(NamedTuple):
     clusters: Tensor
 
 
-def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> tuple[Tensor | None, Tensor | None]:
+def run_stage_one(
+    method: Method, seen: VisionView, encoded: EncodedImages, numbers: Sequence[int] | None = None
+) -> tuple[Tensor | None, Tensor | None]:
     """Choose patches, and write into ``encoded`` what became of the placeholders.
 
     Args:
         method: Decides.
         seen: The tower's units, without what is eligible.
-        encoded: With its images planned; gets ``codes``, ``labels``, ``keys`` and ``cutoff``.
+        encoded: With its images planned; gets ``labels``, ``keys`` and ``cutoff``, and ``codes`` once all units are
+            decided.
+        numbers: Which of the call's units they are, where the others are decided by themselves; None for all.
 
     Returns:
         ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units, None
         where they are all kept as they are; and ``[N, d_v]`` what goes through the projector for them, None where it is
         the patches themselves.
     """
-    cuts = _unit_cuts(encoded.images)
+    every = _unit_cuts(encoded.images)
+    cuts = every if numbers is None else [every[number] for number in numbers]
     units, patches = seen.hidden.shape[:2]
     total = sum(cut.keep for cut in cuts)
     is_cut = any(image.plan.vision is not None for image in encoded.images)
@@ -77,14 +83,14 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
     made, keeps = None, None if ragged is None else ragged.keeps
     if is_cut:
-        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded)
+        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded, numbers)
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
     places = index.flatten()
     if units > 1:
         places = (index + torch.arange(0, units * patches, patches, device=index.device)[:, None]).flatten()
-    if ragged is None and keeps is None and units == len(encoded.images) and not encoded.images[0].tiling.newlines:
+    if numbers is None and ragged is None and keeps is None and _are_units(encoded.images):
         encoded.kept = Kept(index, labels, cuts[0].clusters, patches)
         return (None if total == units * patches and made is None else places), made
     values = torch.zeros_like(places) if labels is None else labels.flatten()
@@ -94,8 +100,19 @@ def run_stage_one(method: Method, seen: VisionView, encoded: EncodedImages) -> t
         places, values = places[own], values[own]
         made = None if made is None else made[own]
     codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
-    encoded.coded = packed(codes.view(units, patches), encoded.images)
+    codes = codes.view(units, patches)
+    if numbers is None:
+        encoded.coded = packed(codes, encoded.images)
+    else:
+        encoded.units |= zip(numbers, codes, strict=True)
+    if len(encoded.units) == len(every):
+        encoded.coded = packed([encoded.units.pop(unit) for unit in range(len(every))], encoded.images)
     return (None if total == units * patches and made is None else places), made
+
+
+def _are_units(images: Sequence[PlannedImage]) -> bool:
+    """Return whether images are one unit each, and nothing but its tokens."""
+    return all(len(image.tiling.boxes) == 1 and not image.tiling.newlines for image in images)
 
 
 def whole_codes(images: Sequence[PlannedImage], device: torch.device) -> Tensor | None:
@@ -120,10 +137,18 @@ def _unit_cuts(images: Sequence[PlannedImage]) -> list[UnitCut]:
         cut, tiling = image.plan.vision, image.tiling
         keeps, clusters = (tiling.units, (0,) * len(tiling.units)) if cut is None else (cut.keep, cut.clusters)
         planned = iter(zip(keeps, clusters, strict=True))
-        for box, eligible in zip(tiling.boxes, tiling.counts, strict=True):
+        for box, columns, eligible in zip(*_boxes(tiling), tiling.counts, strict=True):
             keep, labels = next(planned) if eligible else (0, 0)
-            found.append(UnitCut(box, tiling.grid[1], eligible, keep, labels, cut is not None))
+            found.append(UnitCut(box, columns, eligible, keep, labels, cut is not None))
     return found
+
+
+def _boxes(tiling: Tiling) -> tuple[Sequence[Box], Sequence[int]]:
+    """Return the part of each unit's grid that the model uses, and the columns of that grid."""
+    if not tiling.is_interpolated:
+        return tiling.boxes, (tiling.grid[1],) * len(tiling.boxes)
+    own = [(0, bottom - top, 0, right - left) for top, bottom, left, right in tiling.cells]
+    return (tiling.boxes[0], *own), (tiling.grid[1], *(max(box[3], 1) for box in own))
 
 
 def _ragged(cuts: list[UnitCut], patches: int, device: torch.device) -> _Ragged:
@@ -140,7 +165,12 @@ def _ragged(cuts: list[UnitCut], patches: int, device: torch.device) -> _Ragged:
 
 
 def _chosen(
-    method: Method, seen: VisionView, cuts: list[UnitCut], ragged: _Ragged | None, encoded: EncodedImages
+    method: Method,
+    seen: VisionView,
+    cuts: list[UnitCut],
+    ragged: _Ragged | None,
+    encoded: EncodedImages,
+    numbers: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return what Stage I chose in each unit.
 
@@ -156,16 +186,16 @@ def _chosen(
     if selection.clusters is None:
         return selection.index, None, _made(selection, seen, cuts), keeps
     index, labels = selection.index, selection.clusters.labels
-    encoded.cutoff = selection.cutoff
-    encoded.keys = seen.pooled(seen.patch_keys[:1].transpose(1, 2).flatten(2).detach())[0]
-    if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
-        encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
+    if encoded.keys is None:
+        encoded.cutoff, encoded.keys = selection.cutoff, _first_keys(seen)
+        if selection.counts is None:  # otherwise all of the first unit's tokens tell the scale as well
+            encoded.keys = encoded.keys[index[0, : cuts[0].keep]]
     encoded.labels = tuple(sum(cut.labels for cut in _unit_cuts([image])) for image in encoded.images)
-    if ragged is None and selection.spans is None:
-        if len(cuts) != len(encoded.images):  # otherwise they are counted image by image
+    if numbers is None and ragged is None and selection.spans is None:
+        if not _are_units(encoded.images):  # otherwise they are counted image by image
             labels = labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
         return index, labels, None, keeps
-    firsts = _first_labels(cuts, selection.spans, labels.device)
+    firsts = _first_labels(_unit_cuts(encoded.images), selection.spans, labels.device, numbers)
     if ragged is not None and keeps is not None:
         # Where a clip's tokens are shared out anew, those of a frame begin where the frames before it end now.
         drift = (keeps - ragged.keeps).cumsum(0) - (keeps - ragged.keeps)
@@ -188,20 +218,38 @@ def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> 
     return made.flatten(0, 1)
 
 
-def _first_labels(cuts: list[UnitCut], spans: Sequence[int] | None, device: torch.device) -> Tensor:
-    """Return ``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together."""
+def _first_keys(seen: VisionView) -> Tensor:
+    """Return ``[m, H e]``: the keys of the first unit's tokens."""
+    if seen.mix is not None:  # which takes all units together
+        return seen.key_features().detach()[0]
+    return seen.pooled(seen.patch_keys[:1].transpose(1, 2).flatten(2).detach())[0]
+
+
+def _first_labels(
+    cuts: list[UnitCut], spans: Sequence[int] | None, device: torch.device, numbers: Sequence[int] | None
+) -> Tensor:
+    """Return ``[C]`` int64: what each unit's labels begin with; the clustered units of a span begin together.
+
+    Args:
+        cuts: All units of the call.
+        spans: How many units are clustered together, where some are.
+        device: Where to put them.
+        numbers: The units that are asked for; None for all.
+    """
     starts = list(accumulate((cut.labels for cut in cuts), initial=0))
     firsts = accumulate(spans or (1,) * len(cuts), initial=0)
     leaders = [first for first, span in zip(firsts, spans or (1,) * len(cuts), strict=False) for _ in range(span)]
     own = [starts[first if cut.clusters else unit] for unit, (cut, first) in enumerate(zip(cuts, leaders, strict=True))]
-    return on_device(own, device)
+    return on_device(own if numbers is None else [own[number] for number in numbers], device)
 
 
-def packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
-    """Return the codes of patches, ``[C, m]``, in the order of the placeholders of all images."""
-    if not any(image.tiling.tiles[0] for image in images):
+def packed(codes: Tensor | list[Tensor], images: Sequence[PlannedImage]) -> Tensor:
+    """Return the codes of the tokens of each unit, ``[C, m]`` or as many ``[m]``, in the order of the placeholders of
+    all images.
+    """
+    if not any(image.tiling.tiles[0] or image.tiling.ending for image in images):
         counts = [count for image in images for count in image.tiling.counts]
-        if min(counts) == codes.shape[1]:
+        if isinstance(codes, Tensor) and min(counts) == codes.shape[1]:
             return codes.flatten()
         return torch.cat([row[:count] for row, count in zip(codes, counts, strict=True)])
     found, start = [], 0
@@ -212,9 +260,19 @@ def packed(codes: Tensor, images: Sequence[PlannedImage]) -> Tensor:
     return torch.cat(found)
 
 
-def _pack(codes: Tensor, tiling: Tiling, newline: int) -> Tensor:
-    """Pack ``[units, m]`` as transformers does: the base, then the merged grid without its padding."""
+def _pack(codes: Tensor | list[Tensor], tiling: Tiling, newline: int) -> Tensor:
+    """Pack the codes of an image's units, ``[m]`` each, as transformers does: units in their order, or the base and the
+    merged grid of the tiles, without padding or interpolated.
+    """
+    if not tiling.tiles[0]:
+        packed = codes.flatten() if isinstance(codes, Tensor) else torch.cat(codes)
+        return functional.pad(packed, (0, 1), value=newline) if tiling.ending else packed
     (rows, columns), (down, across), (top, bottom, left, right) = tiling.grid, tiling.tiles, tiling.window
-    merged = codes[1:].view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
-    lines = functional.pad(merged[top:bottom, left:right], (0, 1), value=newline)
-    return torch.cat([codes[0], lines.flatten()])
+    tiles = codes[1:] if isinstance(codes, Tensor) else torch.stack(codes[1:])
+    if tiling.is_interpolated:
+        index = tile_index(tiling, tiles.device)
+        merged = of_lines(tiles[:, : index.shape[1]], index, tiling).view(tiling.lines)
+    else:
+        merged = tiles.view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
+        merged = merged[top:bottom, left:right]
+    return torch.cat([codes[0], functional.pad(merged, (0, 1), value=newline).flatten()])

@@ -32,6 +32,7 @@ class EncodedImages:
             nothing was clustered by one.
         kind: ``"image"``, or ``"video"`` for clips.
         unreplayed: Why the tower's layers were run as they are, where they were to be replayed.
+        units: ``[m]`` int64 by unit, as ``codes``: what became of its tokens, until all units are decided.
     """
 
     owner: int
@@ -43,6 +44,7 @@ class EncodedImages:
     keys: Tensor | None = None
     cutoff: float | Tensor | None = None
     unreplayed: str | None = None
+    units: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def codes(self) -> Tensor | None:

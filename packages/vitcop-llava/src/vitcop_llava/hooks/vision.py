@@ -9,8 +9,8 @@ one more field of the encoder's output.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, make_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field, make_dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from vitcop_core import Method, VisionView
 from vitcop_llava.compat import grids_argument, pixels_argument, split_clips
 from vitcop_llava.families import Parts
-from vitcop_llava.families.base import ScoredLayer
-from vitcop_llava.families.clips import check_frames, read_clips
+from vitcop_llava.families.base import Anyres, ScoredLayer
+from vitcop_llava.families.clips import check_frames, read_clips, stacked
 from vitcop_llava.families.grids import GRIDS, check_patches, read_grids
-from vitcop_llava.families.image_sizes import check_sizes, read_sizes
+from vitcop_llava.families.image_sizes import check_sizes, read_shared, read_sizes
+from vitcop_llava.families.llava_onevision import most_tiles
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.active import (
     active_call,
@@ -38,13 +39,14 @@ from vitcop_llava.hooks.active import (
 from vitcop_llava.hooks.capture import TowerCapture
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchanged
 from vitcop_llava.hooks.entering import entry_keys
+from vitcop_llava.hooks.lines import mixed_units
 from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.projected import cut_projected
 from vitcop_llava.hooks.stage_one import run_stage_one, whole_codes
 from vitcop_llava.hooks.state import EncodedImages, TowerPass
 from vitcop_llava.hooks.tower import TowerHooks
-from vitcop_llava.sequence.segment import grid_positions
+from vitcop_llava.sequence.segment import grid_positions, on_device
 from vitcop_llava.weights.offloading import weights_in_place
 
 _FIELD = "vitcop_encoded"
@@ -84,8 +86,9 @@ class FeatureHooks:
         cuts_tower: bool,
         identity: bool,
         chooser: Method | None = None,
+        decide: Callable[[TowerPass, Sequence[Tensor]], Sequence[Tensor]] | None = None,
     ) -> None:
-        self._capture = capture
+        self._capture, self._decide = capture, decide
         self._parts, self._planner, self._owner, self._tower = parts, planner, owner, tower
         self._cuts_tower, self._identity, self._chooser = cuts_tower, identity, chooser
 
@@ -118,10 +121,11 @@ class FeatureHooks:
         encoded = EncodedImages(self._owner)
         if anyres is not None:
             sizes = read_sizes(given.get("image_sizes"))
-            tilings = [anyres.tile(*size) for size in sizes]
+            tilings = _tilings(given, anyres, sizes)
             check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
             # From here on they are numbers on the host: transformers need not read them back once more for every image.
             given["image_sizes"] = sizes
+            self._check_count("image", "image_sizes", tilings)
             encoded.images = self._planner.images(tilings, sizes)
         return self._encode(original, given, encoded)
 
@@ -134,13 +138,19 @@ class FeatureHooks:
             check_feature_choice(given, self._parts)
         name = pixels_argument(original)
         frames, given[name] = read_clips(given.get(name), video.frame_size)
-        images = self._planner.images([video.clip(count) for count in frames])
+        clips = [video.clip(count) for count in frames]
+        images = self._planner.images(clips)
         call = active_call(self._owner)
         if call is not None and "video" in call.sources:
-            check_frames(frames, images[0].tiling.tokens // frames[0], call.sources["video"].where)
-        output = self._encode(original, given, EncodedImages(self._owner, "video", images))
-        if hasattr(output, "pooler_output"):
-            output.pooler_output = split_clips(output.pooler_output, frames)
+            counted = None if call.seen is None else call.seen.count("video")
+            check_frames(clips, call.sources["video"].where, counted)
+
+        def split(features: Any) -> Sequence[Tensor]:
+            return split_clips(features, frames, ends_with_newline=video.ending)
+
+        output = self._encode(original, given, EncodedImages(self._owner, "video", images), split)
+        if hasattr(output, "pooler_output") and video.is_stacked:
+            output.pooler_output = stacked(output.pooler_output, at_once=not is_encoding_ahead(self._owner))
         return output
 
     def _encode_grids(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -159,19 +169,30 @@ class FeatureHooks:
             tilings = [squares.image(rows, columns) for _, rows, columns in grids]
         else:
             tilings = [squares.clip(*grid) for grid in grids]
-        needed = sum(tiling.placeholders for tiling in tilings)
-        if seen is not None and not seen.holds({kind: needed}):
-            raise ValueError(
-                f"input_ids must hold the {needed} {kind} placeholders of {GRIDS[kind]}, got {seen.count(kind)}"
-            )
+        self._check_count(kind, GRIDS[kind], tilings)
         images = self._planner.images(tilings)
         with encoding(self._owner):
             return self._encode(original, given, EncodedImages(self._owner, kind, images))
 
-    def _encode(self, original: Callable[..., Any], given: dict[str, Any], encoded: EncodedImages) -> Any:
-        if self._cuts_tower:
+    def _check_count(self, kind: str, name: str, tilings: Sequence[Tiling]) -> None:
+        """Raise unless the prompt, where it was read, has the placeholders that follow from the argument ``name``."""
+        call, needed = active_call(self._owner), sum(tiling.placeholders for tiling in tilings)
+        if call is not None and call.seen is not None and not call.seen.holds({kind: needed}):
+            raise ValueError(
+                f"input_ids must hold the {needed} {kind} placeholders of {name}, got {call.seen.count(kind)}"
+            )
+
+    def _encode(
+        self,
+        original: Callable[..., Any],
+        given: dict[str, Any],
+        encoded: EncodedImages,
+        split: Callable[[Any], Sequence[Tensor]] | None = None,
+    ) -> Any:
+        tower = TowerPass(encoded) if self._cuts_tower else None
+        if tower is not None:
             check_unchanged(self._parts)
-            set_tower(TowerPass(encoded))
+            set_tower(tower)
         top = None if self._identity else self._tower.last_wanted(given)
         replays = self._capture is not None and self._capture.serves(given, top)
         if self._capture is not None and not replays:
@@ -180,11 +201,15 @@ class FeatureHooks:
             with tower_ends_at(self._owner, top), replaying_tower(encoded if replays else None):
                 output = original(**given)
         finally:
-            if self._cuts_tower:
+            if tower is not None:
                 set_tower(None)
         if hasattr(output, "pooler_output"):
-            if not self._cuts_tower:
+            if split is not None:
+                output.pooler_output = split(output.pooler_output)
+            if tower is None:
                 self._count(output.pooler_output, encoded)
+            elif self._decide is not None:
+                output.pooler_output = self._decide(tower, output.pooler_output)
             output = _with_encoded(output, encoded)
         call = active_call(self._owner)
         if call is not None:
@@ -206,6 +231,17 @@ class FeatureHooks:
             cut_projected(self._chooser, features, encoded)
         else:
             encoded.coded = whole_codes(encoded.images, features[0].device)
+
+
+def _tilings(given: dict[str, Any], anyres: Anyres, sizes: Sequence[tuple[int, int]]) -> list[Tiling]:
+    """Return how the images of a call lie, and put what tells them apart on the host."""
+    if not anyres.tiles_one:
+        return [anyres.tile(*size) for size in sizes]
+    if given.get("vision_aspect_ratio") is not None:
+        anyres = replace(anyres, most=most_tiles(given["vision_aspect_ratio"]))
+    given["batch_num_images"] = counts = read_shared(given.get("batch_num_images"), len(sizes))
+    shared = [False] * len(sizes) if counts is None else [count > 1 for count in counts for _ in range(count)]
+    return [anyres.untiled if one else anyres.tile(*size) for size, one in zip(sizes, shared, strict=True)]
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -255,14 +291,26 @@ class VisionHooks:
         if tower is None:
             return None
         features, encoded = args[0], tower.encoded
-        seen = self._view(tower, features)
         if not encoded.images:
             encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
-        tower.places, made = run_stage_one(self._method, seen, encoded)
-        if tower.places is None:
+        self._check(tower, features)
+        mixed = mixed_units(encoded, self._parts)
+        if len(mixed) == features.shape[0]:
+            return None  # what becomes of these is decided when they are tokens
+        own = [unit for unit in range(features.shape[0]) if unit not in {*mixed}] if mixed else None
+        kept, made = run_stage_one(self._method, self._view(tower, features, own), encoded, own)
+        if kept is None:
             return None
-        tower.patches = features.shape[:2]
-        return (features.flatten(0, 1).index_select(0, tower.places)[None] if made is None else made[None],)
+        tower.places, tower.patches = kept, features.shape[:2]
+        through = features.flatten(0, 1)
+        if own is not None:
+            units, patches = on_device(own, kept.device), features.shape[1]
+            kept = units[torch.div(kept, patches, rounding_mode="floor")] * patches + kept % patches
+            rest = on_device(mixed, kept.device)
+            rest = (rest[:, None] * patches + torch.arange(patches, device=kept.device)).flatten()
+            tower.places = torch.cat([kept, rest])
+            made = None if made is None else torch.cat([made, through.index_select(0, rest)])
+        return (through.index_select(0, tower.places)[None] if made is None else made[None],)
 
     def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
         tower = active_tower(self._owner)
@@ -275,52 +323,69 @@ class VisionHooks:
         room = output.new_zeros((units * patches, output.shape[-1]))
         return room.index_copy(0, tower.places, output[0]).view(units, patches, -1)
 
-    def _view(self, tower: TowerPass, features: Tensor) -> VisionView:
-        """Return what the tower has shown, if the features are the scored layer's patches, pooled or not."""
+    def _view(self, tower: TowerPass, features: Tensor, own: Sequence[int] | None) -> VisionView:
+        """Return what the tower has shown of units whose tokens are the scored layer's patches, pooled or not.
+
+        Args:
+            tower: The pass.
+            features: ``[C, m, d_v]``, what the projector was called with.
+            own: Which of the units; None for all.
+        """
         scored, normed, feature = self._parts.scored, tower.normed, tower.feature
         assert scored is not None  # else nothing is attached
-        if normed is None or feature is None:
+        assert normed is not None  # checked by the caller
+        assert feature is not None  # likewise
+        video = self._parts.video if tower.encoded.kind == "video" else None
+        grid, of_video = self._parts.grid, dict[str, Any]()
+        if video is not None:
+            frames = tuple(image.tiling.frames for image in tower.encoded.images)
+            grid, of_video = video.grid, {"pool": video.pool, "grid": grid, "frames": frames}
+        if own is not None:
+            units = on_device(own, features.device)
+            features, normed, feature = (each.index_select(0, units) for each in (features, normed, feature))
+        return VisionView(
+            query_cls=projected(scored, "q", normed[:, :1])[:, :, 0] if scored.has_cls else None,
+            keys=projected(scored, "k", normed),
+            entry_keys=partial(entry_keys, self._parts),
+            scale=scored.scale,
+            positions=self._positions(*grid, features.device).expand(features.shape[0], -1, -1),
+            hidden=features,
+            hidden_cls=feature[:, 0] if scored.has_cls else None,
+            queries=partial(projected, scored, "q", normed),
+            **of_video,
+        )
+
+    def _check(self, tower: TowerPass, features: Tensor) -> None:
+        """Raise unless the projector was called with the scored layer's patches, pooled or not."""
+        scored, normed = self._parts.scored, tower.normed
+        assert scored is not None  # else nothing is attached
+        if normed is None or tower.feature is None:
             raise ValueError(
                 "model must run the layer of its vision tower that Stage I reads, got a call without it or without "
                 "hidden states: a part was replaced while it was pruned; leave the `with` block, and prune the model "
                 "as it is then"
             )
         video = self._parts.video if tower.encoded.kind == "video" else None
-        rows, columns = grid = self._parts.grid
-        wanted = features.shape[1] if video is None else rows * columns
-        if wanted != normed.shape[1] - scored.has_cls:
+        pools = video is not None and video.pool is not None
+        rows, columns = self._parts.grid
+        if (rows * columns if pools else features.shape[1]) != normed.shape[1] - scored.has_cls:
             raise ValueError(
                 "vision_feature_layer and vision_feature_select_strategy must select hidden state "
                 f"{scored.index} of the vision tower{' without CLS' if scored.has_cls else ''}, as the model's "
                 f"configuration says, got features of shape {tuple(features.shape)}"
             )
-        rows, columns = own_grid = grid if video is None else video.grid
+        rows, columns = video.grid if video is not None and pools else (rows, columns)
         if features.shape[1] != rows * columns:
             raise ValueError(f"pixel_values must give {rows * columns} patches an image, got {features.shape[1]}")
-        of_video: dict[str, Any] = {}
-        if video is not None:
-            frames = tuple(image.tiling.frames for image in tower.encoded.images)
-            of_video = {"pool": video.pool, "grid": grid, "frames": frames}
-        return VisionView(
-            query_cls=_projected(scored, "q", normed[:, :1])[:, :, 0] if scored.has_cls else None,
-            keys=_projected(scored, "k", normed),
-            entry_keys=partial(entry_keys, self._parts),
-            scale=scored.scale,
-            positions=self._positions(*own_grid, features.device).expand(features.shape[0], -1, -1),
-            hidden=features,
-            hidden_cls=feature[:, 0] if scored.has_cls else None,
-            queries=partial(_projected, scored, "q", normed),
-            **of_video,
-        )
 
 
-def _projected(scored: ScoredLayer, name: str, normed: Tensor) -> Tensor:
+def projected(scored: ScoredLayer, name: str, normed: Tensor) -> Tensor:
     """Return queries ("q") or keys ("k") of tokens ``[C, n, d_v]``, by head: ``[C, H, n, e]``.
 
     By the projections of this moment, adapters and all.
     """
-    projected: Any = scored.attention
-    with weights_in_place(projected):
-        states = getattr(projected, f"{name}_proj")(normed)
+    attention: Any = scored.attention
+    with weights_in_place(attention):
+        states = getattr(attention, f"{name}_proj")(normed)
     by_head: Tensor = states.unflatten(-1, (scored.heads, -1))
     return by_head.transpose(1, 2)

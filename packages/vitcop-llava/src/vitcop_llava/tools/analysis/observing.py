@@ -75,6 +75,11 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
         raise ValueError("model must not be pruned while it is observed; remove() the pruner first")
     if parts.scored is None:
         raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
+    if parts.mixes_tokens:
+        raise ValueError(
+            "model must make its visual tokens of one patch or square each to be observed, got a "
+            f"{type(model).__name__}, which interpolates them behind its projector"
+        )
     check_scoring(parts.decoder_layers[0].self_attn)
     prompt = lay_out_prompt(parts, inputs)
     recorder = _Recorder(parts, parts.scored, prompt)

@@ -114,6 +114,7 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
     elif kind == "video":
         assert parts.video is not None  # else it is none of the model's kinds
         frames, given[PIXELS[kind]] = read_clips(pixels, parts.video.frame_size)
+        assert parts.video.pool is not None  # other models are not observed
         tilings, pool = [parts.video.clip(count) for count in frames], parts.video.pool
     elif parts.anyres is not None:
         sizes = read_sizes(given.get("image_sizes"))
