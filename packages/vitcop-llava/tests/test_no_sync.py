@@ -213,13 +213,15 @@ def test_detector_notices_a_wait(
 
 
 ON_THE_WAY = [
-    *(SOURCE / "families" / f"{name}.py" for name in ("clips", "image_sizes")),
+    *(SOURCE / "families" / f"{name}.py" for name in ("clips", "grids", "image_sizes")),
     *sorted((SOURCE / "sequence").glob("*.py")),
     *sorted((SOURCE / "hooks").glob("*.py")),
 ]
 ALLOWED = {
     ("reading", "_read", "numpy"),  # placeholders, mask and positions of a prompt with images
     ("image_sizes", "read_sizes", "tolist"),  # image_sizes, where they are a tensor
+    ("image_sizes", "read_shared", "tolist"),  # likewise batch_num_images, which transformers reads number by number
+    ("grids", "read_grids", "tolist"),  # grids, where they were not read with the prompt
     ("checks", "check_text_only", "item"),  # placeholders, of a prompt without images
     ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips
     ("cache", "_uncover", "item"),  # rolling back
