@@ -31,7 +31,7 @@ from vitcop_llava.families import locate
 from vitcop_llava.hooks.graphs import Graphs
 from vitcop_llava.pruner import prune
 from vitcop_llava.tools.benchmark.prompts import make_prompt
-from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model
+from vitcop_llava.tools.benchmark.shapes import SHAPES, Vision, random_model
 from vitcop_llava.tools.model.environment import environment
 
 FAMILIES = {"llava": "small", "llava_next": "small-next", "llava_next_video": "small-video"}
@@ -71,6 +71,7 @@ class Launches(TorchDispatchMode):
 def small_model(family: str, attention: str) -> Any:
     """Return a model with random weights in float32, on the CPU."""
     shape = SHAPES[FAMILIES[family]]
+    assert isinstance(shape.vision, Vision)  # as of all families that are checked here
     shape = replace(shape, vision=replace(shape.vision, side=168))
     return random_model(shape, torch.float32, "cpu", attention, seed=1)
 

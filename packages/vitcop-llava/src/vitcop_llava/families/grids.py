@@ -99,6 +99,7 @@ def token_places(grids: tuple[tuple[int, int], ...], window: int | None) -> tupl
         if window is not None:
             order = np.lexsort((across, down, across // window, down // window))
             places[order] = np.arange(rows * columns)
-        found.append((*(places + start).tolist(), *[int(places[-1]) + start] * (most - rows * columns)))
+        own = [int(place) + start for place in places]
+        found.append((*own, *own[-1:] * (most - rows * columns)))
         start += rows * columns
     return tuple(found)
