@@ -66,7 +66,7 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exceptio
         "pixel_values must be tiles of 48 x 48 pixels",
     ),
     "one-tile": (with_pixels(lambda pixels: pixels[0, 0]), ValueError, "pixel_values must be tiles of 48 x 48"),
-    "other-size": (with_sizes([(96, 48)]), ValueError, "input_ids must hold the 120 image placeholders of image_sizes, got 192"),
+    "other-size": (with_sizes([(96, 48)]), ValueError, "input_ids must hold the 120 image placeholders"),
     "no-images": (
         lambda inputs: {name: inputs[name] for name in ("input_ids", "attention_mask")},
         ValueError,
