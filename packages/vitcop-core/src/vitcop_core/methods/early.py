@@ -50,13 +50,13 @@ class EarlyViTCoP(BudgetedMethod):
     Attributes:
         pi1: The share of an image's tokens that is clustered; None for 0.2 + 0.9 r (Table 8). Never less than what is
             kept.
-        cutoff_distance: d_c of the clustering; see :class:`ViTCoP`.
+        cutoff_distance: d_c of the clustering; see :class:`~vitcop_core.methods.ViTCoP`.
         spatial_threshold: tau of the clustering, on a grid of side 1.
         center_ratio: alpha, cluster centers per token that is clustered; None for 0.3 pi1 + 0.03. At most half of the
             tokens that are kept are centers.
         ranking: What the elites of a cluster are chosen by: ``"vision"``, the saliency of Stage I, or ``"layer0"``, the
             smallest norms of the keys that the first decoder layer makes of the projected tokens (Equation 4).
-        vision_saliency: What Stage I ranks patches by; see :class:`ViTCoP`.
+        vision_saliency: What Stage I ranks patches by; see :class:`~vitcop_core.methods.ViTCoP`.
 
     Raises:
         TypeError: A setting is of the wrong type.
