@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import vitcop_llava
-from vitcop_llava.tools.analysis import Observation, observe
+from vitcop_llava.tools.analysis import Observation, observe, summarize
+from vitcop_llava.tools.analysis.report import claims
 
 Make = Callable[..., Tensor]
 HOOKS = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
@@ -62,6 +63,37 @@ def test_observation_is_the_attention_map(
     maps = tower(given["pixel_values"], output_attentions=True).attentions
     assert len(seen.cls_attention) == 1
     close(seen.cls_attention[0], maps[-2][0, :, 0, 1:].sum(0))
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_observation_has_the_cutoff_that_fits(build: Any, prompt: Make, pictures: Make, tower: str) -> None:
+    """That of a prefill at a ninth, whose Stage I keeps as many tokens."""
+    model, given = build(tower=tower), {"input_ids": prompt(2, "image", 8), "pixel_values": pictures()}
+    (seen,) = observe(model, **given)
+    assert seen.has_cls == (tower == "clip")
+    for cutoff in ("auto", None):
+        method = vitcop_llava.ViTCoP(retention_ratio=1 / 9, cutoff_distance=cutoff)
+        with vitcop_llava.prune(model, method) as pruner:
+            model(**given)
+            used = pruner.report.cutoff_distance if cutoff == "auto" or tower == "siglip" else None
+        if used is None:
+            assert summarize([seen]).cutoff == 8
+        else:
+            assert seen.cutoffs == (used,)
+
+
+def test_analysis_of_a_tower_without_cls_says_so(build: Any, prompt: Make, pictures: Make) -> None:
+    model = build("qwen2", "eager", tower="siglip")
+    given = {"input_ids": prompt(2, "image", 8), "pixel_values": pictures()}
+    analysis = summarize(observe(model, **given))
+    received = model.model.vision_tower(given["pixel_values"], output_attentions=True).attentions[-2][0].mean((0, 1))
+    close(observe(model, **given)[0].cls_attention[0], received)
+    first, _, last = claims(analysis, {"left_out": ""})
+    assert first[:2] == ("received attention that the top 10 % of the tokens hold", "no such tower")
+    assert last[2].startswith("'auto', which finds ")
+    stored = analysis.as_json()
+    assert (stored["vision_saliency"], stored["cutoff_distance"]["default"]) == ("received", "auto")
+    assert len(stored["cutoff_distance"]["auto"]) == 1
 
 
 def test_observation_of_tiles_leaves_newlines_and_padding_out(

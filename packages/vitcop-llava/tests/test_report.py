@@ -124,6 +124,29 @@ def test_cutoff_distance_on_scale_or_unused_does_not_warn(
             assert pruner.report.distance_ratio is None
 
 
+def test_report_says_which_cutoff_distance_was_used(
+    build: Any, prompt: Make, pictures: Make, pad: Any, budget: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    given = {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
+    used = {}
+    for tower in ("clip", "siglip"):
+        for cutoff in (3.0, 5, "auto", None):
+            with vitcop_llava.prune(build(tower=tower), budget(cutoff_distance=cutoff)) as pruner:
+                build(tower=tower)(**given)
+                report = pruner.report
+            used[tower, cutoff] = report.cutoff_distance
+            assert f"clustered by a cutoff distance of {report.cutoff_distance:.4g}\n" in str(report)
+            # What fits by itself is not diagnosed.
+            assert (report.distance_ratio is None) == (cutoff == "auto" or (tower, cutoff) == ("siglip", None))
+    assert used["clip", None] == 8
+    assert used["siglip", None] == used["siglip", "auto"] != 8
+    assert all(used[tower, cutoff] == cutoff for tower in ("clip", "siglip") for cutoff in (3.0, 5))
+    with vitcop_llava.prune(build(), budget(clustering=False)) as pruner:
+        build()(**given)
+        assert pruner.report.cutoff_distance is None
+        assert "cutoff" not in str(pruner.report)
+
+
 @pytest.mark.parametrize("name", ["images", "text_tokens", "newlines", "newlines_kept"])
 @pytest.mark.parametrize(
     "count", [10**400, 10**5000, -1, 1.5, True, "1"], ids=["huge", "long", "-1", "1.5", "True", "text"]

@@ -6,9 +6,10 @@ has; what is kept of a layer is a number or two for each token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,9 @@ from vitcop_llava.tools.analysis.prompts import Prompt, lay_out_prompt
 
 Array = NDArray[np.float32]
 
+# Stage I's share at the command line's default budget, a ninth: 0.2 + 0.9 / 9.
+_BEST = Fraction(3, 10)
+
 
 @dataclass(frozen=True, eq=False)
 class Observation:
@@ -42,8 +46,12 @@ class Observation:
         text_attention: ``[L, n]`` float32, the same of all text tokens after the last image, mean over them.
         key_norms: ``[L, n]`` float32, what ViTCoP ranks by in a cut before the layer that follows.
         cls_attention: For each unit (image, tile or frame), ``[m]`` float32: what CLS pays to those of its patches
-            that the model uses, sum over heads, in the layer that Stage I reads; pooled where the model pools.
+            that the model uses, sum over heads, in the layer that Stage I reads; pooled where the model pools. Of a
+            tower without a CLS token what each of them receives, mean over heads and tokens.
         grid: Rows and columns of the first unit, whose tokens come first.
+        has_cls: Whether the tower has a CLS token.
+        cutoffs: For each unit of the first image or clip, the cutoff distance that ``cutoff_distance="auto"`` finds
+            among its 30 % best tokens, which is what Stage I leaves at a ninth; empty where none was found.
     """
 
     attention: Array
@@ -51,6 +59,23 @@ class Observation:
     key_norms: Array
     cls_attention: tuple[Array, ...]
     grid: tuple[int, int]
+    has_cls: bool = True
+    cutoffs: tuple[float, ...] = ()
+
+
+def found_cutoffs(seen: VisionView, saliency: Tensor, counts: Sequence[int]) -> list[float]:
+    """Return the cutoff distance that fits each unit's best tokens, by the keys that ViTCoP clusters.
+
+    Args:
+        seen: The units.
+        saliency: ``[C, m]``, what their tokens are ranked by.
+        counts: How many of the m tokens are each unit's own.
+    """
+    features, found = seen.key_features(), list[float]()
+    for unit, count in enumerate(counts):
+        best = ops.top_tokens(saliency[unit, None, :count], max(1, int(_BEST * count)))
+        found += ops.auto_cutoff(features[unit, best]).tolist()
+    return found
 
 
 @torch.no_grad()
@@ -99,6 +124,7 @@ class _Recorder:
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._rows: dict[str, list[Tensor]] = {"attention": [], "text_attention": [], "key_norms": []}
         self._saliencies: list[list[Array]] = []
+        self._cutoffs: list[list[float]] = []
         self._tower: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def attach(self) -> Iterator[RemovableHandle]:
@@ -136,8 +162,7 @@ class _Recorder:
             grid=self._parts.grid,
             queries=lambda: queries,
         )
-        found = self._finite(patch_saliency(seen, "auto"))
-        self._saliencies.append([*found.reshape(-1, rows, columns)])
+        self._rank(seen, ((rows, columns),) * keys.shape[0])
 
     def _before_scored(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._tower = (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
@@ -147,18 +172,18 @@ class _Recorder:
         parts, source = self._parts, self._prompt.sources[len(self._saliencies)]
         squares, units = as_squares(parts, args[0]), tuple(t.grid for t in source.tilings for _ in t.boxes)
         seen = square_view(parts, *self._tower, squares, units, order_of(parts, units, squares.device))
-        found = self._finite(patch_saliency(seen, "auto"))
-        own = zip(found, units, strict=True)
-        self._saliencies.append([values[: rows * columns].reshape(rows, columns) for values, (rows, columns) in own])
+        self._rank(seen, units)
 
-    def _finite(self, pooled: Tensor) -> Array:
-        """Return what each token of each unit is given, ``[C, m]``."""
+    def _rank(self, seen: VisionView, units: Sequence[tuple[int, int]]) -> None:
+        """Note what the tokens of each unit are ranked by, and which cutoff distance fits its best ones."""
+        pooled = patch_saliency(seen, "auto")
         if not bool(pooled.isfinite().all()):
             raise ValueError(
                 "model must give finite attention in its vision tower, got others in this dtype; try float32"
             )
-        found: Array = pooled.float().cpu().numpy()
-        return found
+        self._cutoffs.append(found_cutoffs(seen, pooled, [rows * columns for rows, columns in units]))
+        found = zip(pooled.float().cpu().numpy(), units, strict=True)
+        self._saliencies.append([unit[: rows * columns].reshape(rows, columns) for unit, (rows, columns) in found])
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._rotary = kwargs["position_embeddings"]
@@ -200,7 +225,15 @@ class _Recorder:
         for row, members in enumerate(self._prompt.rows):
             kept = {name: values[row][:, members.columns] for name, values in rows.items()}
             seen = [unit for source, image in members.images for unit in units[source][image]]
-            found.append(Observation(**kept, cls_attention=tuple(seen), grid=members.grid))
+            source, image = members.images[0]
+            start = sum(len(tiling.boxes) for tiling in self._prompt.sources[source].tilings[:image])
+            stop = start + len(self._prompt.sources[source].tilings[image].boxes)
+            cutoffs = tuple(self._cutoffs[source][start:stop])
+            found.append(
+                Observation(
+                    **kept, cls_attention=tuple(seen), grid=members.grid, has_cls=self._scored.has_cls, cutoffs=cutoffs
+                )
+            )
         return found
 
     def _units(self, number: int) -> list[list[Array]]:

@@ -30,7 +30,7 @@ def draw_figures(analysis: Analysis, model: str, view: Image.Image | None = None
     """
     figures = {"figure-2a": _cls_attention(analysis, model)}
     if analysis.accuracy is not None:
-        figures["figure-2b"] = _accuracy(analysis.accuracy, model)
+        figures["figure-2b"] = _accuracy(analysis.accuracy, analysis.signal, model)
     figures["figure-3a"] = _proxy(analysis, model)
     figures["figure-4"] = _over_layers(analysis, model)
     figures["figure-6"] = _heats(analysis, model, view)
@@ -47,19 +47,21 @@ def _figure(width: float, height: float, title: str) -> Figure:
 
 
 def _cls_attention(analysis: Analysis, model: str) -> Figure:
-    figure = _figure(6, 4.2, f"CLS attention in the top tokens: {model}")
+    figure = _figure(6, 4.2, f"{analysis.signal} in the top tokens: {model}")
     axes, percent = figure.subplots(), np.arange(101)
     _band(axes, percent, 100 * analysis.of("cls_curve"), _BLUE, "median and quartiles over prompts")
     axes.plot([0, 100], [0, 100], color=_GREY, linestyle=":", label="the same on every token")
-    axes.plot(10, 60, "v", color=_ORANGE, label="paper, LLaVA-1.5-7B: 10 % hold over 60 %")
-    axes.set(xlabel="visual tokens, most attention first, %", ylabel="share of the CLS attention, %", xlim=(0, 100))
+    if analysis.has_cls:
+        axes.plot(10, 60, "v", color=_ORANGE, label="paper, LLaVA-1.5-7B: 10 % hold over 60 %")
+    share = f"share of the {analysis.signal}, %"
+    axes.set(xlabel="visual tokens, most attention first, %", ylabel=share, xlim=(0, 100))
     axes.set_ylim(0, 102)
     _finish(axes)
     return figure
 
 
-def _accuracy(accuracy: Accuracy, model: str) -> Figure:
-    figure = _figure(6, 4.2, f"Answers on the top tokens by CLS attention: {model}")
+def _accuracy(accuracy: Accuracy, signal: str, model: str) -> Figure:
+    figure = _figure(6, 4.2, f"Answers on the top tokens by {signal}: {model}")
     axes = figure.subplots()
     scores = sorted(accuracy.reached, key=lambda score: score.share)
     right = [100 * score.right / accuracy.questions for score in scores]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitcop_core.files import write_bytes
+from vitcop_core.methods._vision import PAPER_CUTOFF
 from vitcop_llava.tools.analysis.plots import draw_figures
 from vitcop_llava.tools.analysis.result import Analysis, quartiles
 from vitcop_llava.tools.analysis.verdict import Verdict
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 NUMBERS, REPORT = "data.json", "report.md"
 _CAPTIONS = {
-    "figure-2a": "Figure 2a: CLS attention in the top tokens, in the layer of the vision tower that Stage I reads.",
-    "figure-2b": "Figure 2b: right answers on the top tokens by CLS attention, cut no further.",
+    "figure-2a": "Figure 2a: {signal} in the top tokens, in the layer of the vision tower that Stage I reads.",
+    "figure-2b": "Figure 2b: right answers on the top tokens by {signal}, cut no further.",
     "figure-3a": "Figure 3a: key norm against attention, layer by layer, and token by token where the cuts read.",
     "figure-4": "Figure 4 in numbers: how much attention goes to visual tokens, and over how many it spreads.",
     "figure-6": "Figures 4 and 6: attention over the first image, each layer on its own scale.",
@@ -145,30 +146,44 @@ def report(analysis: Analysis, verdict: Verdict, about: Mapping[str, Any], model
     lines += ["## Layer by layer", "", markdown_table(heading, rows), ""]
     lines += ["Medians over the prompts; *spread over*: the effective number of visual tokens, as a share of all.", ""]
     for name in pictures:
-        lines += [f"![{_CAPTIONS[name]}]({name}.png)", "", _CAPTIONS[name], ""]
+        caption = _CAPTIONS[name].format(signal=analysis.signal)
+        lines += [f"![{caption}]({name}.png)", "", caption, ""]
     return "\n".join(lines)
 
 
 def claims(analysis: Analysis, about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return what the paper says of LLaVA-1.5-7B, and what was measured: claim, paper, here."""
     low, median, high = quartiles(100 * analysis.of("cls_curve")[:, 10])
-    found = [
+    return [
         (
-            "CLS attention that the top 10 % of the tokens hold",
-            "over 60 %",
+            f"{analysis.signal} that the top 10 % of the tokens hold",
+            "over 60 %" if analysis.has_cls else "no such tower",
             f"{median:.0f} % (quartiles {low:.0f} and {high:.0f})",
-        )
+        ),
+        ("answers that the top 20 % of the tokens keep", "about 95 %", _answers(analysis, about)),
+        ("cutoff distance of the clustering", f"{PAPER_CUTOFF:g}", _cutoff(analysis)),
     ]
-    what, paper = "answers that the top 20 % of the tokens keep", "about 95 %"
+
+
+def _answers(analysis: Analysis, about: Mapping[str, Any]) -> str:
+    """Return which part of the right answers the top 20 % of the tokens keep, or why that is not known."""
     accuracy = analysis.accuracy
     if accuracy is None:
-        return [*found, (what, paper, f"not measured: {about['left_out']}")]
+        return f"not measured: {about['left_out']}"
     near = [score for score in accuracy.reached if score.share == 20]
     if not near or not accuracy.unpruned:
         why = "20 % is not among the shares" if accuracy.unpruned else "the unpruned model has no right answer"
-        return [*found, (what, paper, f"not measured: {why}")]
-    here = f"{near[0].right / accuracy.unpruned:.0%} ({near[0].right} right, {accuracy.unpruned} unpruned)"
-    return [*found, (what, paper, here)]
+        return f"not measured: {why}"
+    return f"{near[0].right / accuracy.unpruned:.0%} ({near[0].right} right, {accuracy.unpruned} unpruned)"
+
+
+def _cutoff(analysis: Analysis) -> str:
+    """Return what ViTCoP clusters by, and what its rule for other towers finds."""
+    given, auto = analysis.cutoff, "nothing"
+    if len(analysis.found_cutoffs):
+        low, median, high = quartiles(analysis.found_cutoffs)
+        auto = f"{median:.3g} (quartiles {low:.3g} and {high:.3g})"
+    return f"'auto', which finds {auto}" if given == "auto" else f"{given:g}; 'auto' would find {auto}"
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

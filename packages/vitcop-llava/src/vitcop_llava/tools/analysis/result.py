@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vitcop_core import default_layers
+from vitcop_core import ViTCoP, default_layers
 from vitcop_llava.tools.analysis.accuracy import Accuracy
 from vitcop_llava.tools.analysis.observing import Observation, observe
 from vitcop_llava.tools.analysis.statistics import (
@@ -43,6 +43,8 @@ class Sample:
         effective_share: Over how large a share of the visual tokens it spreads, from 1 / n to 1.
         kept: Share of it that the ninth of the visual tokens with the smallest key norms holds.
         kept_at_best: What the ninth with most attention holds.
+        cutoff: The cutoff distance that ``cutoff_distance="auto"`` finds, median over the units of the first image or
+            clip; None where none was found.
     """
 
     tokens: int
@@ -53,6 +55,7 @@ class Sample:
     effective_share: Floats
     kept: Floats
     kept_at_best: Floats
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,7 @@ class Analysis:
             prompt, and its attention as a multiple of an even share.
         heat: ``[L, rows, columns]`` float32, the last prompt token's attention over the first unit of the first prompt.
         accuracy: Answers by share of tokens, for Figure 2b; None where no questions were asked.
+        has_cls: Whether the tower has a CLS token, whose attention then ranks patches.
     """
 
     num_layers: int
@@ -76,6 +80,24 @@ class Analysis:
     points: dict[int, Floats]
     heat: NDArray[np.float32]
     accuracy: Accuracy | None = None
+    has_cls: bool = True
+
+    @property
+    def signal(self) -> str:
+        """What Stage I ranks patches by, in words."""
+        return "CLS attention" if self.has_cls else "received attention"
+
+    @property
+    def cutoff(self) -> float | Literal["auto"]:
+        """The cutoff distance that ViTCoP clusters by on such a tower, unless it is given another."""
+        cutoff = ViTCoP(retention_ratio=KEPT).for_tower(has_cls=self.has_cls).cutoff_distance
+        assert cutoff is not None  # for_tower fills it in
+        return cutoff
+
+    @property
+    def found_cutoffs(self) -> Floats:
+        """What ``cutoff_distance="auto"`` finds, for each sample that tells."""
+        return np.array([sample.cutoff for sample in self.samples if sample.cutoff is not None])
 
     def of(self, name: str) -> Floats:
         """Return a statistic of every sample, by its name there: ``[samples, L]``, or ``[samples, 101]`` of
@@ -97,6 +119,8 @@ class Analysis:
             "cuts": list(self.cuts),
             "prompts": len(self.samples),
             "visual_tokens": [sample.tokens for sample in self.samples],
+            "vision_saliency": "cls" if self.has_cls else "received",
+            "cutoff_distance": {"default": self.cutoff, "auto": _rounded(self.found_cutoffs)},
             "figure_2a": {
                 "percent_of_tokens": list(range(len(curve["median"]))),
                 **{name: _rounded(values) for name, values in curve.items()},
@@ -146,7 +170,7 @@ def summarize(observations: Iterable[Observation]) -> Analysis:
     rows, columns = first.grid
     heat = first.attention[:, : rows * columns].reshape(-1, rows, columns)
     thinned = {layer: _thinned(np.concatenate(found)) for layer, found in sorted(points.items())}
-    return Analysis(len(first.attention), cuts, tuple(samples), thinned, heat)
+    return Analysis(len(first.attention), cuts, tuple(samples), thinned, heat, has_cls=first.has_cls)
 
 
 def quartiles(values: Floats) -> tuple[Floats, Floats, Floats]:
@@ -166,6 +190,7 @@ def _sample(seen: Observation) -> Sample:
         effective_share=effective_share(seen.attention),
         kept=kept_attention(seen.attention, seen.key_norms, keep),
         kept_at_best=kept_attention(seen.attention, -seen.attention, keep),
+        cutoff=float(np.median(seen.cutoffs)) if seen.cutoffs else None,
     )
 
 
