@@ -296,6 +296,7 @@ def figures(session: nox.Session) -> None:
     """Make the tables and pictures of README and docs again, from the stored results and the demo models."""
     install_packages(session, CORE, CUDA, LLAVA, VIDEO)
     session.run("python", "docs/benchmarks/render.py")
+    session.run("python", "scripts/checkpoints.py")
     folder = session.create_tmp()
     target = "docs/images/survivors.png"
     session.run("vitcop", "scene", "--seed", DEMO_SEED, "--out", f"{folder}/scene.png", "--force")

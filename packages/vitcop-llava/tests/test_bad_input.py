@@ -148,8 +148,8 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: VipLlavaForConditionalGeneration(
             VipLlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT))
         ),
-        TypeError,
-        "model must be one of LlavaForConditionalGeneration, LlavaNextFor.* got a VipLlavaForConditionalGeneration",
+        ValueError,
+        "must have a vision tower that Stage I can read, got the outputs of several layers side by side .*; use a",
     ),
     "pinpoints": (
         lambda: LlavaNextForConditionalGeneration(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vitcop_llava.families import llava, llava_next, llava_onevision, qwen_vl
+from vitcop_llava.families import llava, llava_next, llava_onevision, qwen_vl, vip_llava
 from vitcop_llava.families.base import Parts
 
 __all__ = ["ENTRY_POINTS", "Parts", "locate", "register_family", "unwrapped"]
@@ -19,6 +19,7 @@ ENTRY_POINTS = "vitcop.families"
 _FAMILIES: dict[str, Callable[[Any], Parts]] = {
     "LlavaForConditionalGeneration": llava.locate,
     "LlavaNextForConditionalGeneration": llava_next.locate,
+    "VipLlavaForConditionalGeneration": vip_llava.locate,
     "LlavaOnevisionForConditionalGeneration": llava_onevision.locate,
     "Qwen2VLForConditionalGeneration": qwen_vl.locate,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.locate,

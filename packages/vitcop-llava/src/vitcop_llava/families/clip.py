@@ -11,11 +11,15 @@ TOWERS = {"CLIPVisionModel": True, "SiglipVisionModel": False}
 """Towers that run the layers of ``encoder.layers`` one after the other, and whether they have a CLS token."""
 
 
-def clip_parts(model: Any) -> Parts:
+def clip_parts(model: Any, obstacle: str = "") -> Parts:
     """Return the parts of a model, each unit of its images one square grid where Stage I can read the tower.
 
     Methods that cut before the language model need a CLIP or a SigLIP tower, and the patches of one of its layers,
     without CLS, as the selected feature; the parts say what stands in the way. Other methods take any tower.
+
+    Args:
+        model: With its tower as ``vision_tower`` and its projector as ``multi_modal_projector``.
+        obstacle: What stands in the way of these methods in the family as a whole; empty where nothing does.
 
     Raises:
         ValueError: The language model cannot be pruned, or the tower has no one size of images.
@@ -23,7 +27,7 @@ def clip_parts(model: Any) -> Parts:
     config, base = model.config, model.model
     tower, language_model = base.vision_tower, base.language_model
     check_decoder(language_model)
-    scored, obstacle = _scored(config, tower)
+    scored, obstacle = (None, obstacle) if obstacle else _scored(config, tower)
     vision = config.vision_config
     if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
         raise ValueError(
@@ -46,7 +50,7 @@ def clip_parts(model: Any) -> Parts:
         image_token_id=config.image_token_id,
         grid=(side, side),
         shape=decoder_shape(language_model.config),
-        tower_layers=(*tower.encoder.layers,) if type(tower).__name__ in TOWERS else (),
+        tower_layers=(*tower.encoder.layers,) if scored is not None else (),
     )
 
 
