@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         find_method,
     )
     from vitcop_llava.families.tiling import Tiling, tile_image
+    from vitcop_llava.prefix.embeddings import embed_images
     from vitcop_llava.prefix.image_prefix import ImagePrefix, encode_image
     from vitcop_llava.pruner import Pruner, prune
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
@@ -44,6 +45,7 @@ __all__ = [
     "ViTCoP",
     "VisPruner",
     "VisionZip",
+    "embed_images",
     "encode_image",
     "find_method",
     "prune",
@@ -72,6 +74,7 @@ _HOMES = {
         "Tiling",
         "tile_image",
     ),
+    "vitcop_llava.prefix.embeddings": ("embed_images",),
     "vitcop_llava.prefix.image_prefix": (
         "ImagePrefix",
         "encode_image",

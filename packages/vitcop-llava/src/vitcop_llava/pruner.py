@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 
 _owners = count(1)
-_pruned: WeakKeyDictionary[nn.Module, Settings] = WeakKeyDictionary()
+_pruned: WeakKeyDictionary[nn.Module, tuple[Settings, int]] = WeakKeyDictionary()
 _heard: ContextVar[list[Call] | None] = ContextVar("vitcop_heard", default=None)
 
 
@@ -78,7 +78,7 @@ class Pruner:
         except BaseException:
             self.remove()
             raise
-        _pruned[parts.base] = Settings(method, keep_newline)
+        _pruned[parts.base] = Settings(method, keep_newline), self._owner
 
     def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
         parts, method, owner = self._parts, self._method, self._owner
@@ -211,7 +211,14 @@ def _settings_of(method: Method) -> str:
 
 def active_settings(base: nn.Module) -> Settings | None:
     """Return what the model with this base module is being pruned with; None while it is not."""
-    return _pruned.get(base)
+    found = _pruned.get(base)
+    return None if found is None else found[0]
+
+
+def active_owner(base: nn.Module) -> int:
+    """Return the number of the pruner that is at work on the model with this base module; 0 while there is none."""
+    found = _pruned.get(base)
+    return 0 if found is None else found[1]
 
 
 @contextmanager
