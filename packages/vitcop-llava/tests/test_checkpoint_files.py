@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Qwen2VLConfig
+from transformers import PaliGemmaConfig
 
 from vitcop_llava.tools.model.checkpoint_files import check_config
 from vitcop_llava.tools.model.loading import DEMO_FOLDER, find_source, load
@@ -175,9 +175,9 @@ def test_links_to_files_are_followed(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Path, with_weights: bool) -> None:
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
-    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    Qwen2VLConfig(vision_config=vision, text_config={**text, "vocab_size": 90}).save_pretrained(tmp_path)
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**vision, "vocab_size": 90}
+    PaliGemmaConfig(vision_config=vision, text_config=text).save_pretrained(tmp_path)
     if with_weights:
         (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(TypeError, match="model must be one of Llava"):

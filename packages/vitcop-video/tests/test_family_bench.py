@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from vitcop_core import ViTCoP
+from vitcop_core.parsing import METHODS
 from vitcop_llava.families import locate
 from vitcop_llava.tools.benchmark.oracle import run_oracle
 from vitcop_llava.tools.benchmark.prompts import make_prompt
@@ -38,5 +39,5 @@ def test_bench_measures_clips_of_eight_frames_by_default() -> None:
     result = CliRunner().invoke(app, ["bench", *given.split()])
     assert result.exit_code == 0, result.output
     stored = json.loads(result.stdout)
-    assert (stored["frames"], stored["visual_tokens"], len(stored["rows"])) == (8, 288, 6)
+    assert (stored["frames"], stored["visual_tokens"], len(stored["rows"])) == (8, 288, 1 + len(METHODS))
     assert all(row["cache_bytes"] == row["planned_cache_bytes"] is not None for row in stored["rows"])
