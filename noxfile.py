@@ -314,12 +314,20 @@ COMPARISONS = {
     "table-4": ("--preset", "table-4", "--retain", "1/3,2/9,1/9,1/18"),
     "table-7": ("--preset", "table-7", "--retain", "1/3,2/9,1/9,1/18"),
     "official": ("--method", 'vitcop, vitcop(compat="official")', "--retain", "1/3,2/9,1/9"),
+    "signals": (
+        *("--method", 'vitcop, vitcop(vision_saliency="received"), vitcop(cutoff_distance="auto")'),
+        *("--method", 'earlyvitcop, earlyvitcop(ranking="layer0")', "--retain", "1/3,2/9,1/9,1/18"),
+    ),
 }
 CLIPS = "demo-clips"
 COMPARED_CLIPS = (
     *("--questions", f"{CLIPS}/questions.jsonl", "--retain", "1/3,1/9,1/18", "--max-new-tokens", "8"),
     *("--method", "vitcop(layers=(1, 6)), vitcop(layers=(1, 6), cluster_frames=8)"),
     *("--method", "visionzip, sparsevlm, pyramiddrop, fastv"),
+)
+CLIP_SIGNALS = (
+    *("--questions", f"{CLIPS}/questions.jsonl", "--retain", "1/3,1/9,1/18", "--max-new-tokens", "8"),
+    *("--method", 'vitcop(layers=(1, 6)), vitcop(layers=(1, 6), cutoff_distance="auto")'),
 )
 
 
@@ -328,7 +336,7 @@ def comparisons(session: nox.Session) -> None:
     """Measure the published comparisons of the demo models again, and store the results."""
     install_packages(session, CORE, LLAVA, VIDEO)
     session.run("python", "-m", "vitcop_video.demo.files", "--clips", "500", "--out", CLIPS)
-    for name, arguments in (COMPARISONS | {"clips": COMPARED_CLIPS}).items():
+    for name, arguments in (COMPARISONS | {"clips": COMPARED_CLIPS, "clip-signals": CLIP_SIGNALS}).items():
         folder = Path(session.create_tmp()) / name
         session.run("vitcop", "compare", *arguments, "--device", "cpu", "--out", str(folder), "--force")
         shutil.copy(folder / "result.json", ROOT / "docs" / "benchmarks" / f"demo-{name}.json")

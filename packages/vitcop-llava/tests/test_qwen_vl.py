@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from transformers import (
 
 import vitcop_llava
 from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
+from vitcop_llava.families import locate
 
 families = pytest.mark.parametrize("family", FAMILIES)
 METHODS = {
@@ -191,6 +193,43 @@ def test_stage_one_keeps_the_squares_that_receive_most(family: str) -> None:
     second = found[1][found[1] >= len(paid[1])] - len(paid[1])
     for own, values in ((first, paid[1]), (second, paid[2])):
         assert torch.equal(own, values.topk(len(own)).indices.sort().values)
+
+
+@families
+def test_stage_one_takes_the_projections_that_the_tower_makes(family: str) -> None:
+    model, inputs = build(family), given(MIXED, family)
+    scored = locate(model).scored
+    assert scored is not None
+    attention: Any = scored.attention
+    calls = list[int]()
+    handle = attention.qkv.register_forward_hook(lambda *args: calls.append(1))
+    with vitcop_llava.prune(model, ViTCoP(retention_ratio=1 / 3)):
+        model(**inputs)
+    handle.remove()
+    assert len(calls) == 1
+
+
+@families
+def test_stage_one_hears_an_adapter_that_is_put_on_inside_the_block(family: str) -> None:
+    model, inputs, method = build(family), given(MIXED, family), ViTCoP(retention_ratio=1 / 3)
+    scored = locate(model).scored
+    assert scored is not None
+    attention: Any = scored.attention
+    own, other = attention.qkv, deepcopy(attention.qkv)
+    nn.init.normal_(other.weight, std=0.5)
+    try:
+        with vitcop_llava.prune(model, method) as pruner:
+            model(**inputs)
+            before = pruner.survivors(0).stages[0].patches
+            attention.qkv = other
+            model(**inputs)
+            found = pruner.survivors(0).stages[0].patches
+        with vitcop_llava.prune(model, method) as pruner:
+            model(**inputs)
+            assert torch.equal(found, pruner.survivors(0).stages[0].patches)
+        assert not torch.equal(found, before)
+    finally:
+        attention.qkv = own
 
 
 @families

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from vitcop_core import Method, VisionView
 from vitcop_llava.families import Parts
+from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.grids import token_places
 from vitcop_llava.hooks.active import active_tower, set_tower
 from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.patching import Removable, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one
+from vitcop_llava.hooks.state import TowerPass
 from vitcop_llava.sequence.segment import grid_positions, on_device
 from vitcop_llava.weights.offloading import weights_in_place
 
@@ -38,13 +40,14 @@ class SquareHooks:
     def modules(self) -> list[nn.Module]:
         """What the hooks go on."""
         scored = self._parts.scored
-        return [] if scored is None else [scored.attention, self._parts.projector]
+        return [] if scored is None else [scored.attention, _projection(scored), self._parts.projector]
 
     def attach(self) -> Iterator[Removable]:
         """Register the hooks, yielding the handle of each."""
         parts, scored = self._parts, self._parts.scored
         assert scored is not None  # a method that cuts here is refused without
         yield scored.attention.register_forward_pre_hook(eager(self._before_attention), with_kwargs=True)
+        yield _projection(scored).register_forward_hook(eager(self._after_projection))
         yield parts.projector.register_forward_pre_hook(eager(self._before_projector))
         yield parts.projector.register_forward_hook(eager(self._after_projector), always_call=True)
 
@@ -53,6 +56,11 @@ class SquareHooks:
         if tower is not None:
             tower.normed = args[0] if args else kwargs["hidden_states"]
             tower.rotary = kwargs.get("position_embeddings")
+
+    def _after_projection(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        tower = active_tower(self._owner)
+        if tower is not None:
+            tower.made = (module, output)
 
     def _before_projector(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         tower = active_tower(self._owner)
@@ -66,7 +74,7 @@ class SquareHooks:
         squares, images = as_squares(self._parts, args[0]), tower.encoded.images
         units = tuple(image.tiling.grid for image in images for _ in image.tiling.boxes)
         places = order_of(self._parts, units, squares.device)
-        seen = square_view(self._parts, tower.normed, tower.rotary, squares, units, places)
+        seen = square_view(self._parts, self._states(tower), tower.rotary, squares, units, places)
         frames = tuple(image.tiling.frames for image in images)
         seen = replace(seen, frames=frames if all(frames) else None)
         kept, made = run_stage_one(self._method, seen, tower.encoded)
@@ -76,6 +84,16 @@ class SquareHooks:
         tower.patches = (squares.shape[0],)
         through = squares.index_select(0, tower.places) if made is None else made
         return (through.unflatten(1, (-1, args[0].shape[-1])).flatten(0, 1),)
+
+    def _states(self, tower: TowerPass) -> Tensor:
+        """Return queries, keys and values of the scored layer, as its attention has made them."""
+        scored, noted, tower.made = self._parts.scored, tower.made, None
+        assert scored is not None  # else nothing is attached
+        assert tower.normed is not None  # checked by the caller
+        # An adapter may have taken the module's place after the hook was put on it.
+        if noted is None or noted[0] is not _projection(scored):
+            return projected_states(scored, tower.normed)
+        return noted[1]
 
     def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
         tower = active_tower(self._owner)
@@ -107,9 +125,23 @@ def as_squares(parts: Parts, entering: Tensor) -> Tensor:
     return entering.reshape(entering.shape[0] // parts.squares.patches, -1)
 
 
+def _projection(scored: ScoredLayer) -> nn.Module:
+    """Return what makes queries, keys and values in one."""
+    attention: Any = scored.attention
+    module: nn.Module = attention.qkv
+    return module
+
+
+def projected_states(scored: ScoredLayer, normed: Tensor) -> Tensor:
+    """Return queries, keys and values of the scored layer, one after the other: ``[S, d_v]`` to ``[S, 3 H e]``."""
+    with weights_in_place(scored.attention):
+        states: Tensor = _projection(scored)(normed)
+    return states
+
+
 def square_view(
     parts: Parts,
-    normed: Tensor,
+    states: Tensor,
     rotary: tuple[Tensor, Tensor],
     squares: Tensor,
     units: tuple[tuple[int, int], ...],
@@ -119,7 +151,7 @@ def square_view(
 
     Args:
         parts: The model.
-        normed: ``[S, d_v]``, what the scored layer's attention was called with.
+        states: ``[S, 3 H e]``, queries, keys and values of the scored layer; see `projected_states`.
         rotary: Cosines and sines of the patches, as it was called with.
         squares: ``[N, square * d_v]``, from `as_squares`.
         units: Rows and columns of tokens of each unit.
@@ -129,8 +161,7 @@ def square_view(
     assert scored is not None  # else nothing is attached
     assert side is not None  # likewise
     attention: Any = scored.attention
-    with weights_in_place(attention):
-        projected = attention.qkv(normed).unflatten(-1, (3, scored.heads, -1))
+    projected = states.unflatten(-1, (3, scored.heads, -1))
     queries, keys = projected[:, 0], projected[:, 1]
     turn: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
     turned = turn(queries, keys, *rotary)

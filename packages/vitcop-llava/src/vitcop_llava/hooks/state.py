@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitcop_core import Plan
 from vitcop_llava.hooks.kept import Kept, PlannedImage
@@ -64,6 +64,7 @@ class TowerPass:
         encoded: Stage I's result, in the making.
         normed: ``[C, 1 + M, d_v]``, what the scored layer's attention was called with; None before it was. ``[S, d_v]``
             where the tower sees the patches of all units in one row.
+        made: The module that made queries, keys and values of it in one, and these: ``[S, 3 H e]``. None elsewhere.
         rotary: Cosines and sines that attention was called with; None where there are none.
         feature: ``[C, 1 + M, d_v]``, that layer's output.
         places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
@@ -72,6 +73,7 @@ class TowerPass:
 
     encoded: EncodedImages
     normed: Tensor | None = None
+    made: tuple[nn.Module, Tensor] | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     feature: Tensor | None = None
     places: Tensor | None = None

@@ -24,7 +24,7 @@ from vitcop_core.methods import patch_saliency
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
-from vitcop_llava.hooks.squares import as_squares, order_of, square_view
+from vitcop_llava.hooks.squares import as_squares, order_of, projected_states, square_view
 from vitcop_llava.pruner import active_settings
 from vitcop_llava.sequence.rotary import row_attention
 from vitcop_llava.sequence.segment import take
@@ -171,7 +171,9 @@ class _Recorder:
         assert self._tower is not None  # the scored layer comes before
         parts, source = self._parts, self._prompt.sources[len(self._saliencies)]
         squares, units = as_squares(parts, args[0]), tuple(t.grid for t in source.tilings for _ in t.boxes)
-        seen = square_view(parts, *self._tower, squares, units, order_of(parts, units, squares.device))
+        normed, rotary = self._tower
+        states = projected_states(self._scored, normed)
+        seen = square_view(parts, states, rotary, squares, units, order_of(parts, units, squares.device))
         self._rank(seen, units)
 
     def _rank(self, seen: VisionView, units: Sequence[tuple[int, int]]) -> None:
