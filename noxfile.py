@@ -18,10 +18,11 @@ ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 GROUPS = nox.project.load_toml(ROOT / "pyproject.toml")
 
-CORE, CUDA, LLAVA, VIDEO = (
-    f"packages/{name}" for name in ("vitcop-core", "vitcop-cuda", "vitcop-llava", "vitcop-video")
+CORE, CUDA, LLAVA, VIDEO, VLLM = (
+    f"packages/{name}" for name in ("vitcop-core", "vitcop-cuda", "vitcop-llava", "vitcop-video", "vitcop-vllm")
 )
 PACKAGES = (CORE, CUDA, LLAVA, VIDEO)
+RELEASED = (*PACKAGES, VLLM)  # vitcop-vllm installs without vLLM, and runs only beside it
 
 # What `nox -s demo` runs: a held-out scene, questions about it, the picture of what survives, and what pruning saves on
 # this machine. The scene is chosen, and its pages say so: every question about one of its shapes is answered right, and
@@ -93,10 +94,10 @@ def typecheck(session: nox.Session) -> None:
     session.run(
         "mypy",
         *("noxfile.py", "docs/conf.py", "docs/benchmarks/render.py", "scripts"),
-        *(f"{package}/src" for package in PACKAGES),
+        *(f"{package}/src" for package in RELEASED),
     )
     # One run a folder: test modules are no packages, and their names repeat.
-    for folder in ("tests", *(f"{package}/tests" for package in PACKAGES)):
+    for folder in ("tests", *(f"{package}/tests" for package in RELEASED)):
         if any((ROOT / folder).rglob("*.py")):
             session.run("mypy", folder)
 
@@ -111,7 +112,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 def tests(session: nox.Session) -> None:
     """Run the whole test suite; arguments after -- go to pytest."""
     install_group(session, "test")
-    install_packages(session, *PACKAGES)
+    install_packages(session, *RELEASED)
     install_torchcodec(session)
     if session.posargs:
         session.run("pytest", *session.posargs, env=ONE_THREAD)
@@ -154,6 +155,38 @@ def transformers_suite(session: nox.Session) -> None:
     install_group(session, "transformers-suite")
     install_packages(session, CORE, LLAVA, VIDEO)
     session.run("python", "-m", "transformers_suite", *session.posargs, env={"PYTHONPATH": str(ROOT / "tests")})
+
+
+# How vLLM runs on any machine that has no GPU, and asks nobody about anything.
+ON_CPUS = ONE_THREAD | {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_PLUGINS": "vitcop",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Test vitcop-vllm beside vLLM for CPUs, in an environment of its own; arguments after -- go to pytest."""
+
+    def add(*requirements: str) -> None:
+        session.install("--constraint", str(ROOT / "constraints-vllm.txt"), *requirements)
+
+    add("setuptools", "wheel", "torch")
+    add("--no-deps", *nox.project.dependency_groups(GROUPS, "vllm-alone"))
+    add(*nox.project.dependency_groups(GROUPS, "vllm"))
+    add("--no-build-isolation", *(part for package in (CORE, LLAVA, VLLM) for part in ("--editable", package)))
+    # The pictures and models of the tests are made by the demo's code, which needs none of the other tools.
+    module = ROOT / VLLM / "tests" / "support" / "torchvision_schemas.py"
+    packages = Path(
+        session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True).strip()
+    )
+    shutil.copy(module, packages)
+    (packages / "torchvision_schemas.pth").write_text("import torchvision_schemas\n")
+    session.run("pytest", *(session.posargs or (f"{VLLM}/tests",)), env=ON_CPUS)
 
 
 # What goes through the kernels in a process that sanitizers watch.
@@ -358,7 +391,7 @@ def snippets(session: nox.Session) -> None:
     install(session, "setuptools", "wheel")
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    for package in (CORE, LLAVA, VIDEO):
+    for package in (CORE, LLAVA, VIDEO, VLLM):
         session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), package, silent=True)
     session.run("python", "scripts/follow_docs.py", str(wheels), *session.posargs)
 
@@ -371,7 +404,7 @@ def build(session: nox.Session) -> None:
     install(session, "setuptools", "wheel")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    for package in PACKAGES:  # the wheel is built from the source distribution, so that this one is known to be whole
+    for package in RELEASED:  # the wheel is built from the source distribution, so that this one is known to be whole
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package)
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
 
@@ -380,7 +413,7 @@ def build(session: nox.Session) -> None:
     python = str(fresh / "bin" / "python")
     wheels = sorted(map(str, dist.glob("*.whl")))
     session.run(python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS), *wheels, external=True)
-    names = sorted(Path(package).name.replace("-", "_") for package in PACKAGES)
+    names = sorted(Path(package).name.replace("-", "_") for package in RELEASED)
     report = "import {0}; print('{0}', {0}.__version__)"
     for name in names:
         session.run(python, "-I", "-W", "error", "-c", report.format(name), external=True)

@@ -4,7 +4,8 @@
 repository, a photo, a scene and a clip, and folders with the names of the checkpoints, which hold the demo models. The
 packages come from the wheels, everything else from where pip finds it, at the versions of constraints.txt.
 
-The test command alone is left out unless ``--suite`` is given: it is what CI runs anyway, and takes as long.
+The test command is left out unless ``--suite`` is given: it is what CI runs anyway, and takes as long. What starts
+vLLM is left out too: it takes another transformers, and ``nox -s vllm`` starts it.
 """
 
 from __future__ import annotations
@@ -146,6 +147,12 @@ class Reader:
             for command in block.commands() if block.language == "console" else ():
                 if command == SUITE and not suite:
                     print(f"\n=== {block.place}: {command}: not run, give --suite", flush=True)
+                    continue
+                if command.startswith("vllm "):
+                    print(
+                        f"\n=== {block.place}: {command}: not run, there is no vLLM beside this transformers",
+                        flush=True,
+                    )
                     continue
                 self.run(block.place, command, ["bash", "-euc", command])
                 words = shlex.split(command, comments=True)

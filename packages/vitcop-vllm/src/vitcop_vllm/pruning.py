@@ -1,0 +1,224 @@
+"""What pruned models of vLLM have in common: settings in the front end, and Stage I in the vision step.
+
+vLLM sees an image of k tokens and knows of nothing else. Its scheduler, its cache and its prefix cache are as ever. The
+front end counts with the plan, so whatever does not fit is refused there, before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
+from vllm.multimodal.processing import PromptReplacement
+
+from vitcop_core import EarlyViTCoP, Method, VisionView
+from vitcop_llava import Tiling, tile_image
+from vitcop_llava.engine import EntryPlan, entry_features, grid_positions, plan_image
+from vitcop_vllm.settings import KEY, as_text, method_of
+
+_TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
+"""Kinds of towers, and what models must select of them: a CLIP's first token is a CLS token, which they leave out."""
+
+_PLAIN_TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
+"""How the names of a tower's weights begin where they leave out a part that vLLM's have."""
+
+_DECODERS = ("llama", "mistral", "qwen2")
+"""Kinds of language models whose first layer can be asked for keys."""
+
+
+def tiling_of(config: Any, height: int, width: int) -> Tiling:
+    """Return how an image of that size lies in units, from the model's configuration."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    pinpoints = getattr(config, "image_grid_pinpoints", None)
+    if pinpoints is None:
+        return Tiling((side, side))
+    return tile_image(height, width, pinpoints=pinpoints, tile_size=vision.image_size, patch_size=vision.patch_size)
+
+
+def entry_plan(config: Any, settings: str, height: int, width: int) -> EntryPlan:
+    """Return what settings leave of an image.
+
+    Args:
+        config: The model's.
+        settings: From `as_text`.
+        height: Of the image, in pixels.
+        width: Likewise.
+
+    Raises:
+        ValueError: The vision tower or the language model is not one that the method can read, the method also cuts
+            inside the language model, or the budget does not fit the image.
+    """
+    method, kind, strategy = method_of(settings), config.vision_config.model_type, config.vision_feature_select_strategy
+    if _TOWERS.get(kind) != strategy:
+        fitting = " or ".join(f"a {tower} with {choice!r}" for tower, choice in _TOWERS.items())
+        raise ValueError(f"model must have {fitting} to be pruned in vLLM, got a {kind} with {strategy!r}")
+    if method.needs_cls and strategy != "default":
+        raise ValueError(
+            f"model must have a vision tower with a CLS token for {type(method).__name__} with these settings, got a "
+            f"{kind}; use vision_saliency='received' or 'auto'"
+        )
+    text = config.get_text_config()
+    if reads_first_layer(method) and text.model_type not in _DECODERS:
+        raise ValueError(
+            f"ranking must be 'vision' in vLLM but over {', '.join(_DECODERS)}, got 'layer0' for a {text.model_type}"
+        )
+    return plan_image(method, text.num_hidden_layers, tiling_of(config, height, width))
+
+
+def reads_first_layer(method: Method) -> bool:
+    """Return whether a method ranks tokens by what the first decoder layer makes of them."""
+    return isinstance(method, EarlyViTCoP) and method.ranking == "layer0"
+
+
+class PrunedInfo:
+    """Mixed into vLLM's processing info: an image has as many tokens as its settings leave."""
+
+    def settings(self: Any, mm_kwargs: Mapping[str, object] | None = None) -> str | None:
+        """Return the settings of a request, or else of the engine, as text; None where nothing is to be pruned."""
+        found = self.ctx.get_merged_mm_kwargs(mm_kwargs or {}).get(KEY)
+        found = getattr(self.get_hf_config(), KEY, None) if found is None else found
+        return None if found is None else as_text(found)
+
+    def get_hf_processor(self, **kwargs: object) -> Any:
+        """Return transformers' processor, which knows nothing of our settings."""
+        kwargs.pop(KEY, None)
+        return super().get_hf_processor(**kwargs)  # type: ignore[misc]
+
+    def count(self: Any, height: int, width: int, settings: str | None) -> int:
+        """Return how many tokens of an image enter the language model."""
+        if settings is None:
+            return int(self.get_num_image_tokens(image_width=width, image_height=height))
+        return entry_plan(self.get_hf_config(), settings, height, width).tokens
+
+
+class PrunedProcessor:
+    """Mixed into vLLM's processor: checks the settings, and sends them along with the pixels."""
+
+    info: Any
+
+    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        # vLLM merges the engine's arguments in and hands all of them on; transformers does not know ours.
+        config = self.info.ctx.get_mm_config()
+        before = config.mm_processor_kwargs
+        if before and KEY in before:
+            config.mm_processor_kwargs = {name: value for name, value in before.items() if name != KEY}
+        try:
+            known = {name: value for name, value in hf_kwargs.items() if name != KEY}
+            return super()._call_hf_processor(hf_data, known)  # type: ignore[misc]
+        finally:
+            config.mm_processor_kwargs = before
+
+    def _postprocess_hf_mm_data(self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+        # The vision step has no other channel, and requests of one batch may differ.
+        processed = super()._postprocess_hf_mm_data(mm_data, hf_processor_mm_kwargs, processed_data)  # type: ignore[misc]
+        settings, pixels = self.info.settings(hf_processor_mm_kwargs), processed.get("pixel_values")
+        if settings is not None and pixels is not None:
+            code = torch.frombuffer(bytearray(settings.encode()), dtype=torch.uint8).long()
+            processed[KEY] = code.expand(len(pixels), -1).clone()
+        return processed
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        # Settings belong to an image's identity: its tokens are others under others.
+        settings = self.info.settings(inputs.hf_processor_mm_kwargs)
+        model = self.info.model_id + (settings or "")
+        return inputs.get_mm_hashes(model, self.info.ctx.get_mm_config().mm_hasher_algorithm)
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        return {**fields, KEY: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
+        token, settings = self.info.get_hf_config().image_token_index, self.info.settings(hf_processor_mm_kwargs)
+
+        def replacement(index: int) -> list[int]:
+            images = mm_items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
+            if isinstance(images, ImageEmbeddingItems):
+                return [token] * images.get_feature_size(index)
+            size = images.get_image_size(index)
+            return [token] * self.info.count(size.height, size.width, settings)
+
+        return [PromptReplacement(modality="image", target=[token], replacement=replacement)]
+
+
+class PrunedVision:
+    """Mixed into vLLM's model: Stage I on what the last layer that vLLM builds of the tower shows."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._shown: Tensor | None = None
+        tower: Any = getattr(self, "vision_tower", None)
+        encoder = getattr(getattr(tower, "vision_model", tower), "encoder", None)
+        if encoder is not None:
+            attention = encoder.layers[-1].self_attn
+            attention.qkv_proj.register_forward_hook(self._keep)
+            self._heads, self._scale = attention.num_heads_per_partition, attention.scale
+
+    def load_weights(self: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load weights whose tower is named as published checkpoints name it, or as transformers 5 does."""
+        named = ((_PLAIN_TOWER.sub(r"\1vision_model.", name), each) for name, each in weights)
+        loaded: set[str] = super().load_weights(named)  # type: ignore[misc]
+        return loaded
+
+    def _keep(self, module: Any, args: Any, output: Any) -> None:
+        self._shown = output[0]
+
+    def embed_multimodal(self: Any, **kwargs: Any) -> Any:
+        """Return the tokens of each image."""
+        codes, pixels = kwargs.pop(KEY, None), kwargs.get("pixel_values")
+        if codes is None or pixels is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        sizes = kwargs.get("image_sizes")
+        sizes = [(0, 0)] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
+        settings = [bytes(code.tolist()).decode() for code in codes]
+        return [self._embed(*each) for each in zip(pixels, settings, sizes, strict=True)]
+
+    def _embed(self: Any, pixels: Tensor, settings: str, size: tuple[int, int]) -> Tensor:
+        method, layers = method_of(settings), self.config.get_text_config().num_hidden_layers
+        tiling = tiling_of(self.config, *size)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels[: len(tiling.boxes)]
+        whole = self.vision_tower(pixels, feature_select_strategy="full")
+        queries, keys, _ = self._shown.chunk(3, dim=-1)
+        self._shown = None
+        by_head = [self._heads_of(part, whole.shape[-1]) for part in (queries, keys)]
+        has_cls = self.config.vision_feature_select_strategy == "default"
+        features = whole[:, 1:] if has_cls else whole
+        entering = self.multi_modal_projector(features) if method.needs_projected else features
+        seen = VisionView(
+            query_cls=by_head[0][:, :, 0] if has_cls else None,
+            keys=by_head[1],
+            entry_keys=self._entry_keys,
+            scale=self._scale,
+            positions=grid_positions(*tiling.grid, features.device).expand(len(features), -1, -1),
+            hidden=entering,
+            hidden_cls=whole[:, 0] if has_cls else None,
+            queries=lambda: by_head[0],
+        )
+        kept = entry_features(method, layers, tiling, seen)
+        return kept if method.needs_projected else self.multi_modal_projector(kept[None])[0]
+
+    def _heads_of(self, states: Tensor, width: int) -> Tensor:
+        """``[C, n, w]`` of this rank's heads to ``[C, H, n, e]`` of all of them, where those are ``width`` wide."""
+        heads = self._heads
+        if states.shape[-1] < width:  # they are spread over the ranks
+            states = tensor_model_parallel_all_gather(states.contiguous())
+            heads *= get_tensor_model_parallel_world_size()
+        return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def _entry_keys(self: Any, features: Tensor) -> Tensor:
+        """Return the keys that the first decoder layer makes of features: ``[C, k, d_v]`` to ``[C, G, k, e]``."""
+        first = self.language_model.model.layers[0]
+        attention, entering = first.self_attn, self.multi_modal_projector(features).flatten(0, 1)
+        states, _ = attention.qkv_proj(first.input_layernorm(entering))
+        keys = states[:, attention.q_size : attention.q_size + attention.kv_size]
+        if get_tensor_model_parallel_world_size() > 1:
+            # Ranks that share a head bring it as often as each other, which changes no order of norms.
+            keys = tensor_model_parallel_all_gather(keys.contiguous())
+        by_head = keys.unflatten(-1, (-1, attention.head_dim)).unflatten(0, features.shape[:2])
+        return by_head.transpose(1, 2)

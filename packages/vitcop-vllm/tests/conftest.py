@@ -1,0 +1,131 @@
+"""Small random models in folders that vLLM reads, and one engine for all tests of a module."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+pytest.importorskip("vllm")
+
+from conftest_vllm import ENGINE, PINPOINTS, SIDE
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    SiglipVisionConfig,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from vitcop_llava.tools.demo.build import demo_config, demo_processor, save_demo
+
+
+def _draw(model: Any) -> None:
+    """Give weights under which images and words change the answer."""
+    parts = model.model
+    with torch.no_grad():
+        for module in [
+            *parts.vision_tower.modules(),
+            *parts.language_model.layers.modules(),
+            *parts.multi_modal_projector.modules(),
+        ]:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.7 / math.sqrt(module.in_features))
+        words = parts.language_model.embed_tokens
+        nn.init.normal_(words.weight, std=1.0)
+        nn.init.normal_(model.lm_head.weight, std=2.0 / math.sqrt(words.embedding_dim))
+
+
+def _published(folder: Path) -> Path:
+    """Name the tower's weights as published checkpoints do."""
+    weights = load_file(folder / "model.safetensors")
+    names = {
+        name: name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        for name in weights
+        if "vision_tower." in name
+    }
+    save_file(
+        {names.get(name, name): value for name, value in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-1.5 of 144 patches an image."""
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(demo_config(12))
+    _draw(model)
+    folder = tmp_path_factory.mktemp("llava")
+    save_demo(model, demo_processor(12), folder)  # with the names of transformers 5
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a SigLIP tower."""
+    torch.manual_seed(2)
+    base = demo_config(12)
+    clip = base.vision_config
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    base.vision_config = SiglipVisionConfig(**{name: getattr(clip, name) for name in sizes}, vision_use_head=False)
+    base.vision_feature_select_strategy = "full"
+    model = LlavaForConditionalGeneration(base)
+    _draw(model)
+    processor = demo_processor(12)
+    processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "full", 0
+    folder = tmp_path_factory.mktemp("siglip")
+    save_demo(model, processor, folder)
+    return _published(folder)
+
+
+@pytest.fixture(scope="session")
+def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-NeXT with tiles of 144 patches."""
+    torch.manual_seed(1)
+    base, processor = demo_config(12), demo_processor(12)
+    make: Any = LlavaNextConfig
+    config = make(
+        vision_config=base.vision_config,
+        text_config=base.text_config,
+        image_token_index=base.image_token_id,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=base.vision_feature_layer,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    _draw(model)
+    with torch.no_grad():
+        nn.init.normal_(model.model.image_newline, std=1.0)
+    folder = tmp_path_factory.mktemp("llava-next")
+    model.save_pretrained(folder)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
+        image_mean=processor.image_processor.image_mean,
+        image_std=processor.image_processor.image_std,
+    )
+    LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=processor.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return _published(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(llava: Path) -> Any:
+    """An engine without settings of its own."""
+    from vllm import LLM
+
+    return LLM(model=str(llava), **ENGINE)
