@@ -1,76 +1,111 @@
 """What a serving engine needs of a method: how many tokens an image leaves, and which they are.
 
 An engine runs the vision tower, the projector and the language model itself. It asks `plan_image` how many tokens to
-reserve, from the image's size alone, and `entry_features` which features to project. `vitcop_llava.prune` runs on the
-same functions.
+reserve, from the image's size alone, and `entry_tokens` for the tokens themselves. `vitcop_llava.prune` plans and
+chooses by the same functions below.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vitcop_core import Method, VisionView
-from vitcop_llava.families.tiling import Tiling
-from vitcop_llava.hooks.kept import PlannedImage
+from vitcop_core.tokens import places_of
+from vitcop_llava.families.tiling import Tiling, interpolate_tiles, tile_image
+from vitcop_llava.hooks.kept import DROPPED, PlannedImage
+from vitcop_llava.hooks.mixing import decide_mixed
 from vitcop_llava.hooks.planning import Planner
+from vitcop_llava.hooks.projected import cut_projected
 from vitcop_llava.hooks.stage_one import packed, run_stage_one
 from vitcop_llava.hooks.state import EncodedImages
 from vitcop_llava.sequence.segment import grid_positions
 
-__all__ = ["EntryPlan", "entry_features", "grid_positions", "plan_image"]
+__all__ = [
+    "EngineParts",
+    "Tiling",
+    "entry_tokens",
+    "grid_positions",
+    "interpolate_tiles",
+    "plan_image",
+    "tile_image",
+]
 
 
 @dataclass(frozen=True)
-class EntryPlan:
-    """What of an image enters the language model, without newlines.
+class EngineParts:
+    """What an engine does behind the tower, for one image.
 
     Attributes:
-        tiling: How the image lies in units.
-        tokens: How many tokens stay, the same in every layer.
+        num_layers: Decoder layers of the language model.
+        project: The projector: ``[..., d_v]`` to ``[..., d]``.
+        pack: Packs the projected patches of all units, ``[C, m, d]``, as the unpruned model does: ``[placeholders, d]``.
+        keys: The keys that the first decoder layer makes of tokens by themselves, not rotated: ``[C, k, d]`` to ``[C, G,
+            k, e]``.
     """
 
-    tiling: Tiling
-    tokens: int
+    num_layers: int
+    project: Callable[[Tensor], Tensor]
+    pack: Callable[[Tensor], Tensor]
+    keys: Callable[[Tensor], Tensor]
 
 
-def plan_image(method: Method, num_layers: int, tiling: Tiling) -> EntryPlan:
-    """Return what a method leaves of an image.
+def plan_image(method: Method, num_layers: int, tiling: Tiling) -> int:
+    """Return how many tokens of an image enter the language model, the same in every layer.
+
+    Newlines are among them only where everything is kept.
 
     Args:
         method: One that cuts before the language model alone.
         num_layers: Decoder layers.
-        tiling: How the image lies in units; see `vitcop_llava.tile_image`.
+        tiling: How the image lies in units; see `tile_image`.
 
     Raises:
         ValueError: The method also cuts inside the language model, or the budget does not fit the image.
     """
     image = _planned(method, num_layers, tiling)
-    return EntryPlan(tiling, image.plan.entry_tokens)
+    return image.plan.entry_tokens + image.newlines
 
 
-def entry_features(method: Method, num_layers: int, tiling: Tiling, seen: VisionView) -> Tensor:
-    """Return the features of an image that are to be projected, in the order in which their tokens enter.
+@torch.no_grad()
+def entry_tokens(method: Method, tiling: Tiling, seen: VisionView, parts: EngineParts) -> Tensor:
+    """Return the tokens of an image that enter the language model, in their order.
 
     Args:
         method: As given to `plan_image`.
-        num_layers: Likewise.
         tiling: Likewise.
-        seen: What the vision tower has shown of the image's units, without what is eligible.
+        seen: What the tower has shown of the image's units, ``hidden`` being the selected features; without what is
+            eligible and without ``entry_keys``.
+        parts: The engine's.
 
     Returns:
-        ``[k, d_v]``, k being the `EntryPlan.tokens` of the image.
+        ``[k, d]``, k being what `plan_image` says.
 
     Raises:
         ValueError: As `plan_image`.
     """
-    encoded = EncodedImages(0, images=(_planned(method, num_layers, tiling),))
+    image = _planned(method, parts.num_layers, tiling)
+    if image.plan.is_identity:
+        return parts.pack(parts.project(seen.hidden))
+    encoded = EncodedImages(0, images=(image,))
+    seen = replace(seen, entry_keys=lambda features: parts.keys(parts.project(features)))
+    if method.needs_projected:
+        tokens = parts.pack(parts.project(seen.hidden))
+        cut_projected(method, [tokens], encoded)
+        return _staying(tokens, encoded)
+    if tiling.is_interpolated:
+        return _staying(_interpolated(method, tiling, seen, parts, encoded), encoded)
+    return parts.project(_entering(method, tiling, seen, encoded))
+
+
+def _entering(method: Method, tiling: Tiling, seen: VisionView, encoded: EncodedImages) -> Tensor:
+    """Return ``[k, d_v]``, what goes through the projector, where each token is a patch."""
     places, made = run_stage_one(method, seen, encoded)
     flat = seen.hidden.flatten(0, 1)
-    if places is None:
-        places = torch.arange(len(flat), device=flat.device)
+    assert places is not None  # something is left out
     kept = flat.index_select(0, places) if made is None else made
     if not tiling.tiles[0]:
         return kept
@@ -78,7 +113,44 @@ def entry_features(method: Method, num_layers: int, tiling: Tiling, seen: Vision
     rank = torch.full((len(flat),), -1, dtype=torch.int64, device=flat.device)
     rank = rank.scatter(0, places, torch.arange(len(places), device=flat.device))
     order = packed(rank.view(seen.hidden.shape[:2]), encoded.images)
-    return kept.index_select(0, order[order >= 0])
+    return kept.index_select(0, order[places_of((order >= 0)[None], len(places))[0]])
+
+
+def _interpolated(
+    method: Method, tiling: Tiling, seen: VisionView, parts: EngineParts, encoded: EncodedImages
+) -> Tensor:
+    """Return ``[placeholders, d]``, with the tokens that the method made in their places."""
+    features = seen.hidden
+    places, made = run_stage_one(method, _units(seen, slice(1)), encoded, (0,))
+    if places is not None and made is not None:
+        features = features.flatten(0, 1).index_copy(0, places, made.to(features.dtype)).view_as(features)
+    tokens = parts.pack(parts.project(features))
+    tiles = replace(_units(seen, slice(1, None)), entry_keys=parts.keys)
+    if tiles.hidden_cls is not None:
+        tiles = replace(tiles, hidden_cls=parts.project(tiles.hidden_cls))
+    (tokens,) = decide_mixed(method, tiles, encoded, range(1, len(tiling.boxes)), [tokens], tiling.grid)
+    return tokens
+
+
+def _units(seen: VisionView, which: slice) -> VisionView:
+    """Return what the tower has shown of some of the units."""
+    return replace(
+        seen,
+        query_cls=None if seen.query_cls is None else seen.query_cls[which],
+        keys=seen.keys[which],
+        positions=seen.positions[which],
+        hidden=seen.hidden[which],
+        hidden_cls=None if seen.hidden_cls is None else seen.hidden_cls[which],
+        queries=lambda: seen.queries()[which],
+    )
+
+
+def _staying(tokens: Tensor, encoded: EncodedImages) -> Tensor:
+    """Return the tokens whose placeholders stay, of ``[placeholders, d]``."""
+    (image,) = encoded.images
+    assert encoded.codes is not None  # something was decided
+    stays = (encoded.codes != DROPPED).to(tokens.device)
+    return tokens.index_select(0, places_of(stays[None], image.plan.entry_tokens)[0])
 
 
 def _planned(method: Method, num_layers: int, tiling: Tiling) -> PlannedImage:
@@ -87,6 +159,6 @@ def _planned(method: Method, num_layers: int, tiling: Tiling) -> PlannedImage:
         layers = ", ".join(str(cut.layer) for cut in image.plan.decoder)
         raise ValueError(
             f"method must cut before the language model alone, got {method!r}, which cuts before layers {layers}; use "
-            "earlyvitcop, visionzip or vispruner"
+            "earlyvitcop, visionzip, vispruner or divprune"
         )
     return image

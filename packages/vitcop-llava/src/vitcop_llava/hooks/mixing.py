@@ -8,7 +8,7 @@ the weights with which the model interpolates. All patches of these units go thr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.entering import keys_of_first_layer
 from vitcop_llava.hooks.lines import mixed_units, of_lines, of_tiles, tile_index
 from vitcop_llava.hooks.stage_one import run_stage_one
-from vitcop_llava.hooks.state import TowerPass
+from vitcop_llava.hooks.state import EncodedImages, TowerPass
 from vitcop_llava.hooks.vision import projected
 from vitcop_llava.sequence.segment import grid_positions, on_device
 
@@ -46,35 +46,10 @@ class MixedStage:
         units = mixed_units(tower.encoded, self._parts)
         if not units:
             return features
-        layouts = self._layouts(tower)
-        seen = self._view(tower, units, layouts, features)
-        kept, made = run_stage_one(self._method, seen, tower.encoded, units)
-        if made is None or kept is None:
-            return features
-        whole = seen.hidden.flatten(0, 1).index_copy(0, kept, made.to(seen.hidden.dtype))
-        tokens, found = whole.view_as(seen.hidden), [*features]
-        for layout in layouts:
-            own = tokens[layout.start : layout.start + layout.units]
-            found[layout.number] = layout.put(found[layout.number], own)
-        return found
+        return decide_mixed(self._method, self._view(tower, units), tower.encoded, units, features, self._parts.grid)
 
-    def _layouts(self, tower: TowerPass) -> list[_Tiles | _Frames]:
-        """Return how the tokens of each image or clip lie that has such units, in order."""
-        found, start = list[_Tiles | _Frames](), 0
-        assert tower.normed is not None  # `decide` comes after the projector, where it is asked for
-        for number, image in enumerate(tower.encoded.images):
-            if image.tiling.frames:
-                found.append(_Frames(number, start, image.tiling))
-            elif image.tiling.is_interpolated:
-                found.append(_Tiles(number, start, image.tiling, tile_index(image.tiling, tower.normed.device)))
-            else:
-                continue
-            start += found[-1].units
-        return found
-
-    def _view(
-        self, tower: TowerPass, units: Sequence[int], layouts: Sequence[_Tiles | _Frames], features: Sequence[Tensor]
-    ) -> VisionView:
+    def _view(self, tower: TowerPass, units: Sequence[int]) -> VisionView:
+        """Return what the tower has shown of the patches of these units."""
         scored, normed, feature = self._parts.scored, tower.normed, tower.feature
         assert scored is not None  # a method that cuts here is refused without
         assert normed is not None  # checked before the projector ran
@@ -82,33 +57,85 @@ class MixedStage:
         if len(units) < normed.shape[0]:
             chosen = on_device(units, normed.device)
             normed, feature = normed.index_select(0, chosen), feature.index_select(0, chosen)
-        most = max(layout.width for layout in layouts)
-        frames = tuple(layout.tiling.frames for layout in layouts)
         cls: Any = self._parts.projector(feature[:, :1])[:, 0] if scored.has_cls else None
         return VisionView(
             query_cls=projected(scored, "q", normed[:, :1])[:, :, 0] if scored.has_cls else None,
             keys=projected(scored, "k", normed),
             entry_keys=partial(keys_of_first_layer, self._parts),
             scale=scored.scale,
-            positions=_joined([layout.positions(normed.device) for layout in layouts], most),
-            hidden=_joined([layout.take(features[layout.number]) for layout in layouts], most),
+            positions=normed.new_zeros((len(units), 0, 2)),
+            hidden=feature,
             hidden_cls=cls,
             queries=partial(projected, scored, "q", normed),
-            frames=frames if all(frames) else None,
-            mix=self._mixing(layouts, most),
         )
 
-    def _mixing(self, layouts: Sequence[_Tiles | _Frames], most: int) -> Callable[[Tensor], Tensor]:
-        """Return what averages ``[C, M, ...]`` over the patches of each token: ``[C, m, ...]``."""
-        grid = self._parts.grid
 
-        def mix(values: Tensor) -> Tensor:
-            flat = values.flatten(2) if values.ndim > 2 else values[..., None]
-            each = [layout.mix(flat[layout.start : layout.start + layout.units], grid) for layout in layouts]
-            mixed: Tensor = _joined(each, most).view(len(values), most, *values.shape[2:])
-            return mixed
+def decide_mixed(
+    method: Method,
+    seen: VisionView,
+    encoded: EncodedImages,
+    units: Sequence[int],
+    features: Sequence[Tensor],
+    grid: tuple[int, int],
+) -> Sequence[Tensor]:
+    """Run Stage I over units whose tokens are mixed of several patches.
 
-        return mix
+    Args:
+        method: Decides.
+        seen: The patches of these units; ``hidden`` and ``positions``, which are those of tokens, are not read.
+        encoded: As `run_stage_one` takes it.
+        units: Which of the call's units they are.
+        features: ``[placeholders, d]`` of each image or clip, projected and packed.
+        grid: Rows and columns of patches of a unit.
+
+    Returns:
+        The features, those that the method made in their places.
+    """
+    layouts = _layouts(encoded, seen.keys.device)
+    most = max(layout.width for layout in layouts)
+    frames = tuple(layout.tiling.frames for layout in layouts)
+    seen = replace(
+        seen,
+        positions=_joined([layout.positions(seen.keys.device) for layout in layouts], most),
+        hidden=_joined([layout.take(features[layout.number]) for layout in layouts], most),
+        frames=frames if all(frames) else None,
+        mix=_mixing(layouts, most, grid),
+    )
+    kept, made = run_stage_one(method, seen, encoded, units)
+    if made is None or kept is None:
+        return features
+    whole = seen.hidden.flatten(0, 1).index_copy(0, kept, made.to(seen.hidden.dtype))
+    tokens, found = whole.view_as(seen.hidden), [*features]
+    for layout in layouts:
+        own = tokens[layout.start : layout.start + layout.units]
+        found[layout.number] = layout.put(found[layout.number], own)
+    return found
+
+
+def _layouts(encoded: EncodedImages, device: torch.device) -> list[_Tiles | _Frames]:
+    """Return how the tokens of each image or clip lie that has such units, in order."""
+    found, start = list[_Tiles | _Frames](), 0
+    for number, image in enumerate(encoded.images):
+        if image.tiling.frames:
+            found.append(_Frames(number, start, image.tiling))
+        elif image.tiling.is_interpolated:
+            found.append(_Tiles(number, start, image.tiling, tile_index(image.tiling, device)))
+        else:
+            continue
+        start += found[-1].units
+    return found
+
+
+def _mixing(layouts: Sequence[_Tiles | _Frames], most: int, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Return what averages ``[C, M, ...]`` over the patches of each token: ``[C, m, ...]``."""
+
+    def mix(values: Tensor) -> Tensor:
+        flat = values.flatten(2) if values.ndim > 2 else values[..., None]
+        each = [layout.mix(flat[layout.start : layout.start + layout.units], grid) for layout in layouts]
+        mixed: Tensor = _joined(each, most).view(len(values), most, *values.shape[2:])
+        return mixed
+
+    return mix
 
 
 @dataclass(frozen=True, eq=False)
