@@ -19,9 +19,15 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from vitcop_llava.tools.demo.build import demo_config, demo_processor, save_demo
 
@@ -129,3 +135,63 @@ def engine(llava: Path) -> Any:
     from vllm import LLM
 
     return LLM(model=str(llava), **ENGINE)
+
+
+@pytest.fixture(scope="session")
+def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-OneVision with tiles of 49 patches, sixteen of them at most."""
+    torch.manual_seed(3)
+    base, processor, side = demo_config(12), demo_processor(12), 98
+    pinpoints = [[side * down, side * across] for down in range(1, 5) for across in range(1, 5)]
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    text: Any = base.text_config
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            **sizes, num_hidden_layers=3, image_size=side, patch_size=14, vision_use_head=False
+        ),
+        text_config=Qwen2Config(
+            **{name: getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size")},
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=text.pad_token_id,
+            bos_token_id=text.bos_token_id,
+            eos_token_id=text.eos_token_id,
+            tie_word_embeddings=False,
+        ),
+        image_token_id=base.image_token_id,
+        video_token_id=text.vocab_size - 1,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        tie_word_embeddings=False,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    _draw(model)
+    with torch.no_grad():
+        nn.init.normal_(model.model.image_newline, std=1.0)
+    folder = tmp_path_factory.mktemp("onevision")
+    model.save_pretrained(folder)
+    tokenizer: Any = processor.tokenizer
+    numbers: dict[str, Any] = {"image_mean": processor.image_processor.image_mean, "image_std": [0.3, 0.3, 0.3]}
+    LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessorPil(
+            size={"height": side, "width": side}, image_grid_pinpoints=pinpoints, **numbers
+        ),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size={"height": side, "width": side}, **numbers),
+        num_image_tokens=49,
+        vision_feature_select_strategy="full",
+        video_token=tokenizer.convert_ids_to_tokens(text.vocab_size - 1),
+        vision_aspect_ratio="anyres_max_9",
+    ).save_pretrained(folder)
+    return _published(folder)
+
+
+@pytest.fixture(scope="module")
+def onevision_engine(onevision: Path) -> Any:
+    """An engine without settings of its own."""
+    from vllm import LLM
+
+    return LLM(model=str(onevision), **ENGINE)

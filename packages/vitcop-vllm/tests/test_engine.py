@@ -9,7 +9,12 @@ import pytest
 import torch
 from conftest_vllm import EARLY, ENGINE, ONE, REFUSED, TEXT, TWO, ZIP, pictures
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+)
 
 import vitcop_llava
 from vitcop_core import find_method
@@ -70,17 +75,19 @@ def test_settings_of_a_request(llava: Path, engine: Any, jobs: list[Job], settin
     assert [answers(engine, [job], settings)[0] for job in jobs] == wanted
 
 
-def test_two_methods_of_equal_count_are_never_mixed(llava: Path, engine: Any, jobs: list[Job]) -> None:
+def test_methods_and_whole_images_in_one_batch_are_never_mixed(llava: Path, engine: Any, jobs: list[Job]) -> None:
     from vllm import SamplingParams
 
-    both = [(job, settings) for job in jobs[:4] for settings in (EARLY, ZIP)]
+    mixed = (EARLY, None, ZIP)
     requests = [
-        {"prompt": prompt, "multi_modal_data": {"image": images}, "mm_processor_kwargs": {"vitcop": settings}}
-        for (prompt, images), settings in both
+        {"prompt": prompt, "multi_modal_data": {"image": images}}
+        | ({} if settings is None else {"mm_processor_kwargs": {"vitcop": settings}})
+        for prompt, images in jobs[:4]
+        for settings in mixed
     ]
     found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
-    early, zipped = (expected(llava, LlavaForConditionalGeneration, jobs[:4], each) for each in (EARLY, ZIP))
-    wanted = [tokens for pair in zip(early, zipped, strict=True) for tokens in pair]
+    each = [expected(llava, LlavaForConditionalGeneration, jobs[:4], settings) for settings in mixed]
+    wanted = [tokens for several in zip(*each, strict=True) for tokens in several]
     assert [list(each.outputs[0].token_ids) for each in found] == wanted
 
 
@@ -134,3 +141,18 @@ def test_tower_without_cls(siglip: Path, jobs: list[Job]) -> None:
     assert answers(engine, jobs, ZIP) == expected(siglip, LlavaForConditionalGeneration, jobs, ZIP)
     with pytest.raises(ValueError, match="model must have a vision tower with a CLS token for VisionZip"):
         answers(engine, jobs[:1], {"method": "visionzip(vision_saliency='cls')", "retained_tokens": 36})
+
+
+@pytest.mark.parametrize("settings", [EARLY, LAYER0, ZIP, DIVERSE], ids=["early", "layer0", "zip", "diverse"])
+def test_onevision(onevision: Path, settings: dict[str, Any], onevision_engine: Any) -> None:
+    # The last is interpolated, and so no longer all of patches.
+    jobs: list[Job] = [(ONE, [image]) for image in pictures([(98, 98), (300, 90), (80, 333), (420, 400)], seed=2)]
+    share = {"method": settings["method"], "retention_ratio": 1 / 4}
+    wanted = expected(onevision, LlavaOnevisionForConditionalGeneration, jobs, share)
+    assert answers(onevision_engine, jobs, share) == wanted
+
+
+def test_onevision_without_settings_nothing_changes(onevision: Path, onevision_engine: Any) -> None:
+    jobs: list[Job] = [(ONE, [image]) for image in pictures([(98, 98), (420, 400)], seed=2)]
+    wanted = expected(onevision, LlavaOnevisionForConditionalGeneration, jobs, None)
+    assert answers(onevision_engine, jobs) == wanted

@@ -42,9 +42,10 @@ class EngineParts:
     Attributes:
         num_layers: Decoder layers of the language model.
         project: The projector: ``[..., d_v]`` to ``[..., d]``.
-        pack: Packs the projected patches of all units, ``[C, m, d]``, as the unpruned model does: ``[placeholders, d]``.
-        keys: The keys that the first decoder layer makes of tokens by themselves, not rotated: ``[C, k, d]`` to ``[C, G,
-            k, e]``.
+        pack: Packs the projected patches of all units as the unpruned model does: ``[C, m, d]`` to
+            ``[placeholders, d]``.
+        keys: The keys that the first decoder layer makes of tokens by themselves, not rotated: ``[C, k, d]`` to
+            ``[C, G, k, e]``.
     """
 
     num_layers: int

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _CLASSES = {
     "LlavaForConditionalGeneration": "vitcop_vllm.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "vitcop_vllm.llava_next:PrunedLlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "vitcop_vllm.llava_onevision:PrunedLlavaOnevision",
 }
 """vLLM's classes, by the name that a checkpoint gives, and what takes their place: the same without settings."""
 

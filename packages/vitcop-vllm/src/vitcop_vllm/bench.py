@@ -155,10 +155,9 @@ def save_random_model(folder: Path, layers: int, width: int, grid: int) -> None:
     from vitcop_llava.tools.demo.build import demo_config, demo_processor, save_demo
 
     config = demo_config(grid)
-    config.text_config.hidden_size, config.text_config.intermediate_size = width, width * 11 // 4
-    config.text_config.num_hidden_layers = layers
-    config.text_config.num_attention_heads = config.text_config.num_key_value_heads = width // 64
-    config.text_config.head_dim = 64
+    text: Any = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = width, width * 11 // 4, layers
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = width // 64, width // 64, 64
     save_demo(LlavaForConditionalGeneration(config), demo_processor(grid), folder)
 
 

@@ -6,8 +6,10 @@ front end counts with the plan, so whatever does not fit is refused there, befor
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +20,22 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
 from vitcop_core import EarlyViTCoP, Method, VisionView
-from vitcop_llava import Tiling, tile_image
-from vitcop_llava.engine import EntryPlan, entry_features, grid_positions, plan_image
+from vitcop_llava.engine import (
+    EngineParts,
+    Tiling,
+    entry_tokens,
+    grid_positions,
+    interpolate_tiles,
+    plan_image,
+    tile_image,
+)
 from vitcop_vllm.settings import KEY, as_text, method_of
 
 _TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Kinds of towers, and what models must select of them: a CLIP's first token is a CLS token, which they leave out."""
+
+_MOST_TILES = 9
+"""Tiles' worth of tokens of an image beside its base, in LLaVA-OneVision as vLLM runs it."""
 
 _PLAIN_TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 """How the names of a tower's weights begin where they leave out a part that vLLM's have."""
@@ -39,11 +51,12 @@ def tiling_of(config: Any, height: int, width: int) -> Tiling:
     pinpoints = getattr(config, "image_grid_pinpoints", None)
     if pinpoints is None:
         return Tiling((side, side))
-    return tile_image(height, width, pinpoints=pinpoints, tile_size=vision.image_size, patch_size=vision.patch_size)
+    tiling = tile_image(height, width, pinpoints=pinpoints, tile_size=vision.image_size, patch_size=vision.patch_size)
+    return interpolate_tiles(tiling, _MOST_TILES) if config.model_type == "llava_onevision" else tiling
 
 
-def entry_plan(config: Any, settings: str, height: int, width: int) -> EntryPlan:
-    """Return what settings leave of an image.
+def count_tokens(config: Any, settings: str, height: int, width: int) -> int:
+    """Return how many tokens settings leave of an image.
 
     Args:
         config: The model's.
@@ -77,6 +90,20 @@ def reads_first_layer(method: Method) -> bool:
     return isinstance(method, EarlyViTCoP) and method.ranking == "layer0"
 
 
+class _Untold:
+    """A processor of transformers, called without the settings, which vLLM hands on with all other arguments."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(KEY, None)
+        return self._processor(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
 class PrunedInfo:
     """Mixed into vLLM's processing info: an image has as many tokens as its settings leave."""
 
@@ -87,33 +114,15 @@ class PrunedInfo:
         return None if found is None else as_text(found)
 
     def get_hf_processor(self, **kwargs: object) -> Any:
-        """Return transformers' processor, which knows nothing of our settings."""
+        """Return transformers' processor, which is not told the settings."""
         kwargs.pop(KEY, None)
-        return super().get_hf_processor(**kwargs)  # type: ignore[misc]
-
-    def count(self: Any, height: int, width: int, settings: str | None) -> int:
-        """Return how many tokens of an image enter the language model."""
-        if settings is None:
-            return int(self.get_num_image_tokens(image_width=width, image_height=height))
-        return entry_plan(self.get_hf_config(), settings, height, width).tokens
+        return _Untold(super().get_hf_processor(**kwargs))  # type: ignore[misc]
 
 
 class PrunedProcessor:
     """Mixed into vLLM's processor: checks the settings, and sends them along with the pixels."""
 
     info: Any
-
-    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        # vLLM merges the engine's arguments in and hands all of them on; transformers does not know ours.
-        config = self.info.ctx.get_mm_config()
-        before = config.mm_processor_kwargs
-        if before and KEY in before:
-            config.mm_processor_kwargs = {name: value for name, value in before.items() if name != KEY}
-        try:
-            known = {name: value for name, value in hf_kwargs.items() if name != KEY}
-            return super()._call_hf_processor(hf_data, known)  # type: ignore[misc]
-        finally:
-            config.mm_processor_kwargs = before
 
     def _postprocess_hf_mm_data(self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
         # The vision step has no other channel, and requests of one batch may differ.
@@ -135,16 +144,25 @@ class PrunedProcessor:
         return {**fields, KEY: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        token, settings = self.info.get_hf_config().image_token_index, self.info.settings(hf_processor_mm_kwargs)
+        settings = self.info.settings(hf_processor_mm_kwargs)
+        updates: Sequence[Any] = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        if settings is None:
+            return updates
+        token = self.info.get_hf_config().image_token_index
 
         def replacement(index: int) -> list[int]:
             images = mm_items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
             if isinstance(images, ImageEmbeddingItems):
                 return [token] * images.get_feature_size(index)
             size = images.get_image_size(index)
-            return [token] * self.info.count(size.height, size.width, settings)
+            return [token] * count_tokens(self.info.get_hf_config(), settings, size.height, size.width)
 
-        return [PromptReplacement(modality="image", target=[token], replacement=replacement)]
+        others = [update for update in updates if update.modality != "image"]
+        return [PromptReplacement(modality="image", target=[token], replacement=replacement), *others]
+
+
+def _given(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class PrunedVision:
@@ -176,32 +194,54 @@ class PrunedVision:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         sizes = kwargs.get("image_sizes")
         sizes = [(0, 0)] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
+        tilings = [tiling_of(self.config, *size) for size in sizes]
+        # Beside others an image may have tiles that are none of its own.
+        units = [
+            each[None] if each.ndim == 3 else each[: len(tiling.boxes)]
+            for each, tiling in zip(pixels, tilings, strict=True)
+        ]
+        views = self._look(torch.cat(units), [len(each) for each in units])
         settings = [bytes(code.tolist()).decode() for code in codes]
-        return [self._embed(*each) for each in zip(pixels, settings, sizes, strict=True)]
+        return [self._tokens(*each) for each in zip(views, settings, tilings, sizes, strict=True)]
 
-    def _embed(self: Any, pixels: Tensor, settings: str, size: tuple[int, int]) -> Tensor:
-        method, layers = method_of(settings), self.config.get_text_config().num_hidden_layers
-        tiling = tiling_of(self.config, *size)
-        pixels = pixels[None] if pixels.ndim == 3 else pixels[: len(tiling.boxes)]
+    def _look(self: Any, pixels: Tensor, counts: list[int]) -> list[VisionView]:
+        """Return what the tower shows of each image, in one forward over the units of all."""
         whole = self.vision_tower(pixels, feature_select_strategy="full")
         queries, keys, _ = self._shown.chunk(3, dim=-1)
         self._shown = None
-        by_head = [self._heads_of(part, whole.shape[-1]) for part in (queries, keys)]
+        queries, keys = (self._heads_of(part, whole.shape[-1]) for part in (queries, keys))
         has_cls = self.config.vision_feature_select_strategy == "default"
-        features = whole[:, 1:] if has_cls else whole
-        entering = self.multi_modal_projector(features) if method.needs_projected else features
-        seen = VisionView(
-            query_cls=by_head[0][:, :, 0] if has_cls else None,
-            keys=by_head[1],
-            entry_keys=self._entry_keys,
-            scale=self._scale,
-            positions=grid_positions(*tiling.grid, features.device).expand(len(features), -1, -1),
-            hidden=entering,
-            hidden_cls=whole[:, 0] if has_cls else None,
-            queries=lambda: by_head[0],
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        positions = grid_positions(side, side, whole.device)
+        return [
+            VisionView(
+                query_cls=asked[:, :, 0] if has_cls else None,
+                keys=key,
+                scale=self._scale,
+                positions=positions.expand(len(features), -1, -1),
+                hidden=features[:, 1:] if has_cls else features,
+                hidden_cls=features[:, 0] if has_cls else None,
+                queries=partial(_given, asked),
+            )
+            for asked, key, features in zip(*(each.split(counts) for each in (queries, keys, whole)), strict=True)
+        ]
+
+    def _tokens(self: Any, seen: VisionView, settings: str, tiling: Tiling, size: tuple[int, int]) -> Tensor:
+        """Return the tokens of one image that enter the language model: ``[k, d]``."""
+
+        def pack(tokens: Tensor) -> Tensor:
+            if not tiling.tiles[0]:
+                return tokens.flatten(0, 1)
+            known = inspect.signature(self._merge_image_patch_embeddings).parameters
+            newline = {"image_newline": self.image_newline} if "image_newline" in known else {}
+            merge = partial(self._merge_image_patch_embeddings, strategy="spatial_unpad", **newline)
+            packed: Tensor = merge(torch.tensor(size), tokens)
+            return packed
+
+        parts = EngineParts(
+            self.config.get_text_config().num_hidden_layers, self.multi_modal_projector, pack, self._first_keys
         )
-        kept = entry_features(method, layers, tiling, seen)
-        return kept if method.needs_projected else self.multi_modal_projector(kept[None])[0]
+        return entry_tokens(method_of(settings), tiling, seen, parts)
 
     def _heads_of(self, states: Tensor, width: int) -> Tensor:
         """``[C, n, w]`` of this rank's heads to ``[C, H, n, e]`` of all of them, where those are ``width`` wide."""
@@ -209,16 +249,17 @@ class PrunedVision:
         if states.shape[-1] < width:  # they are spread over the ranks
             states = tensor_model_parallel_all_gather(states.contiguous())
             heads *= get_tensor_model_parallel_world_size()
-        return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+        by_head: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return by_head
 
-    def _entry_keys(self: Any, features: Tensor) -> Tensor:
-        """Return the keys that the first decoder layer makes of features: ``[C, k, d_v]`` to ``[C, G, k, e]``."""
+    def _first_keys(self: Any, tokens: Tensor) -> Tensor:
+        """Return the keys that the first decoder layer makes of tokens: ``[C, k, d]`` to ``[C, G, k, e]``."""
         first = self.language_model.model.layers[0]
-        attention, entering = first.self_attn, self.multi_modal_projector(features).flatten(0, 1)
-        states, _ = attention.qkv_proj(first.input_layernorm(entering))
-        keys = states[:, attention.q_size : attention.q_size + attention.kv_size]
+        attention = first.self_attn
+        states, _ = attention.qkv_proj(first.input_layernorm(tokens.flatten(0, 1)))
+        keys: Tensor = states[:, attention.q_size : attention.q_size + attention.kv_size]
         if get_tensor_model_parallel_world_size() > 1:
             # Ranks that share a head bring it as often as each other, which changes no order of norms.
             keys = tensor_model_parallel_all_gather(keys.contiguous())
-        by_head = keys.unflatten(-1, (-1, attention.head_dim)).unflatten(0, features.shape[:2])
-        return by_head.transpose(1, 2)
+        by_head: Tensor = keys.unflatten(-1, (-1, attention.head_dim)).unflatten(0, tokens.shape[:2]).transpose(1, 2)
+        return by_head
