@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from engines import tokens_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -26,6 +27,7 @@ from transformers import (
 import vitcop_llava
 from vitcop_core import ops
 from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
+from vitcop_llava.engine import plan_image
 from vitcop_llava.families import locate
 from vitcop_llava.tools.analysis import observe
 
@@ -172,6 +174,20 @@ def test_keeping_everything_is_the_unpruned_model(tower: str, rows: list[Row]) -
     visual = int(((inputs["input_ids"][0] == IMAGE) | (inputs["input_ids"][0] == VIDEO)).sum())
     assert counted.plan.visual_tokens + counted.newlines == visual
     assert torch.equal(model(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize(
+    "method", [METHODS[name] for name in ("early", "visionzip", "divprune", "vispruner")], ids=repr
+)
+def test_an_engine_gets_the_tokens_that_enter(tower: str, method: Any) -> None:
+    model, anyres = build(tower), layouts()[0]
+    for size in (SMALL, LARGE, WIDE, FLAT):
+        inputs, tiling = given([[3, size, 5]]), anyres.tile(*size)
+        (wanted,) = vitcop_llava.embed_images(model, method, **inputs)
+        found = tokens_of(model, method, inputs["pixel_values"][0], tiling, size)
+        assert plan_image(method, 8, tiling) == len(found)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 @methods

@@ -145,12 +145,15 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pinpoints = [[side * down, side * across] for down in range(1, 5) for across in range(1, 5)]
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     text: Any = base.text_config
+    tokenizer: Any = processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]})
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             **sizes, num_hidden_layers=3, image_size=side, patch_size=14, vision_use_head=False
         ),
         text_config=Qwen2Config(
-            **{name: getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size")},
+            vocab_size=len(tokenizer),
+            **{name: getattr(text, name) for name in ("hidden_size", "intermediate_size")},
             num_hidden_layers=8,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -160,7 +163,7 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tie_word_embeddings=False,
         ),
         image_token_id=base.image_token_id,
-        video_token_id=text.vocab_size - 1,
+        video_token_id=len(tokenizer) - 1,
         image_grid_pinpoints=pinpoints,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -173,7 +176,6 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.init.normal_(model.model.image_newline, std=1.0)
     folder = tmp_path_factory.mktemp("onevision")
     model.save_pretrained(folder)
-    tokenizer: Any = processor.tokenizer
     numbers: dict[str, Any] = {"image_mean": processor.image_processor.image_mean, "image_std": [0.3, 0.3, 0.3]}
     LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessorPil(
@@ -183,7 +185,7 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
         video_processor=LlavaOnevisionVideoProcessor(size={"height": side, "width": side}, **numbers),
         num_image_tokens=49,
         vision_feature_select_strategy="full",
-        video_token=tokenizer.convert_ids_to_tokens(text.vocab_size - 1),
+        video_token="<video>",
         vision_aspect_ratio="anyres_max_9",
     ).save_pretrained(folder)
     return _published(folder)
@@ -194,4 +196,4 @@ def onevision_engine(onevision: Path) -> Any:
     """An engine without settings of its own."""
     from vllm import LLM
 
-    return LLM(model=str(onevision), **ENGINE)
+    return LLM(model=str(onevision), **ENGINE | {"limit_mm_per_prompt": {"image": 4, "video": 0}})

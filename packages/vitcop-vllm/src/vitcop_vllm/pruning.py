@@ -72,7 +72,7 @@ def count_tokens(config: Any, settings: str, height: int, width: int) -> int:
     if _TOWERS.get(kind) != strategy:
         fitting = " or ".join(f"a {tower} with {choice!r}" for tower, choice in _TOWERS.items())
         raise ValueError(f"model must have {fitting} to be pruned in vLLM, got a {kind} with {strategy!r}")
-    if method.needs_cls and strategy != "default":
+    if method.needs_cls and not method.needs_projected and strategy != "default":
         raise ValueError(
             f"model must have a vision tower with a CLS token for {type(method).__name__} with these settings, got a "
             f"{kind}; use vision_saliency='received' or 'auto'"
