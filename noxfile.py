@@ -179,13 +179,13 @@ def vllm(session: nox.Session) -> None:
     add("--no-deps", *nox.project.dependency_groups(GROUPS, "vllm-alone"))
     add(*nox.project.dependency_groups(GROUPS, "vllm"))
     add("--no-build-isolation", *(part for package in (CORE, LLAVA, VLLM) for part in ("--editable", package)))
-    # The pictures and models of the tests are made by the demo's code, which needs none of the other tools.
     module = ROOT / VLLM / "tests" / "support" / "torchvision_schemas.py"
     where = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
     packages = Path(str(where).strip())
     shutil.copy(module, packages)
     (packages / "torchvision_schemas.pth").write_text("import torchvision_schemas\n")
-    session.run("pytest", *(session.posargs or (f"{VLLM}/tests",)), env=ON_CPUS)
+    # Warnings of vLLM and of what it brings are none of ours.
+    session.run("pytest", "-W", "default", *(session.posargs or (f"{VLLM}/tests", "--durations=5")), env=ON_CPUS)
 
 
 # What goes through the kernels in a process that sanitizers watch.
