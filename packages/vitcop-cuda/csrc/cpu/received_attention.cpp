@@ -4,7 +4,7 @@ namespace vitcop::cpu {
 namespace {
 
 // Scores at hand at a time, by thread, and keys of a product: a panel of a few queries against all keys, made of products
-// with some keys each. Panels fit into a core's cache, and what a thread takes does not grow with the tokens.
+// with some keys each. Panels fit into a core's cache; beside one, a thread takes the keys of one head.
 constexpr int64_t kScores = 1 << 17, kMostQueries = 32, kKeys = 1024;
 
 struct Attention {
@@ -14,8 +14,10 @@ struct Attention {
   double* received;  // [B, H, n]
 };
 
-Tensor matrix(double* numbers, std::array<int64_t, 2> shape, std::array<int64_t, 2> strides) {
-  return torch::stable::from_blob(numbers, shape, strides, torch::headeronly::DeviceType::CPU, Dtype::Double);
+template <class T>
+Tensor matrix(T* numbers, std::array<int64_t, 2> shape, std::array<int64_t, 2> strides) {
+  constexpr Dtype dtype = std::is_same_v<T, double> ? Dtype::Double : Dtype::Float;
+  return torch::stable::from_blob(numbers, shape, strides, torch::headeronly::DeviceType::CPU, dtype);
 }
 
 // Tokens of a head as float64 without gaps, times a factor.
@@ -29,26 +31,45 @@ void widen_tokens(const Tensor& states, int64_t row, int64_t head, int64_t first
   }
 }
 
+// The largest of some numbers, side by side as sums are: std::max_element looks at one after the other.
+double largest(const double* numbers, int64_t count) {
+  constexpr int64_t kLanes = 8;
+  double lanes[kLanes];
+  std::fill_n(lanes, kLanes, numbers[0]);
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], numbers[j + lane]);
+  }
+  for (; j < count; ++j) lanes[0] = std::max(lanes[0], numbers[j]);
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
 // What a thread works in.
 struct Panel {
   std::vector<double> queries, keys, scores;
+  std::vector<float> weights;
 
   Panel(int64_t height, int64_t length, int64_t width)
-      : queries(height * width), keys(std::min(kKeys, length) * width), scores(height * length) {}
+      : queries(height * width),
+        keys(length * width),
+        scores(height * length),
+        weights(height * length) {}
 };
 
-// Turns scores less the largest of each query into weights, and adds what they are of their query's sum.
-void add_weights(double* scores, int64_t height, int64_t length, double* received) {
+// Turns scores less the largest of each query into weights, and adds what they are of their query's sum. Exponentials
+// are float32, which are twice as fast; their sums are float64.
+void add_weights(Panel& panel, int64_t height, int64_t length, double* received) {
+  float* weights = panel.weights.data();
   for (int64_t i = 0; i < height; ++i) {
-    double* line = scores + i * length;
-    const double top = *std::max_element(line, line + length);
-    for (int64_t j = 0; j < length; ++j) line[j] -= top;
+    const double* line = panel.scores.data() + i * length;
+    const double top = largest(line, length);
+    for (int64_t j = 0; j < length; ++j) weights[i * length + j] = static_cast<float>(line[j] - top);
   }
-  const Tensor all = matrix(scores, {1, height * length}, {height * length, 1});
+  const Tensor all = matrix(weights, {1, height * length}, {height * length, 1});
   glue::call("aten::exp_", "", {&all});
   for (int64_t i = 0; i < height; ++i) {
-    const double* line = scores + i * length;
-    const double share = 1 / sum_side_by_side<double>(length, [line](int64_t j) { return line[j]; });
+    const float* line = weights + i * length;
+    const double share = 1 / sum_side_by_side<double>(length, [line](int64_t j) { return double{line[j]}; });
     for (int64_t j = 0; j < length; ++j) received[j] += line[j] * share;
   }
 }
@@ -62,19 +83,18 @@ void add_head(const Attention& a, const Tensor& queries, const Tensor& keys, int
   if (length == 0) return;
   const int64_t height = std::min(std::max<int64_t>(kScores / length, 1), std::min(kMostQueries, length));
   Panel panel(height, length, a.width);
+  widen_tokens<T>(keys, row, head, 0, length, 1, panel.keys.data());
   for (int64_t first = 0; first < length; first += height) {
     const int64_t count = std::min(height, length - first);
     widen_tokens<T>(queries, row, head, first, count, a.scale, panel.queries.data());
     const Tensor asking = matrix(panel.queries.data(), {count, a.width}, {a.width, 1});
     for (int64_t key = 0; key < length; key += kKeys) {
       const int64_t columns = std::min(kKeys, length - key);
-      // Of one product's keys the memory holds them from panel to panel.
-      if (first == 0 || length > kKeys) widen_tokens<T>(keys, row, head, key, columns, 1, panel.keys.data());
-      const Tensor asked = matrix(panel.keys.data(), {a.width, columns}, {1, a.width});
+      const Tensor asked = matrix(panel.keys.data() + key * a.width, {a.width, columns}, {1, a.width});
       const Tensor products = matrix(panel.scores.data() + key, {count, columns}, {length, 1});
       glue::call("aten::mm", "out", {&asking, &asked, &products});
     }
-    add_weights(panel.scores.data(), count, length, received);
+    add_weights(panel, count, length, received);
   }
 }
 
