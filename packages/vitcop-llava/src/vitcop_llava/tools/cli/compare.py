@@ -25,7 +25,7 @@ from vitcop_llava.tools.cli.media import (
     parse_sampling,
 )
 from vitcop_llava.tools.cli.methods import parse_methods
-from vitcop_llava.tools.cli.options import AsJson, Budget, Debug, Device, Dtype, Model, parse_budgets
+from vitcop_llava.tools.cli.options import AsJson, Debug, Device, Dtype, Model, parse_budgets
 from vitcop_llava.tools.cli.output import (
     add_row,
     make_table,
@@ -38,6 +38,7 @@ from vitcop_llava.tools.cli.output import (
 from vitcop_llava.tools.cli.questions import read_questions
 from vitcop_llava.tools.cli.running import Notes, describe, model_summary, open_model, quiet
 from vitcop_llava.tools.comparison import ANSWERS, FILES, PLOT, PRESETS, REPORT
+from vitcop_llava.tools.model.budget import Budget
 
 if TYPE_CHECKING:
     from vitcop_core import Method

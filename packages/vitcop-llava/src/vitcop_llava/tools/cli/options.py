@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +11,8 @@ import typer
 
 from vitcop_core.files import check_writable, write_bytes
 from vitcop_llava.tools.cli.errors import UserError, cannot_write
+from vitcop_llava.tools.model.budget import Budget
+from vitcop_llava.tools.model.budget import parse_budget as budget_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,68 +41,16 @@ Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the trace
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What ``--retain`` says: tokens an image, or a share of them; exactly one is set."""
-
-    tokens: Fraction | None = None
-    share: Fraction | None = None
-
-    @property
-    def settings(self) -> dict[str, Fraction | int | float]:
-        """The same as an argument of a method."""
-        if self.share is not None:
-            return {"retention_ratio": self.share}
-        tokens = self.tokens or Fraction(1)
-        return {"retained_tokens": int(tokens) if tokens.denominator == 1 else float(tokens)}
-
-    def __str__(self) -> str:
-        if self.share is not None:
-            return "all" if self.share == 1 else f"{float(self.share):.1%}"
-        return f"{float(self.tokens or 0):.10g}"
-
-
-_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
-_DECIMAL = re.compile(r"[0-9]{0,9}(\.[0-9]{0,9})?")
-
-DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
-
-
 def parse_budget(text: str | None) -> Budget:
     """Return the budget that ``--retain`` says; one ninth where it is not given.
 
     Raises:
         UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
     """
-    if text is None:
-        return DEFAULT_BUDGET
-    word = text.strip().lower()
-    if word == "all":
-        return Budget(share=Fraction(1))
-    if _FRACTION.fullmatch(word):
-        above, below = map(int, word.split("/"))
-        if not 0 < above <= below:
-            raise UserError(f"--retain must be above 0 and at most 1 as a fraction, got {text!r:.80}")
-        return Budget(share=Fraction(above, below))
-    digits = word.removesuffix("%").strip()
-    value = parse_decimal(digits)
-    if value is None:
-        raise UserError(f"--retain must be a number of tokens (64), a share (1/9 or 11.1%) or all, got {text!r:.80}")
-    if word.endswith("%"):
-        if not 0 < value <= 100:
-            raise UserError(f"--retain must be above 0 and at most 100 as a percentage, got {text!r:.80}")
-        return Budget(share=value / 100)
-    if value < 1:
-        raise UserError(
-            f"--retain must be at least 1 as a number of tokens (a share is written 11.1%), got {text!r:.80}"
-        )
-    return Budget(tokens=value)
-
-
-def parse_decimal(text: str) -> Fraction | None:
-    """Return the number that a text is, of at most nine digits on either side of its point; None where it is none."""
-    is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
-    return Fraction(text) if is_one else None
+    try:
+        return budget_of(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:

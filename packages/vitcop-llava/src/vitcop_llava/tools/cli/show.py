@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.report import Survivors
     from vitcop_llava.tools.cli.media import Medium
-    from vitcop_llava.tools.cli.options import Budget
+    from vitcop_llava.tools.model.budget import Budget
     from vitcop_llava.tools.model.loading import Loaded
 
 MAX_NEW_TOKENS = 32
