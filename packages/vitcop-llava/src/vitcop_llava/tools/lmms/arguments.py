@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitcop_core import Method, find_method
-from vitcop_llava.tools.lmms.engine import Engine
 from vitcop_llava.tools.lmms.visuals import DEFAULT_FRAMES, Clipping
 from vitcop_llava.tools.media.video_support import Sampling, need_support
 from vitcop_llava.tools.model.budget import parse_budget
@@ -69,21 +68,22 @@ class Arguments:
         given = None if self.retain is None else str(self.retain)
         return find_method(text, **parse_budget(given, "retain").settings)
 
-    def engine(self, loaded: Loaded | None = None, device: str = "auto") -> Engine:
-        """Return what runs prompts.
+    def load(self, device: str) -> Loaded:
+        """Return the model.
 
         Args:
-            loaded: A model that is there already.
-            device: Where it goes otherwise.
+            device: Where it goes; ``auto`` for the first GPU, if there is one.
 
         Raises:
-            TypeError, ValueError: There is no such model, or the method does not fit it.
+            TypeError, ValueError: There is no such model.
             HubError: The hub cannot be reached.
         """
-        method = self.find_method()  # a mistake there is told before gigabytes are read
-        if loaded is None:
-            loaded = load(_source(self.pretrained), device=device, dtype=self.dtype)
-        return Engine(loaded, method, keep_newline=self.keep_newline)
+        source: str | None = self.pretrained
+        if source == "demo":
+            source = None
+        elif source == "demo-video":
+            source = str(need_support().demo_folder)
+        return load(source, device=device, dtype=self.dtype)
 
     def clipping(self, loaded: Loaded) -> Clipping:
         """Return how visuals are looked at.
@@ -101,9 +101,3 @@ class Arguments:
             )
         red, green, blue = (int(255 * mean) for mean in loaded.processor.image_processor.image_mean)
         return Clipping(sampling, (red, green, blue))
-
-
-def _source(pretrained: str) -> str | None:
-    if pretrained == "demo":
-        return None
-    return str(need_support().demo_folder) if pretrained == "demo-video" else pretrained

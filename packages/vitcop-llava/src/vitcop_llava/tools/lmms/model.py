@@ -67,8 +67,10 @@ class Vitcop(lmms):  # type: ignore[misc]
         self.batch_size = _batch_size(batch_size)
         if device is None or (device == "cuda" and self._world_size > 1):
             device = str(self.accelerator.device) if self._world_size > 1 else "auto"
-        self._engine: Engine | None = self._arguments.engine(loaded, device)
-        self._clipping = self._arguments.clipping(self.engine.loaded)
+        method = self._arguments.find_method()  # a mistake there is told before gigabytes are read
+        loaded = loaded or self._arguments.load(device)
+        self._clipping = self._arguments.clipping(loaded)
+        self._engine: Engine | None = Engine(loaded, method, keep_newline=self._arguments.keep_newline)
 
     @property
     def engine(self) -> Engine:

@@ -52,7 +52,8 @@ def prepare_scenes(folder: Path, scenes: int = 12) -> list[str]:
             row = {"image": str(path.resolve()), "question": question.text, "answer": question.answer}
             rows.append({"id": len(rows), "kind": question.kind, **row, "choices": _CHOICES[question.kind]})
     _write(folder, "vitcop_scenes", "template_scenes", rows)
-    _write(folder, "vitcop_scenes_choice", "template_choices", rows)
+    # A place may begin another's name, and then is the likelier one: top, and top right.
+    _write(folder, "vitcop_scenes_choice", "template_choices", [row for row in rows if row["kind"] != "where"])
     return ["vitcop_scenes", "vitcop_scenes_choice"]
 
 

@@ -38,6 +38,8 @@ class OnevisionProcessor:
         self.tokenizer, self.image_processor = pictures.tokenizer, pictures.image_processor
         self.image_token, self.video_token = pictures.image_token, pictures.video_token
         self.chat_template = pictures.chat_template
+        # It would refuse placeholders of clips that it does not get.
+        pictures.video_token = None
 
     @classmethod
     def of(cls, name: str, pictures: Any, parts: Parts, settings: dict[str, Any]) -> Self:
