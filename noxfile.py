@@ -190,10 +190,10 @@ def vllm(session: nox.Session) -> None:
 
 @nox.session
 def lmms(session: nox.Session) -> None:
-    """Test the models and tasks for lmms-eval beside it, in an environment of its own; -- passes arguments to pytest."""
+    """Test the models and tasks for lmms-eval beside it, in an environment of its own; arguments after -- to pytest."""
     install_group(session, "lmms")
     install_packages(session, CORE, LLAVA, VIDEO)
-    # Its own requirements ask for torchvision, which breaks transformers beside a torch for CPUs, and for an older PyAV.
+    # What it asks for: torchvision, which breaks transformers beside a torch for CPUs, and an older PyAV than ours.
     install(session, "--no-deps", "lmms-eval")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(session.create_tmp())}
     # What lmms-eval and its libraries warn of is none of our business.

@@ -162,7 +162,7 @@ TARGETS = ["w10 w11", "w12", "what is this", "w30 w40", "w9", "w8 w7", "w50"]
 
 def run(loaded: Loaded, method: str | None, prompts: Sequence[Prompt], size: int) -> tuple[Any, Any, dict[str, float]]:
     """Answers, scores, and costs of the answers."""
-    engine, answers, scores = Engine(loaded, method and find_method(method)), list[Any](), list[Any]()
+    engine, answers, scores = Engine(loaded, find_method(method) if method else None), list[Any](), list[Any]()
     parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
     for part in parts:
         answers += engine.answer(prompts[part], read_generation(SETTINGS))

@@ -35,7 +35,7 @@ def test_pictures_stand_where_a_text_says_and_first_otherwise(text: str, count: 
 
 
 def test_messages_keep_their_order(demo: Loaded, tmp_path: Path) -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": [{"type": "image", "url": PICTURE}, {"type": "text", "text": "Color?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
@@ -103,7 +103,7 @@ def test_arguments_say_method_and_budget(settings: dict[str, Any], wanted: str) 
         ({"method": "none", "retain": 64}, "retain must be left out with method=none"),
         ({"retain": "half"}, "retain must be a number of tokens"),
         ({"method": "zip"}, "text must be one of vitcop"),
-        ({"max_frames_num": 0}, "max_frames_num must be a positive integer"),
+        ({"max_frames_num": 0}, "max_frames_num must be an integer >= 1"),
     ],
 )
 def test_arguments_that_fit_nothing_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitcop_core import Method, find_method
+from vitcop_core.checks import check_int
 from vitcop_llava.tools.lmms.visuals import DEFAULT_FRAMES, Clipping
 from vitcop_llava.tools.media.video_support import Sampling, need_support
 from vitcop_llava.tools.model.budget import parse_budget
@@ -31,7 +32,7 @@ class Arguments:
         keep_newline: See :func:`vitcop_llava.prune`.
 
     Raises:
-        ValueError: A setting is none of those.
+        TypeError, ValueError: A setting is none of those.
     """
 
     pretrained: str = "demo"
@@ -47,8 +48,7 @@ class Arguments:
         """Check what nothing else does."""
         if self.image_aspect_ratio not in _ASPECTS:
             raise ValueError(f"image_aspect_ratio must be one of {', '.join(_ASPECTS)}, got {self.image_aspect_ratio}")
-        if not isinstance(self.max_frames_num, int) or self.max_frames_num < 1:
-            raise ValueError(f"max_frames_num must be a positive integer, got {self.max_frames_num!r}")
+        check_int("max_frames_num", self.max_frames_num, 1)
 
     def find_method(self) -> Method | None:
         """Return the method with its budget; None for the model as it is.

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics

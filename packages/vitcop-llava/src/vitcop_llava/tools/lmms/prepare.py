@@ -42,7 +42,7 @@ def prepare_scenes(folder: Path, scenes: int = 12) -> list[str]:
     Raises:
         OSError: something cannot be written.
     """
-    rows = []
+    rows = list[dict[str, Any]]()
     pictures = folder / "scenes"
     pictures.mkdir(parents=True, exist_ok=True)
     for seed in range(scenes):
@@ -71,7 +71,7 @@ def prepare_clips(folder: Path, clips: int = 6) -> list[str]:
         ValueError: vitcop-video is not installed.
         OSError: something cannot be written.
     """
-    rows = []
+    rows = list[dict[str, Any]]()
     videos, support = folder / "clips", need_support()
     videos.mkdir(parents=True, exist_ok=True)
     for seed in range(clips):

@@ -59,7 +59,7 @@ def read_visual(
     if isinstance(visual, list | tuple) and visual and all(isinstance(frame, Image.Image) for frame in visual):
         return _clip_of(visual, clipping.sampling)
     if isinstance(visual, np.ndarray) and visual.ndim == 4 and visual.shape[3] == 3 and visual.dtype == np.uint8:
-        return _clip_of(visual, clipping.sampling)
+        return _clip_of([*visual], clipping.sampling)
     raise TypeError(f"visual must be a picture, frames or the name of a file, got a {type(visual).__name__}")
 
 
@@ -78,7 +78,7 @@ def _clip_of(frames: Sequence[Any], sampling: Sampling, path: Path = Path("frame
     """Return so many frames at equal distances, as of a video."""
     count = min(len(frames), sampling.frames or DEFAULT_FRAMES)
     indices = np.arange(count) * len(frames) // count
-    chosen = [frames[index] for index in indices]
+    chosen = [frames[index] for index in indices.tolist()]
     pixels = np.stack([_pixels(read_image(each) if isinstance(each, Path) else each) for each in chosen])
     return Clip(path, pixels, indices.astype(np.float64), indices, len(frames), "frames")
 
