@@ -72,6 +72,16 @@ def test_visuals_come_in_every_form(tmp_path: Path) -> None:
         read_visual(Path(__file__).parent, PLAIN)
 
 
+def test_too_many_pictures_are_the_frames_of_a_clip_where_a_model_reads_clips() -> None:
+    for gathers, kinds in ((True, [Clip]), (False, [Image.Image] * 4)):
+        clipping = Clipping(Sampling(frames=3), gathers)
+        assert [type(part) for part in turn_of("What?", [PICTURE] * 4, clipping).parts] == [*kinds, str]
+        items = [{"type": "image", "url": PICTURE}] * 4
+        (turn,) = turns_of([{"role": "user", "content": [*items, {"type": "text", "text": "What?"}]}], clipping)
+        assert [type(part) for part in turn.parts] == [*kinds, str]
+        assert len(turn_of("What?", [PICTURE] * 3, clipping).parts) == 4
+
+
 def test_pictures_are_padded_to_squares_on_request(demo: Loaded) -> None:
     clipping = Arguments(image_aspect_ratio="pad").clipping(demo)
     square = read_visual(PICTURE, clipping)

@@ -92,12 +92,13 @@ class Arguments:
             ValueError: Pictures cannot be padded for this model.
         """
         sampling = Sampling(frames=self.max_frames_num, time_limit=None, at_most=True)
+        gathers = loaded.parts.video is not None
         if self.image_aspect_ratio == "original":
-            return Clipping(sampling)
+            return Clipping(sampling, gathers)
         if loaded.parts.anyres is not None or loaded.parts.squares is not None:
             raise ValueError(
                 f"image_aspect_ratio must be original for a {type(loaded.model).__name__}, which takes pictures of any "
                 f"shape, got {self.image_aspect_ratio}"
             )
         red, green, blue = (int(255 * mean) for mean in loaded.processor.image_processor.image_mean)
-        return Clipping(sampling, (red, green, blue))
+        return Clipping(sampling, gathers, (red, green, blue))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitcop_llava.tools.lmms.visuals import Clipping, read_visual
+from vitcop_llava.tools.lmms.visuals import Clipping, gather, read_visual
 from vitcop_llava.tools.model.answer import Medium, placeholders
 
 PLACE = "<image>"
@@ -46,7 +46,7 @@ def turn_of(context: str, visuals: Iterable[Any] | None, clipping: Clipping) -> 
     Raises:
         TypeError, ValueError: a visual is none, or cannot be read.
     """
-    media = [read_visual(visual, clipping) for visual in visuals or ()]
+    media = gather([read_visual(visual, clipping) for visual in visuals or ()], clipping)
     return Turn("user", (*media, context))
 
 
@@ -61,7 +61,11 @@ def turns_of(messages: Sequence[Mapping[str, Any]], clipping: Clipping) -> list[
     for message in messages:
         content = message["content"]
         content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        found.append(Turn(message["role"], tuple(_part(item, clipping) for item in content)))
+        parts = [_part(item, clipping) for item in content]
+        media = [part for part in parts if not isinstance(part, str)]
+        if len(gathered := gather(media, clipping)) < len(media):
+            parts = [*gathered, *(part for part in parts if isinstance(part, str))]
+        found.append(Turn(message["role"], tuple(parts)))
     return found
 
 

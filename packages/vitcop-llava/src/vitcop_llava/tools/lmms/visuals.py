@@ -24,11 +24,13 @@ class Clipping:
 
     Attributes:
         sampling: which frames of a video.
+        gathers: whether more pictures than that are the frames of a clip, in a prompt that shows no other.
         border: the color, 0 to 255 each, that pictures are padded to squares with, as LLaVA-1.5's own code does; None
             leaves them as they are.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
+    gathers: bool = False
     border: tuple[int, int, int] | None = None
 
 
@@ -61,6 +63,15 @@ def read_visual(
     if isinstance(visual, np.ndarray) and visual.ndim == 4 and visual.shape[3] == 3 and visual.dtype == np.uint8:
         return _clip_of([*visual], clipping.sampling)
     raise TypeError(f"visual must be a picture, frames or the name of a file, got a {type(visual).__name__}")
+
+
+def gather(media: Sequence[Medium], clipping: Clipping) -> list[Medium]:
+    """Return what a prompt shows, with its pictures as one clip where they are too many for anything else."""
+    pictures = [each for each in media if isinstance(each, Image.Image)]
+    most = clipping.sampling.frames or DEFAULT_FRAMES
+    if not clipping.gathers or len(pictures) <= most or len(pictures) < len(media):
+        return [*media]
+    return [_clip_of(pictures, clipping.sampling)]
 
 
 def _read_file(path: Path, clipping: Clipping, video: bool, start: float | None, end: float | None) -> Medium:
