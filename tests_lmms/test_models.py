@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 import torch
 from lmms_eval.api.instance import Instance
 from PIL import Image
+from typer.testing import CliRunner
 
 from vitcop_core import find_method
+from vitcop_llava.tools.cli import app
 from vitcop_llava.tools.demo.scenes import render, sample_scene
 from vitcop_llava.tools.lmms.engine import Engine
 from vitcop_llava.tools.lmms.generation import read_generation
@@ -189,3 +193,16 @@ def test_every_family_keeps_everything_and_prunes_in_batches(name: str, family: 
     assert alone[2] == pytest.approx(together[2])
     assert alone[2]["visual_tokens_kept"] < 0.4 * alone[2]["visual_tokens"]
     assert [each.loss for each in alone[1]] == pytest.approx([each.loss for each in together[1]], abs=1e-3)
+
+
+def test_commands_take_onevision(family: Callable[[str], Loaded], folder: Path) -> None:
+    loaded, scenes, clips = family("onevision"), folder / "scenes", folder / "clips"
+    shown = [str(scenes / "0.png"), str(clips / "0.mp4"), str(scenes / "1.png"), "what is this", "--retain", "1/2"]
+    run = CliRunner().invoke(app, ["ask", *shown, "--model", loaded.source, "--max-new-tokens", "4", "--json"])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert len(found["clips"]) == 1
+    assert found["pruned"]["answer"]
+    drawn = CliRunner().invoke(app, ["show", shown[0], "--model", loaded.source, "--out", str(folder / "no.png")])
+    assert drawn.exit_code == 2
+    assert "--model must be one whose tokens are patches" in " ".join(drawn.output.split())
