@@ -44,9 +44,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scenes and two clips as tasks."""
+    """72 questions about scenes, a few of them with choices, and two clips, as tasks."""
     path = tmp_path_factory.mktemp("tasks")
-    assert prepare_scenes(path, 3) == ["vitcop_scenes", "vitcop_scenes_choice"]
+    assert prepare_scenes(path) == ["vitcop_scenes", "vitcop_scenes_choice"]
+    choices = path / "vitcop_scenes_choice.jsonl"
+    choices.write_text("".join(choices.read_text().splitlines(keepends=True)[:15]))
     assert prepare_clips(path, 2) == ["vitcop_clips"]
     return path
 
@@ -56,12 +58,15 @@ def evaluate(folder: Path) -> Callable[..., dict[str, Any]]:
     """Runs tasks through lmms-eval's own entry, on models by their ``--model_args``."""
     manager = TaskManager(include_path=str(folder), include_defaults=False)
 
-    def run(arguments: str, *tasks: str, batch_size: int = 1, simple: bool = False) -> dict[str, Any]:
+    def run(
+        arguments: str, *tasks: str, batch_size: int = 1, simple: bool = False, limit: int | None = None
+    ) -> dict[str, Any]:
         found: dict[str, Any] = simple_evaluate(
             model="vitcop",
             model_args=arguments,
             tasks=[*tasks],
             batch_size=batch_size,
+            limit=limit,
             device="cpu",
             task_manager=manager,
             force_simple=simple,
