@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitcop_core.files import check_writable, write_bytes
+from vitcop_core.journal import partial_path
 from vitcop_llava.tools.cli.errors import UserError, cannot_write
 from vitcop_llava.tools.model.budget import Budget
 from vitcop_llava.tools.model.budget import parse_budget as budget_of
@@ -39,6 +41,13 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
+ForceResults = Annotated[
+    bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one."),
+]
 
 
 def parse_budget(text: str | None) -> Budget:
@@ -83,6 +92,50 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
         raise cannot_write("--out", path, error) from error
     if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
         raise UserError(f"--out must not be the input {path}")
+
+
+def check_results_folder(out: Path, names: Sequence[str], journal: str, force: bool, resume: bool) -> None:
+    """Make the folder of a run's results, or raise where they cannot go there: asked before the work.
+
+    Args:
+        out: The folder.
+        names: Of the files that it gets.
+        journal: That of them which grows while the work goes on.
+        force: Whether what is there may be overwritten.
+        resume: Whether the run goes on with it.
+
+    Raises:
+        UserError: where it is a file, cannot be made, or holds results that are neither continued nor overwritten.
+    """
+    if resume and force:
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other overwrites it"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder, got the file {out}")
+    there = [name for name in (*names, partial_path(journal).name) if (out / name).exists()]
+    if there and not force and not resume:
+        raise UserError(
+            f"--out must not hold results yet, got {out / there[0]}; --force overwrites it, --resume goes on with it"
+        )
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out must be a folder that can be made, got {out}: {error.strerror or error}") from error
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command line of a run, without what changes no number."""
+    words = ["vitcop", context.info_name or ""]
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name in ("out", "force", "resume", "as_json", "debug"):
+            continue
+        value = context.params[name]
+        for each in value if isinstance(value, list) else [value]:
+            words += [option.opts[0], str(each)]
+    return shlex.join(words)
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:

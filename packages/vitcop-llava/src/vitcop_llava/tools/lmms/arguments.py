@@ -22,6 +22,7 @@ class Arguments:
     Attributes:
         pretrained: A folder, a hub id, ``demo`` or ``demo-video``.
         method: A name, or a name with settings in quotes as in ``'fastv(keep=30)'``; ``none`` for the model as it is.
+            From Python, a method too.
         retain: Tokens of an image (64), a share (1/9, 11.1%) or ``all``. None is one ninth, or what the method's own
             settings say.
         dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``.
@@ -36,7 +37,7 @@ class Arguments:
     """
 
     pretrained: str = "demo"
-    method: str = "vitcop"
+    method: str | Method = "vitcop"
     retain: str | int | float | None = None
     dtype: str = "auto"
     chat_template: str | None = None
@@ -56,7 +57,9 @@ class Arguments:
         Raises:
             ValueError: There is no such method, or budget.
         """
-        text = str(self.method).strip()
+        if not isinstance(self.method, str):
+            return self.method
+        text = self.method.strip()
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # lmms-eval leaves quotes where they are
             text = text[1:-1]
         if text.lower() == NO_METHOD:
