@@ -206,10 +206,10 @@ def _tell_plan(plan: Plan, as_json: bool) -> None:
 
 
 def _print(plan: Plan, result: Mapping[str, Any], folder: Path) -> None:
-    from vitcop_llava.tools.lmms.beside import cells, headings, remarks
+    from vitcop_llava.tools.lmms.beside import caption, cells, headings, remarks
 
     found = result["rows"]
-    table = make_table(headings(plan, found), caption="Measured, and in brackets what the paper says.")
+    table = make_table(headings(plan, found), caption=caption(plan))
     for line in cells(plan, found):
         add_row(table, *line)
     print_result(table)

@@ -111,12 +111,17 @@ def remarks(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> lis
     ]
 
 
+def caption(plan: Plan) -> str:
+    """Return what a table's numbers are, and where those in brackets come from."""
+    if plan.is_demo:
+        return "Measured."
+    return f"Measured, and in brackets the numbers of Table {plan.table.number} of the paper ({SOURCE})."
+
+
 def report(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> str:
     """Return a page in Markdown."""
-    said = "".join(f"- {remark[0].upper()}{remark[1:]}.\n" for remark in remarks(plan, header, found))
-    has_published = any(number is not None for line in found for number in line["published"].values())
-    source = f", and in brackets what the paper says in its Table {plan.table.number} ({SOURCE})"
+    said = "".join(f"- {remark[0].upper()}{remark[1:].rstrip('.')}.\n" for remark in remarks(plan, header, found))
     return (
-        f"# Table {plan.table.number}: {plan.table.title}\n\nMeasured{source if has_published else ''}.\n\n"
+        f"# Table {plan.table.number}: {plan.table.title}\n\n{caption(plan)}\n\n"
         f"{markdown_table(headings(plan, found), cells(plan, found))}\n\n{said}"
     )

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vitcop_llava.tools.lmms.model import Vitcop
 
 Record = dict[str, Any]
-"""A run that is over: ``row``, ``task``, ``method`` and ``seconds``, with ``scores``, ``costs`` and ``questions``, or why
-there are none: ``out_of_reach`` if the method cannot run on the model at its budget, ``error`` if it failed."""
+"""A run that is over: ``row``, ``task``, ``method``, ``seconds``, and ``scores``, ``costs`` and ``questions``. A run
+without these says why: ``out_of_reach`` if the method cannot run on the model at its budget, ``error`` if it failed."""
 
 _MOST_BYTES = 2**28
 
