@@ -1,4 +1,4 @@
-"""The paper's tables through lmms-eval: on the demo models, killed and continued, and as lmms-eval knows their tasks."""
+"""The paper's tables through lmms-eval: on demo models, killed and continued, and with tasks that lmms-eval has."""
 
 from __future__ import annotations
 
