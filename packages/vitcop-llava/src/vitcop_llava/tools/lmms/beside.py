@@ -103,8 +103,8 @@ def remarks(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> lis
     gone = [f"{line['row']} is out of reach: {line['out_of_reach']}" for line in found if line["out_of_reach"]]
     failed = [f"{line['row']}, {task} failed: {said}" for line in found for task, said in line["errors"].items()]
     return [
-        f"{plan.model}{arguments}; batches of {plan.batch_size}, {limit}, dtype {header['dtype']}",
-        versions,
+        f"model: {plan.model}{arguments}; batches of {plan.batch_size}, {limit}, dtype {header['dtype']}",
+        f"versions: {versions}",
         *plan.table.notes,
         *gone,
         *failed,
@@ -120,7 +120,7 @@ def caption(plan: Plan) -> str:
 
 def report(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> str:
     """Return a page in Markdown."""
-    said = "".join(f"- {remark[0].upper()}{remark[1:].rstrip('.')}.\n" for remark in remarks(plan, header, found))
+    said = "".join(f"- {remark.rstrip('.')}.\n" for remark in remarks(plan, header, found))
     return (
         f"# Table {plan.table.number}: {plan.table.title}\n\n{caption(plan)}\n\n"
         f"{markdown_table(headings(plan, found), cells(plan, found))}\n\n{said}"
