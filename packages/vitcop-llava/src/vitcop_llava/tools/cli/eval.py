@@ -102,11 +102,11 @@ def evaluate(
     if not as_json:
         _tell_plan(wanted, as_json)
     notes = Notes()
-    result = _run(wanted, folder, resume, (device, dtype), notes, command_line(context))
+    held, result = _run(wanted, folder, resume, device, dtype, notes, command_line(context))
     if as_json:
         print_json({**result, "notes": notes.found})
     else:
-        _print(wanted, result, folder)
+        _print(held, result, folder)
         notes.print()
     raise typer.Exit(FAILURE if any(line["errors"] for line in result["rows"]) else 0)
 
@@ -146,13 +146,30 @@ def _check_installed(plan: Plan) -> None:
         )
 
 
-def _run(plan: Plan, folder: Path, resume: bool, place: tuple[str, str], notes: Notes, command: str) -> dict[str, Any]:
-    """Run the table, and write what came out."""
+def _run(
+    plan: Plan, folder: Path, resume: bool, device: str, dtype: str, notes: Notes, command: str
+) -> tuple[Plan, dict[str, Any]]:
+    """Run a table, and write what came out; return also what of the table the folder holds then."""
+    from vitcop_llava.tools.lmms.beside import lines, report
+    from vitcop_llava.tools.lmms.runs import Place, run_table, settings_of
+    from vitcop_llava.tools.model.environment import environment
+
+    is_demo, tasks = plan.is_demo, folder / "tasks"
+    load = partial(
+        open_model, None if is_demo else plan.model, device, dtype, notes, for_video=plan.table.checkpoint.is_video
+    )
+    place = Place(folder, load, dtype, tasks if is_demo else None, print_note, print_error)
     try:
         with mistakes(), quiet(notes, keep_downloads=sys.stderr.isatty()):
-            result = {"command": command, **_measure(plan, folder, resume, place, notes)}
+            if is_demo:
+                prepare_demo(plan.table, tasks)
+            records = run_table(plan, place, resume=resume)
+        held = plan.with_rows_and_tasks(*({record[key] for record in records} for key in ("row", "task")))
+        settings, found = settings_of(plan, dtype), lines(held, records)
+        about = {"command": command, "environment": environment(), "settings": settings}
+        result = {**about, "plan": held.as_json(), "rows": found}
         write_json(folder / RESULT, result)
-        write_text(folder / REPORT, _report(plan, result))
+        write_text(folder / REPORT, report(held, settings, found))
     except OSError as error:
         if not Path(error.filename or "").is_relative_to(folder):
             raise
@@ -160,28 +177,7 @@ def _run(plan: Plan, folder: Path, resume: bool, place: tuple[str, str], notes: 
     except KeyboardInterrupt:
         print_note(f"what was measured is in {folder}; the same command with --resume goes on")
         raise
-    return result
-
-
-def _measure(plan: Plan, folder: Path, resume: bool, place: tuple[str, str], notes: Notes) -> dict[str, Any]:
-    from vitcop_llava.tools.lmms.beside import lines
-    from vitcop_llava.tools.lmms.runs import Place, header_of, run_table
-
-    (device, dtype), is_video = place, plan.table.checkpoint.is_video
-    source, tasks = plan.model, None
-    if plan.is_demo:
-        source, tasks = None, folder / "tasks"
-        prepare_demo(plan.table, tasks)
-    load = partial(open_model, source, device, dtype, notes, for_video=is_video)
-    where = Place(folder, load, dtype, tasks, print_note, print_error)
-    records = run_table(plan, where, resume=resume)
-    return {"plan": plan.as_json(), "settings": header_of(plan, where), "rows": lines(plan, records)}
-
-
-def _report(plan: Plan, result: Mapping[str, Any]) -> str:
-    from vitcop_llava.tools.lmms.beside import report
-
-    return report(plan, result["settings"], result["rows"])
+    return held, result
 
 
 def _tell_plan(plan: Plan, as_json: bool) -> None:

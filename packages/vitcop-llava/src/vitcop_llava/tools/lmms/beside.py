@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vitcop_llava.tools.lmms.plan import Plan
 from vitcop_llava.tools.lmms.published import KEPT, Column
+from vitcop_llava.tools.lmms.records import Line, Record, Settings
 from vitcop_llava.tools.markdown import markdown_table
 
 _PAPER = "ViTCoP: Accelerating Large Vision-Language Models via Visual and Textual Semantic Collaborative Pruning"
 SOURCE = f"Luo et al., {_PAPER}"
 
-Line = dict[str, Any]
 
-
-def lines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return a table's rows as plain data.
+def lines(plan: Plan, records: Sequence[Record]) -> list[Line]:
+    """Return a table's rows.
 
     Args:
-        plan: What was run.
-        records: Of it, and maybe of others.
-
-    Returns:
-        Each with ``row``, ``budget`` and ``method``; ``measured`` and ``published``, a number or None by column;
-        ``tokens``, how many visual tokens a layer sees on average; ``share`` and ``published_share``, the mean of the
-        scores over those of the unpruned model, in percent; and ``out_of_reach`` or ``errors``, where there are some.
+        plan: What is told of it.
+        records: What was run of it.
     """
     by_run = {(record["row"], record["task"]): record for record in records}
     found = []
     for row in plan.rows:
         own = {task.name: by_run[row.name, task.name] for task in plan.tasks if (row.name, task.name) in by_run}
-        places = [plan.table.columns.index(column) for column in plan.columns]
+        published = dict(zip((column.name for column in plan.table.columns), row.published, strict=True))
         kept = [record["costs"][KEPT] for record in own.values() if KEPT in record.get("costs", {})]
         line: Line = {
             "row": row.name,
             "budget": row.budget,
             "method": next((record["method"] for record in own.values()), None),
             "measured": {column.name: _value(own, column) for column in plan.columns},
-            "published": {plan.columns[at].name: row.published[place] for at, place in enumerate(places)},
+            "published": {column.name: published[column.name] for column in plan.columns},
             "tokens": sum(kept) / len(kept) if kept else None,
             "share": None,
-            "published_share": row.average if len(plan.columns) == len(plan.table.columns) else None,
+            "published_share": row.average if plan.columns == plan.table.columns else None,
             "out_of_reach": next((each["out_of_reach"] for each in own.values() if "out_of_reach" in each), None),
             "errors": {name: record["error"] for name, record in own.items() if "error" in record},
         }
@@ -52,12 +45,13 @@ def lines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Line]:
     return found
 
 
-def _value(records: Mapping[str, Mapping[str, Any]], column: Column) -> float | None:
+def _value(records: Mapping[str, Record], column: Column) -> float | None:
     record = records.get(column.task.name) if column.task else None
     if record is None or "scores" not in record:
         return None
-    numbers = [record["scores" if column.is_score else "costs"].get(name) for name in column.metrics]
-    return None if None in numbers else column.factor * sum(numbers)
+    numbers = record["scores"] if column.is_score else record["costs"]
+    told = [numbers[name] for name in column.metrics if name in numbers]
+    return column.factor * sum(told) if len(told) == len(column.metrics) else None
 
 
 def _share(
@@ -95,15 +89,15 @@ def _pair(measured: float | None, published: float | None, unit: str = "") -> st
     return told if published is None else f"{told} ({published:.4g}{unit})"
 
 
-def remarks(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> list[str]:
+def remarks(plan: Plan, settings: Settings, found: Sequence[Line]) -> list[str]:
     """Return how a table was run, how that differs from the paper, and what is missing."""
     limit = "all questions" if plan.limit is None else f"at most {plan.limit} questions of each task"
-    arguments = "".join(f", {name}={value}" for name, value in header["arguments"].items())
-    versions = ", ".join(f"{name} {number}" for name, number in header["packages"].items() if number)
+    arguments = "".join(f", {name}={value}" for name, value in settings["arguments"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in settings["packages"].items() if number)
     gone = [f"{line['row']} is out of reach: {line['out_of_reach']}" for line in found if line["out_of_reach"]]
     failed = [f"{line['row']}, {task} failed: {said}" for line in found for task, said in line["errors"].items()]
     return [
-        f"model: {plan.model}{arguments}; batches of {plan.batch_size}, {limit}, dtype {header['dtype']}",
+        f"model: {plan.model}{arguments}; batches of {plan.batch_size}, {limit}, dtype {settings['dtype']}",
         f"versions: {versions}",
         *plan.table.notes,
         *gone,
@@ -118,9 +112,9 @@ def caption(plan: Plan) -> str:
     return f"Measured, and in brackets the numbers of Table {plan.table.number} of the paper ({SOURCE})."
 
 
-def report(plan: Plan, header: Mapping[str, Any], found: Sequence[Line]) -> str:
+def report(plan: Plan, settings: Settings, found: Sequence[Line]) -> str:
     """Return a page in Markdown."""
-    said = "".join(f"- {remark.rstrip('.')}.\n" for remark in remarks(plan, header, found))
+    said = "".join(f"- {remark.rstrip('.')}.\n" for remark in remarks(plan, settings, found))
     return (
         f"# Table {plan.table.number}: {plan.table.title}\n\n{caption(plan)}\n\n"
         f"{markdown_table(headings(plan, found), cells(plan, found))}\n\n{said}"

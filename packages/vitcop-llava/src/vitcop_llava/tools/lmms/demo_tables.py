@@ -16,7 +16,7 @@ def demo_table(table: PaperTable) -> PaperTable:
     Cut layers and budgets are scaled to the model, as for any other; what it cannot reach is told when it runs.
     """
     name, task = ("demo-video", CLIPS) if table.checkpoint.is_video else ("demo", SCENES)
-    model = replace(table.checkpoint, name=name, arguments={}, layer_weights=0.0, tower_macs=0.0, is_demo=True)
+    model = replace(table.checkpoint, name=name, arguments={}, token_macs=0.0, tower_macs=0.0, is_demo=True)
     costs = [replace(column, task=task) for column in table.columns if column.task and not column.is_score]
     columns = (*costs, Column(task.name, task, ("exact_match",)))
     rows = tuple(replace(row, published=(None,) * len(columns), average=None) for row in table.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Plan:
         """Return how long a run takes on an H100, about."""
         model = self.table.checkpoint
         tokens = run.row.budget or model.tokens
-        prefill = (model.layer_weights * (tokens + _TEXT_TOKENS) + model.tower_macs) / _MACS_PER_SECOND
+        prefill = (model.token_macs * (tokens + _TEXT_TOKENS) + model.tower_macs) / _MACS_PER_SECOND
         decoding = run.task.answer_tokens * _STEP / self.batch_size
         return run.task.asked(self.limit) * (prefill + decoding + (_CLIP if model.is_video else _PICTURE))
 
@@ -77,6 +77,16 @@ class Plan:
     def hours(self) -> float:
         """How long all of it takes on an H100, about."""
         return sum(map(self.seconds, self.runs)) / 3600
+
+    def with_rows_and_tasks(self, rows: Iterable[str], tasks: Iterable[str]) -> Plan:
+        """Return it with further rows and tasks of the table, by name."""
+        rows, tasks = {*rows, *(row.name for row in self.rows)}, {*tasks}
+        columns = [
+            column
+            for column in self.table.columns
+            if column in self.columns or (column.task is not None and column.task.name in tasks)
+        ]
+        return replace(self, columns=tuple(columns), rows=tuple(row for row in self.table.rows if row.name in rows))
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -149,7 +159,7 @@ def missing(plan: Plan) -> list[str]:
 
 
 def is_there(kind: str, name: str) -> bool:
-    """Return whether the hub's cache on this machine holds something of a repository, or it needs nothing of the hub.
+    """Return whether the hub's cache on this machine holds something of a repository, or nothing of the hub is needed.
 
     Args:
         kind: ``models`` or ``datasets``.
@@ -158,7 +168,7 @@ def is_there(kind: str, name: str) -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     parts = name.split("/")
-    return len(parts) != 2 or Path(HF_HUB_CACHE, f"{kind}--{'--'.join(parts)}").is_dir()
+    return len(parts) != 2 or Path(name).exists() or Path(HF_HUB_CACHE, f"{kind}--{'--'.join(parts)}").is_dir()
 
 
 def _chosen(option: str, given: Sequence[str], known: Sequence[str]) -> set[str]:

@@ -98,7 +98,7 @@ class Checkpoint:
         name: Its id on the hub.
         tokens: Visual tokens of an image or clip, at most.
         arguments: How lmms-eval's own model of it asks, as arguments of ours.
-        layer_weights: Multiply-accumulates of a token in the language model's layers.
+        token_macs: Multiply-accumulates of a token in the language model's layers.
         tower_macs: Of the vision tower, for an image or clip.
         gigabytes: What it downloads, at two bytes a weight.
         is_video: Whether it is asked about clips.
@@ -108,7 +108,7 @@ class Checkpoint:
     name: str
     tokens: int
     arguments: Mapping[str, Any]
-    layer_weights: float
+    token_macs: float
     tower_macs: float
     gigabytes: float
     is_video: bool = False
@@ -183,10 +183,6 @@ def _not_measured(name: str) -> Column:
 def _group(budget: int, *lines: tuple[str, tuple[float, ...], float]) -> tuple[Row, ...]:
     """Return the rows of one budget: method, scores, average."""
     return tuple(Row(method, budget, scores, average) for method, scores, average in lines)
-
-
-def _unpruned(*published: float) -> Row:
-    return Row("unpruned", None, published)
 
 
 _MMB_NOTE = "MMBench's answers are matched by lmms-eval's rules, so that no key of a judge is needed"
@@ -310,7 +306,7 @@ TABLE_5 = PaperTable(
     LLAVA_NEXT_13B,
     (POPE, _tflops(POPE), *map(_not_measured, ("GPU Mem (GB)", "Prefill (ms)", "Time/Tok (ms)"))),
     (
-        _unpruned(0.863, 31.55, 30.80, 914, 62.67),
+        Row("unpruned", None, (0.863, 31.55, 30.80, 914, 62.67)),
         Row("VisionZip", 80, (0.661, 1.79, 27.12, 126, 53.39), is_named_by_budget=False),
         Row("ViTCoP", 80, (0.755, 1.69, 27.13, 139, 53.53), is_named_by_budget=False),
     ),

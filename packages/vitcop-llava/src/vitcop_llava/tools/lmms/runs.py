@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from numbers import Real
@@ -19,16 +19,13 @@ from vitcop_core import Method
 from vitcop_core.journal import Journal, lines_of, partial_path
 from vitcop_llava.tools.lmms.arguments import Arguments
 from vitcop_llava.tools.lmms.plan import RUNS, Plan, Run
+from vitcop_llava.tools.lmms.records import Outcome, Record, Settings
 from vitcop_llava.tools.lmms.rows import methods_of
 from vitcop_llava.tools.model.environment import VIDEO_PACKAGES, environment
 from vitcop_llava.tools.model.loading import Loaded
 
 if TYPE_CHECKING:
     from vitcop_llava.tools.lmms.model import Vitcop
-
-Record = dict[str, Any]
-"""A run that is over: ``row``, ``task``, ``method``, ``seconds``, and ``scores``, ``costs`` and ``questions``. A run
-without these says why: ``out_of_reach`` if the method cannot run on the model at its budget, ``error`` if it failed."""
 
 _MOST_BYTES = 2**28
 
@@ -70,12 +67,12 @@ def run_table(plan: Plan, place: Place, *, resume: bool) -> list[Record]:
         OSError: A record cannot be written.
         Exception: Whatever `load` raises.
     """
-    header = header_of(plan, place)
-    before = [record for record in _stored(place.folder, header) if "error" not in record] if resume else []
+    settings = settings_of(plan, place.dtype)
+    before = [record for record in _stored(place.folder, settings) if "error" not in record] if resume else []
     done = {(record["row"], record["task"]) for record in before}
     left = [run for run in plan.runs if (run.row.name, run.task.name) not in done]
     found = [*before]
-    with Journal(place.folder / RUNS, [header, *before]) as journal:
+    with Journal(place.folder / RUNS, [settings, *before]) as journal:
         for record in _measure(plan, place, left):
             journal.add(record)
             found.append(record)
@@ -83,23 +80,23 @@ def run_table(plan: Plan, place: Place, *, resume: bool) -> list[Record]:
     return found
 
 
-def header_of(plan: Plan, place: Place) -> dict[str, Any]:
+def settings_of(plan: Plan, dtype: str) -> Settings:
     """Return what runs must have in common for their numbers to stand side by side."""
     packages = environment("lmms-eval", *(VIDEO_PACKAGES if plan.table.checkpoint.is_video else ()))["packages"]
-    header = {
+    settings: Settings = {
         "table": plan.table.number,
         "model": plan.model,
         "arguments": dict(plan.table.checkpoint.arguments),
         "limit": plan.limit,
         "batch_size": plan.batch_size,
-        "dtype": place.dtype,
+        "dtype": dtype,
         "packages": packages,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(header))
+    plain: Settings = json.loads(json.dumps(settings))
     return plain
 
 
-def _stored(folder: Path, header: Mapping[str, Any]) -> list[Record]:
+def _stored(folder: Path, settings: Settings) -> list[Record]:
     """Return what an earlier call left, whole or not.
 
     Raises:
@@ -109,7 +106,7 @@ def _stored(folder: Path, header: Mapping[str, Any]) -> list[Record]:
     # A call that goes on with a whole file has left the newer one unfinished.
     for path in (partial_path(folder / RUNS), folder / RUNS):
         first, *records = (lines_of(path, _MOST_BYTES) if path.exists() else []) or [None]
-        if first is not None and first != header:
+        if first is not None and first != settings:
             raise ValueError(
                 f"--resume must go on with the same table, model, settings and versions, got {path} of others; --force "
                 "starts again"
@@ -135,8 +132,8 @@ def _measure(plan: Plan, place: Place, left: Sequence[Run]) -> Iterator[Record]:
         clock.add(run, seconds)
         if "error" in outcome:
             place.failed(f"{name}: {outcome['error']}")
-        about = {"row": run.row.name, "task": run.task.name, "method": None if method is None else repr(method)}
-        yield {**about, **outcome, "seconds": seconds}
+        settings = None if method is None else repr(method)
+        yield {"row": run.row.name, "task": run.task.name, "method": settings, "seconds": seconds, **outcome}
 
 
 def _task_manager(folder: Path | None) -> Any:
@@ -162,7 +159,7 @@ def _visual_tokens(plan: Plan, loaded: Loaded) -> int:
     return parts.video.clip(Arguments(**plan.table.checkpoint.arguments).max_frames_num).tokens
 
 
-def _run(plan: Plan, run: Run, loaded: Loaded, method: Method | None, manager: Any) -> Record:
+def _run(plan: Plan, run: Run, loaded: Loaded, method: Method | None, manager: Any) -> Outcome:
     from vitcop_llava.tools.lmms.model import Vitcop
 
     try:
@@ -179,7 +176,7 @@ def _run(plan: Plan, run: Run, loaded: Loaded, method: Method | None, manager: A
         model.clean()
 
 
-def _evaluate(model: Vitcop, plan: Plan, run: Run, manager: Any) -> Record:
+def _evaluate(model: Vitcop, plan: Plan, run: Run, manager: Any) -> Outcome:
     from lmms_eval.evaluator import simple_evaluate
 
     # Some tasks write files to send in somewhere, which nobody asked for; some print to stdout, which is the caller's.
