@@ -16,6 +16,7 @@ from vitcop_llava.tools.lmms.beside import cells, headings, lines, report
 from vitcop_llava.tools.lmms.demo_tables import demo_table
 from vitcop_llava.tools.lmms.plan import Plan, make_plan
 from vitcop_llava.tools.lmms.published import COCO, MME, TABLE_1, TABLE_2, TABLE_5, TABLE_7, TABLES, PaperTable
+from vitcop_llava.tools.lmms.records import Record, Settings
 from vitcop_llava.tools.lmms.rows import methods_of
 
 
@@ -160,9 +161,21 @@ def test_needs_of_tasks_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_HOME for Next-QA" not in plans.missing(make_plan(TABLES[3]))
 
 
-def record(row: str, task: str, scores: dict[str, float], kept: float = 80.0, **more: Any) -> dict[str, Any]:
+def record(row: str, task: str, scores: dict[str, float], kept: float = 80.0) -> Record:
     costs = {"avg_visual_tokens_kept": kept, "avg_prefill_gmacs": 1500.0}
-    return {"row": row, "task": task, "method": "M()", "seconds": 1.0, "scores": scores, "costs": costs, **more}
+    return {"row": row, "task": task, "method": "M()", "seconds": 1.0, "scores": scores, "costs": costs}
+
+
+def settings(**packages: str | None) -> Settings:
+    return {
+        "table": 5,
+        "model": "folder",
+        "arguments": {"chat_template": "vicuna"},
+        "limit": None,
+        "batch_size": 8,
+        "dtype": "auto",
+        "packages": packages,
+    }
 
 
 def small_plan() -> Plan:
@@ -194,8 +207,7 @@ def test_measured_stands_beside_published() -> None:
         "- (53.53)",
         "80%",
     ]
-    header = {"arguments": {"chat_template": "vicuna"}, "dtype": "auto", "packages": {"torch": "2", "av": None}}
-    page = report(plan, header, found)
+    page = report(plan, settings(torch="2", av=None), found)
     for words in (
         "numbers of Table 5 of the paper (Luo et al.",
         "chat_template=vicuna",
@@ -207,15 +219,15 @@ def test_measured_stands_beside_published() -> None:
 
 def test_what_is_missing_is_told_and_not_made_up() -> None:
     plan = small_plan()
-    failed = {"row": "unpruned", "task": "pope", "method": None, "seconds": 1.0, "error": "OSError: no data"}
-    beyond = {"row": "ViTCoP", "task": "pope", "method": "M()", "seconds": 0.0, "out_of_reach": "keep must be more."}
+    failed: Record = {"row": "unpruned", "task": "pope", "method": None, "seconds": 1.0, "error": "OSError: no data"}
+    beyond: Record = {"row": "ViTCoP", "task": "pope", "method": "M()", "seconds": 0.0, "out_of_reach": "too few."}
     found = lines(plan, [failed, beyond])
     assert [line["measured"]["POPE"] for line in found] == [None, None]
     assert [line["share"] for line in found] == [None, None]
     assert cells(plan, found)[1][:3] == ["ViTCoP", "out of reach", "- (0.755)"]
-    page = report(plan, {"arguments": {}, "dtype": "auto", "packages": {}}, found)
+    page = report(plan, settings(), found)
     assert "- unpruned, pope failed: OSError: no data.\n" in page
-    assert "- ViTCoP is out of reach: keep must be more.\n" in page
+    assert "- ViTCoP is out of reach: too few.\n" in page
 
 
 def test_a_part_of_a_table_has_no_average_of_the_paper() -> None:
