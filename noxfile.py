@@ -97,7 +97,7 @@ def typecheck(session: nox.Session) -> None:
         *(f"{package}/src" for package in RELEASED),
     )
     # One run a folder: test modules are no packages, and their names repeat.
-    for folder in ("tests", *(f"{package}/tests" for package in RELEASED)):
+    for folder in ("tests", "tests_lmms", *(f"{package}/tests" for package in RELEASED)):
         if any((ROOT / folder).rglob("*.py")):
             session.run("mypy", folder)
 
@@ -186,6 +186,18 @@ def vllm(session: nox.Session) -> None:
     (packages / "torchvision_schemas.pth").write_text("import torchvision_schemas\n")
     # Warnings of vLLM and of what it brings are none of ours.
     session.run("pytest", "-W", "default", *(session.posargs or (f"{VLLM}/tests", "--durations=5")), env=ON_CPUS)
+
+
+@nox.session
+def lmms(session: nox.Session) -> None:
+    """Test the models and tasks for lmms-eval beside it, in an environment of its own; arguments after -- to pytest."""
+    install_group(session, "lmms")
+    install_packages(session, CORE, LLAVA, VIDEO)
+    # What it asks for: torchvision, which breaks transformers beside a torch for CPUs, and an older PyAV than ours.
+    install(session, "--no-deps", "lmms-eval")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(session.create_tmp())}
+    # What lmms-eval and its libraries warn of is none of our business.
+    session.run("pytest", "-W", "default", *(session.posargs or ["tests_lmms"]), env=ONE_THREAD | offline)
 
 
 # What goes through the kernels in a process that sanitizers watch.

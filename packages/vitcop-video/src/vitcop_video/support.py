@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vitcop_llava.tools.media.video_support import Clip, Sampling
 from vitcop_video.readers.base import VideoError
 from vitcop_video.readers.choice import backend_status as readers
-from vitcop_video.video import read_video
+from vitcop_video.video import open_video, read_video
 
 if TYPE_CHECKING:
     from vitcop_llava.tools.demo.questions import Question
@@ -26,6 +29,8 @@ def read_clip(path: Path, sampling: Sampling) -> Clip:
         ValueError: it cannot be read, or does not have such frames; the message names it.
     """
     try:
+        if sampling.at_most and sampling.frames is not None:
+            sampling = replace(sampling, frames=min(sampling.frames, _frames_within(path, sampling)), at_most=False)
         video = read_video(
             path,
             sampling.frames,
@@ -45,6 +50,13 @@ def read_clip(path: Path, sampling: Sampling) -> Clip:
         raise ValueError(f"{path}: {error}") from error
     info = video.info
     return Clip(path, video.frames, video.seconds, video.indices, info.frames, info.backend, info.fallback)
+
+
+def _frames_within(path: Path, sampling: Sampling) -> int:
+    """Return how many frames a file has in the window; one at least, so that reading them says what is wrong."""
+    seconds = open_video(path, sampling.backend, time_limit=sampling.time_limit).info.seconds
+    inside = (seconds >= (sampling.start or 0.0)) & (seconds < (np.inf if sampling.end is None else sampling.end))
+    return max(1, int(np.count_nonzero(inside)))
 
 
 def processor(name: str) -> ClipProcessor:

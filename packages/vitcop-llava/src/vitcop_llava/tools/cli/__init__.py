@@ -15,6 +15,7 @@ from vitcop_llava.tools.cli.bench import bench
 from vitcop_llava.tools.cli.compare import compare
 from vitcop_llava.tools.cli.doctor import doctor
 from vitcop_llava.tools.cli.errors import CommandGroup
+from vitcop_llava.tools.cli.eval import evaluate
 from vitcop_llava.tools.cli.scene import scene
 from vitcop_llava.tools.cli.show import show
 
@@ -36,6 +37,7 @@ def _help(command: Callable[..., None]) -> str:
 
 for command in (ask, show, compare, analyze, bench, scene, doctor):
     app.command(help=_help(command))(command)
+app.command("eval", help=_help(evaluate))(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from vitcop_llava.tools.cli.errors import UserError
 from vitcop_llava.tools.cli.media import open_images
-from vitcop_llava.tools.cli.options import parse_decimal
 from vitcop_llava.tools.cli.questions import parsed_lines
+from vitcop_llava.tools.model.budget import parse_decimal
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.report import Report
     from vitcop_llava.tools.cli.media import Medium
-    from vitcop_llava.tools.cli.options import Budget
     from vitcop_llava.tools.media.video_support import Sampling
     from vitcop_llava.tools.model.answer import Answer
+    from vitcop_llava.tools.model.budget import Budget
     from vitcop_llava.tools.model.loading import Loaded
 
 Batch = Annotated[

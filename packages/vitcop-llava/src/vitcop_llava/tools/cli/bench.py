@@ -16,7 +16,6 @@ from vitcop_llava.tools.cli.errors import UserError, mistakes
 from vitcop_llava.tools.cli.methods import METHODS, method_names
 from vitcop_llava.tools.cli.options import (
     AsJson,
-    Budget,
     Debug,
     Device,
     Dtype,
@@ -28,6 +27,7 @@ from vitcop_llava.tools.cli.options import (
 )
 from vitcop_llava.tools.cli.output import add_row, make_table, print_json, print_result
 from vitcop_llava.tools.cli.running import Notes, quiet
+from vitcop_llava.tools.model.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcop_core.journal import partial_path
 from vitcop_llava.tools.cli.errors import FAILURE, UserError, cannot_write, mistakes
 from vitcop_llava.tools.cli.media import (
     End,
@@ -25,7 +23,18 @@ from vitcop_llava.tools.cli.media import (
     parse_sampling,
 )
 from vitcop_llava.tools.cli.methods import parse_methods
-from vitcop_llava.tools.cli.options import AsJson, Budget, Debug, Device, Dtype, Model, parse_budgets
+from vitcop_llava.tools.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Dtype,
+    ForceResults,
+    Model,
+    Resume,
+    check_results_folder,
+    command_line,
+    parse_budgets,
+)
 from vitcop_llava.tools.cli.output import (
     add_row,
     make_table,
@@ -38,6 +47,7 @@ from vitcop_llava.tools.cli.output import (
 from vitcop_llava.tools.cli.questions import read_questions
 from vitcop_llava.tools.cli.running import Notes, describe, model_summary, open_model, quiet
 from vitcop_llava.tools.comparison import ANSWERS, FILES, PLOT, PRESETS, REPORT
+from vitcop_llava.tools.model.budget import Budget
 
 if TYPE_CHECKING:
     from vitcop_core import Method
@@ -95,14 +105,6 @@ Seed = Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the resam
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for report, plot, JSON and answers.")
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
-]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one."),
-]
-
 
 DEFAULT_BUDGETS = ("1/3", "2/9", "1/9", "1/18")
 PRESET_BUDGETS = {"table-4": ("1/9",), "table-7": ("1/9",)}
@@ -133,7 +135,7 @@ def compare(
     reader: Reader = "auto",
     time_limit: TimeLimit = 10.0,
     out: Out = Path("vitcop-comparison"),
-    force: Overwrite = False,
+    force: ForceResults = False,
     resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -149,7 +151,7 @@ def compare(
     name = _check_preset(method, preset)
     budgets, notes = _check_budgets(retain, name), Notes()
     sampling = parse_sampling(frames, fps, indices, key_frames, start, end, reader, time_limit)
-    _check_folder(out, force, resume)
+    check_results_folder(out, FILES, ANSWERS, force, resume)
     asked = None if questions is None else read_questions(questions, limit)
     for fault in asked.faults if asked else ():
         _tell(fault)
@@ -163,7 +165,7 @@ def compare(
     variants = _variants(loaded, methods, name, budgets)
     options = _options(loaded, batch_size, max_new_tokens, timing, seed, sampling)
     with quiet(notes):
-        result = _run(loaded, asked, variants, options, out, resume, _command(context))
+        result = _run(loaded, asked, variants, options, out, resume, command_line(context))
     if as_json:
         print_json({**result, "notes": notes.found})
     else:
@@ -188,24 +190,6 @@ def _check_budgets(retain: Sequence[str] | None, name: str) -> dict[str, Budget]
             f"--retain must not be given with --preset published, which has its own budgets, got {retain[0]!r}"
         )
     return parse_budgets(retain, PRESET_BUDGETS.get(name, DEFAULT_BUDGETS))
-
-
-def _check_folder(out: Path, force: bool, resume: bool) -> None:
-    if resume and force:
-        raise UserError(
-            "--resume must not be given with --force: one goes on with what is there, the other overwrites it"
-        )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out must be a folder, got the file {out}")
-    there = [name for name in (*FILES, partial_path(ANSWERS).name) if (out / name).exists()]
-    if there and not force and not resume:
-        raise UserError(
-            f"--out must not hold results yet, got {out / there[0]}; --force overwrites it, --resume goes on with it"
-        )
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out must be a folder that can be made, got {out}: {error.strerror or error}") from error
 
 
 def _demo_questions(loaded: Loaded, limit: int | None) -> QuestionSet:
@@ -265,20 +249,6 @@ def _run(
 
 def _tell(fault: Fault) -> None:
     print_error(f"line {fault.number}: {fault.error}")
-
-
-def _command(context: typer.Context) -> str:
-    """Return the command line, without what changes no number."""
-    words = ["vitcop", "compare"]
-    for option in context.command.params:
-        name = option.name or ""
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE" or name in ("out", "force", "resume", "as_json", "debug"):
-            continue
-        value = context.params[name]
-        for each in value if isinstance(value, list) else [value]:
-            words += [option.opts[0], str(each)]
-    return shlex.join(words)
 
 
 def _print(loaded: Loaded, result: StoredComparison, out: Path) -> None:

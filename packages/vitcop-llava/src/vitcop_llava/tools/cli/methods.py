@@ -12,7 +12,7 @@ from vitcop_llava.tools.cli.errors import UserError
 
 if TYPE_CHECKING:
     from vitcop_core import Method
-    from vitcop_llava.tools.cli.options import Budget
+    from vitcop_llava.tools.model.budget import Budget
 
 __all__ = ["METHODS", "MethodName", "method_names", "parse_method", "parse_methods"]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitcop_core.files import check_writable, write_bytes
+from vitcop_core.journal import partial_path
 from vitcop_llava.tools.cli.errors import UserError, cannot_write
+from vitcop_llava.tools.model.budget import Budget
+from vitcop_llava.tools.model.budget import parse_budget as budget_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,33 +41,13 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Overwrite the output file.")]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What ``--retain`` says: tokens an image, or a share of them; exactly one is set."""
-
-    tokens: Fraction | None = None
-    share: Fraction | None = None
-
-    @property
-    def settings(self) -> dict[str, Fraction | int | float]:
-        """The same as an argument of a method."""
-        if self.share is not None:
-            return {"retention_ratio": self.share}
-        tokens = self.tokens or Fraction(1)
-        return {"retained_tokens": int(tokens) if tokens.denominator == 1 else float(tokens)}
-
-    def __str__(self) -> str:
-        if self.share is not None:
-            return "all" if self.share == 1 else f"{float(self.share):.1%}"
-        return f"{float(self.tokens or 0):.10g}"
-
-
-_FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
-_DECIMAL = re.compile(r"[0-9]{0,9}(\.[0-9]{0,9})?")
-
-DEFAULT_BUDGET = Budget(share=Fraction(1, 9))
+ForceResults = Annotated[
+    bool, typer.Option("--force", metavar="", help="Overwrite what an earlier run left in the folder.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one."),
+]
 
 
 def parse_budget(text: str | None) -> Budget:
@@ -75,35 +56,10 @@ def parse_budget(text: str | None) -> Budget:
     Raises:
         UserError: for anything but a positive number, a percentage up to 100, a fraction up to 1/1, or ``all``.
     """
-    if text is None:
-        return DEFAULT_BUDGET
-    word = text.strip().lower()
-    if word == "all":
-        return Budget(share=Fraction(1))
-    if _FRACTION.fullmatch(word):
-        above, below = map(int, word.split("/"))
-        if not 0 < above <= below:
-            raise UserError(f"--retain must be above 0 and at most 1 as a fraction, got {text!r:.80}")
-        return Budget(share=Fraction(above, below))
-    digits = word.removesuffix("%").strip()
-    value = parse_decimal(digits)
-    if value is None:
-        raise UserError(f"--retain must be a number of tokens (64), a share (1/9 or 11.1%) or all, got {text!r:.80}")
-    if word.endswith("%"):
-        if not 0 < value <= 100:
-            raise UserError(f"--retain must be above 0 and at most 100 as a percentage, got {text!r:.80}")
-        return Budget(share=value / 100)
-    if value < 1:
-        raise UserError(
-            f"--retain must be at least 1 as a number of tokens (a share is written 11.1%), got {text!r:.80}"
-        )
-    return Budget(tokens=value)
-
-
-def parse_decimal(text: str) -> Fraction | None:
-    """Return the number that a text is, of at most nine digits on either side of its point; None where it is none."""
-    is_one = _DECIMAL.fullmatch(text) and any(character.isdigit() for character in text)
-    return Fraction(text) if is_one else None
+    try:
+        return budget_of(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def parse_budgets(given: Sequence[str] | None, default: Sequence[str]) -> dict[str, Budget]:
@@ -136,6 +92,50 @@ def check_output(path: Path, force: bool, *, kind: str = "PNG", apart_from: tupl
         raise cannot_write("--out", path, error) from error
     if path.exists() and any(path.samefile(other) for other in apart_from if other.exists()):
         raise UserError(f"--out must not be the input {path}")
+
+
+def check_results_folder(out: Path, names: Sequence[str], journal: str, force: bool, resume: bool) -> None:
+    """Make the folder of a run's results, or raise where they cannot go there: asked before the work.
+
+    Args:
+        out: The folder.
+        names: Of the files that it gets.
+        journal: That of them which grows while the work goes on.
+        force: Whether what is there may be overwritten.
+        resume: Whether the run goes on with it.
+
+    Raises:
+        UserError: where it is a file, cannot be made, or holds results that are neither continued nor overwritten.
+    """
+    if resume and force:
+        raise UserError(
+            "--resume must not be given with --force: one goes on with what is there, the other overwrites it"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder, got the file {out}")
+    there = [name for name in (*names, partial_path(journal).name) if (out / name).exists()]
+    if there and not force and not resume:
+        raise UserError(
+            f"--out must not hold results yet, got {out / there[0]}; --force overwrites it, --resume goes on with it"
+        )
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out must be a folder that can be made, got {out}: {error.strerror or error}") from error
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command line of a run, without what changes no number."""
+    words = ["vitcop", context.info_name or ""]
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name in ("out", "force", "resume", "as_json", "debug"):
+            continue
+        value = context.params[name]
+        for each in value if isinstance(value, list) else [value]:
+            words += [option.opts[0], str(each)]
+    return shlex.join(words)
 
 
 def write_picture(picture: Image, path: Path, force: bool) -> None:

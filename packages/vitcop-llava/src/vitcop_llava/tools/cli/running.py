@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcop_llava.tools.cli.errors import UserError, mistakes
-from vitcop_llava.tools.cli.options import Budget
 from vitcop_llava.tools.cli.output import print_note, progress
+from vitcop_llava.tools.model.budget import Budget
 
 if TYPE_CHECKING:
     from vitcop_core import Method

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.report import Survivors
     from vitcop_llava.tools.cli.media import Medium
-    from vitcop_llava.tools.cli.options import Budget
+    from vitcop_llava.tools.model.budget import Budget
     from vitcop_llava.tools.model.loading import Loaded
 
 MAX_NEW_TOKENS = 32
@@ -95,6 +95,9 @@ def show(
     media = open_media([image], sampling, notes.add)
     chosen = parse_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
+    if loaded.parts.mixes_tokens:
+        kind = type(loaded.model).__name__
+        raise UserError(f"--model must be one whose tokens are patches, for them to have places, got a {kind}")
     with quiet(notes):
         inputs = prepare_inputs(loaded, media, question, notes)
         answer, survivors = _run(loaded, inputs, chosen, budget, MAX_NEW_TOKENS if question else 1)

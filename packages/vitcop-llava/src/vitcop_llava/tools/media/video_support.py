@@ -59,6 +59,7 @@ class Sampling:
         start, end: seconds, a window; the end is left out.
         backend: what decodes.
         time_limit: seconds that opening and reading a file may take; None for no limit.
+        at_most: whether a video with fewer frames than ``frames`` is looked at with all of them, and not refused.
     """
 
     frames: int | None = None
@@ -69,6 +70,7 @@ class Sampling:
     end: float | None = None
     backend: str = "auto"
     time_limit: float | None = 10.0
+    at_most: bool = False
 
 
 class VideoSupport(Protocol):

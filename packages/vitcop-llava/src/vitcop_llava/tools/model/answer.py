@@ -49,7 +49,7 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
         chat = [{"role": "user", "content": content}]
         prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         return prompt
-    seen = "".join(f"{_placeholders(processor)[kind]}\n" for kind in kinds)
+    seen = "".join(f"{placeholders(processor)[kind]}\n" for kind in kinds)
     return f"USER: {seen}{question} ASSISTANT:"
 
 
@@ -74,11 +74,19 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
     Raises:
         ValueError: as `prepare`, or for several questions to a tokenizer that cannot pad.
     """
-    processor = loaded.processor
-    every = [each for media, _ in asked for each in media]
-    clips = [each.frames for each in every if isinstance(each, Clip)]
-    images = [each for each in every if not isinstance(each, Clip)]
-    if clips and loaded.parts.video is None:
+    every = [media for media, _ in asked]
+    check_media(loaded, every)
+    prompts = [_checked_prompt(loaded.processor, media, question) for media, question in asked]
+    return encode(loaded, prompts, every)
+
+
+def check_media(loaded: Loaded, media: Sequence[Sequence[Medium]]) -> None:
+    """Raise unless a model reads what some prompts hold.
+
+    Raises:
+        ValueError: for a clip where the model reads images alone.
+    """
+    if loaded.parts.video is None and any(isinstance(each, Clip) for row in media for each in row):
         kind = type(loaded.model).__name__
         if loaded.parts.squares is not None:
             raise ValueError(
@@ -86,7 +94,22 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
                 "processor, which needs torchvision, and prune it in a program"
             )
         raise ValueError(f"model must read clips, for example a LlavaNextVideoForConditionalGeneration, got a {kind}")
-    prompts = [_checked_prompt(processor, media, question) for media, question in asked]
+
+
+def encode(loaded: Loaded, prompts: Sequence[str], media: Sequence[Sequence[Medium]]) -> Any:
+    """Return the inputs of prompts, each with its pictures and clips, as a batch that is padded on the left.
+
+    Args:
+        loaded: the model.
+        prompts: with one placeholder for each picture and clip.
+        media: of each prompt, in order.
+
+    Raises:
+        ValueError: for several prompts to a tokenizer that cannot pad, or one longer than the model's context.
+    """
+    processor, every = loaded.processor, [each for row in media for each in row]
+    clips = [each.frames for each in every if isinstance(each, Clip)]
+    images = [each for each in every if not isinstance(each, Clip)]
     # A template that writes the opening token itself would otherwise get it twice.
     opening = processor.tokenizer.bos_token
     given: dict[str, Any] = {"add_special_tokens": not (opening and prompts[0].startswith(opening))}
@@ -95,7 +118,7 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
             raise ValueError("model must have a tokenizer with a padding token, got none; ask one question at a time")
         given |= {"padding": True, "padding_side": "left"}
     given |= ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
-    inputs = processor(text=prompts, return_tensors="pt", **given)
+    inputs = processor(text=[*prompts], return_tensors="pt", **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
         raise ValueError(
@@ -108,7 +131,7 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
 
 
 def _checked_prompt(processor: Any, media: Sequence[Medium], question: str) -> str:
-    kinds, places = ["video" if isinstance(each, Clip) else "image" for each in media], _placeholders(processor)
+    kinds, places = ["video" if isinstance(each, Clip) else "image" for each in media], placeholders(processor)
     for token in places.values():
         if token in question:
             raise ValueError(f"question must not hold the placeholder {token!r}; images and clips come first")
@@ -119,8 +142,8 @@ def _checked_prompt(processor: Any, media: Sequence[Medium], question: str) -> s
     return prompt
 
 
-def _placeholders(processor: Any) -> dict[str, str]:
-    """Return what stands in a prompt for each kind of thing that the processor takes."""
+def placeholders(processor: Any) -> dict[str, str]:
+    """Return what stands in a prompt for each kind of thing that the processor takes: ``image``, and ``video``."""
     video = getattr(processor, "video_token", None)
     return {"image": processor.image_token} | ({} if video is None else {"video": video})
 

@@ -14,6 +14,7 @@ from vitcop_llava.families.base import Squares, VideoParts
 from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.tools.media.video_support import need_support
+from vitcop_llava.tools.model.onevision import OnevisionProcessor
 
 MAX_SIDE = 4096
 """Of a picture, a patch or a tile that a model looks at, in pixels."""
@@ -24,16 +25,18 @@ class ModelError(ValueError):
 
 
 def read_processor(name: str, parts: Parts) -> Any:
-    """Return the processor of a checkpoint: transformers' own, and for clips vitcop-video's, which needs no
-    torchvision. Where pictures of any size are squares of patches, it is transformers' own for pictures alone.
+    """Return the processor of a checkpoint: transformers' own, and for clips one that needs no torchvision, which is
+    vitcop-video's for LLaVA-NeXT-Video. Where pictures of any size are squares of patches, it is transformers' own for
+    pictures alone.
 
     What the checkpoint leaves out is filled in from the model: processors were saved before there were these settings.
     """
-    if parts.video is not None:
+    if parts.video is not None and parts.video.pool is not None:
         return need_support().processor(name)
-    if parts.squares is not None:
+    if parts.video is not None or parts.squares is not None:
         kind: Any = _for_pictures(PROCESSOR_MAPPING[type(cast(Any, parts.base).config)])
-        return kind.from_pretrained(name, trust_remote_code=False)
+        pictures = kind.from_pretrained(name, trust_remote_code=False)
+        return pictures if parts.video is None else OnevisionProcessor.of(name, pictures, parts, _settings(parts))
     processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     # A setting that is not there has a default by now, which the file alone tells from a choice.
     saved, _ = ProcessorMixin.get_processor_dict(name)

@@ -1,0 +1,1 @@
+"""Tasks for lmms-eval, and the functions that they call."""
