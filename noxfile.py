@@ -275,17 +275,26 @@ def abi(session: nox.Session) -> None:
         session.run(python, "scripts/abi_check.py", "run", external=True)
 
 
-# The other lower bound of the metadata. What goes with one release of torch or transformers comes without a pin, and
+# The other lower bounds of the metadata. What goes with one release of torch or transformers comes without a pin, and
 # what asks for torch without its dependencies: those of its build for CUDA are gigabytes.
-OLDEST_TRANSFORMERS = "transformers==5.17.0"
-GO_WITH_THEM = ("torch", "transformers", "huggingface-hub", "tokenizers", "torchcodec", "torchvision", "setuptools")
+OLDEST_OTHERS = ("transformers==5.17.0", "av==15.0.0")
+GO_WITH_THEM = (
+    "torch",
+    "transformers",
+    "huggingface-hub",
+    "tokenizers",
+    "torchcodec",
+    "torchvision",
+    "setuptools",
+    "av",
+)
 ASK_FOR_TORCH = ("accelerate", "peft", "torchao")
-RUN_ON = ("psutil", "av", "decord", "matplotlib", "pillow", "rich", "safetensors", "tqdm", "typer")
+RUN_ON = ("psutil", "decord", "matplotlib", "pillow", "rich", "safetensors", "tqdm", "typer")
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """Run the whole test suite on the oldest torch and transformers there may be; -- passes arguments to pytest."""
+    """Run the whole test suite on the oldest torch, transformers and PyAV there may be; -- gives pytest arguments."""
     python = install_oldest_torch(session)
     folder = Path(session.create_tmp())
     pins = folder / "constraints.txt"
@@ -293,7 +302,7 @@ def oldest(session: nox.Session) -> None:
     pins.write_text("\n".join(kept))
     pip = (python, "-m", "pip", "install", "-q", "-c", str(pins))
     test = [name for name in nox.project.dependency_groups(GROUPS, "test") if name not in ASK_FOR_TORCH]
-    session.run(*pip, OLDEST_TRANSFORMERS, *RUN_ON, *test, external=True)
+    session.run(*pip, *OLDEST_OTHERS, *RUN_ON, *test, external=True)
     session.run(*pip, "--no-deps", *ASK_FOR_TORCH, external=True)
 
     ours = (
@@ -395,9 +404,13 @@ def snippets(session: nox.Session) -> None:
     session.run("python", "scripts/follow_docs.py", str(wheels), *session.posargs)
 
 
+# What pip install and README's example may take from an empty environment, with torch near at hand.
+EXAMPLE_SECONDS = "180"
+
+
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build wheels and source distributions into dist/, then install and import the wheels in a fresh environment."""
+    """Build wheels and source distributions into dist/; in fresh environments, run README's example and import all."""
     install_group(session, "build")
     install_group(session, "kernels")
     install(session, "setuptools", "wheel")
@@ -406,6 +419,7 @@ def build(session: nox.Session) -> None:
     for package in RELEASED:  # the wheel is built from the source distribution, so that this one is known to be whole
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package)
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    session.run("python", "scripts/follow_docs.py", str(dist), "--example", EXAMPLE_SECONDS)
 
     fresh = Path(session.create_tmp()) / "fresh"
     session.run("python", "-m", "venv", "--clear", str(fresh))

@@ -203,8 +203,8 @@ def needed(released: Api, current: Api) -> Iterator[tuple[str, str]]:
             continue  # a class that comes or goes takes its members with it
         yield name, word
         if was is not None and now is not None:
-            for line in {*was[1:]} ^ {*now[1:]}:
-                yield name, re.match(r"[^:,= ]+", line.lstrip("*"))[0]  # type: ignore[index]
+            named = (re.match(r"\**([\w-][^:,= ]*)", line) for line in {*was[1:]} ^ {*now[1:]})
+            yield from ((name, found[1]) for found in named if found)
 
 
 def unnamed(released: Api, current: Api, section: str) -> list[str]:
