@@ -7,14 +7,15 @@ last release: CHANGELOG.md has to name what changed. The sources are read and no
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import griffe
-import typer
-from click import Argument, Context, Group, Parameter
+from typer.models import OptionInfo
 
 from vitcop_llava.tools.cli import app
 
@@ -101,21 +102,24 @@ class Listing:
             loader.load(package)
         self._modules = loader.modules_collection
         self._places: dict[str, str] = {}
-        self.api: Api = {}
-        public = [(part.module, member) for part in documented(root) for member in self._members(part)]
+        parts = [*documented(root)]
+        public = [(part.module, member) for part in parts for member in self._members(part)]
         for module, member in public:
             self._places.setdefault(member.canonical_path, f"{module}.{member.name}")
+        self.api: Api = {part.module: [""] for part in parts}
         for module, member in public:
             self._add(f"{module}.{member.name}", member)
 
     def _members(self, part: Documented) -> list[griffe.Object | griffe.Alias]:
         module = self._modules[part.module]
         named = part.members
-        return [
+        found = [
             member
             for name, member in module.members.items()
             if name not in part.excluded and (name in named if named is not None else is_public(module, member))
         ]
+        # A function hides the module that it is named after and imported from.
+        return [each.members.get(each.name, each) if each.is_module else each for each in found]
 
     def _add(self, name: str, member: griffe.Object | griffe.Alias) -> None:
         if name in self.api:
@@ -151,22 +155,27 @@ class Listing:
                     self._add_value(f"{name}.{member.name}", own)
 
 
-def option_line(parameter: Parameter) -> str:
-    """Return an argument or option of a command, with what it takes and its default."""
-    context = Context(typer.main.get_command(app))
-    kind = parameter.make_metavar(context)
-    names = "" if isinstance(parameter, Argument) else ", ".join((*parameter.opts, *parameter.secondary_opts))
-    is_flag = getattr(parameter, "is_flag", False)
-    default = "" if is_flag or parameter.default in (None, "") or parameter.required else f" = {parameter.default}"
-    return " ".join(part for part in (names, "" if is_flag else kind) if part) + default
+def options_of(command: Callable[..., Any]) -> Iterator[str]:
+    """Yield the arguments and options of a command, each with its type and default."""
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, *infos = get_args(hints[name]) or (hints[name],)
+        for info in infos:  # none is given for what typer itself hands in
+            given = [text for text in (info.default, *(info.param_decls or ())) if isinstance(text, str)]
+            option = ", ".join(given) or f"--{name.replace('_', '-')}"
+            metavar = f" {info.metavar}" if info.metavar else ""
+            names = option + metavar if isinstance(info, OptionInfo) else name
+            default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
+            shown = "" if default is parameter.empty else f" = {default!r}"
+            yield f"{names}: {kind.__name__ if isinstance(kind, type) else kind}{shown}"
 
 
 def commands() -> Api:
     """Return the commands of ``vitcop``, each with its arguments and options."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, Group)
-    found = {"vitcop": [group.params]} | {f"vitcop {name}": [each.params] for name, each in group.commands.items()}
-    return {name: ["", *map(option_line, parameters)] for name, (parameters,) in found.items()}
+    assert app.registered_callback is not None
+    named = [("vitcop", app.registered_callback.callback)]
+    named += [(f"vitcop {each.__name__}", each) for info in app.registered_commands if (each := info.callback)]
+    return {name: ["", *options_of(command)] for name, command in named if command is not None}
 
 
 def render(api: Api) -> str:
@@ -200,7 +209,7 @@ def needed(released: Api, current: Api) -> Iterator[tuple[str, str]]:
         owner, _, word = re.match(r"(.*?)([ .]?)([^ .]+)$", name).groups()  # type: ignore[union-attr]
         is_whole = was is None or now is None
         if was == now or (is_whole and owner in {*released} ^ {*current}):
-            continue  # a class that comes or goes takes its members with it
+            continue  # a module or class that comes or goes takes its members with it
         yield name, word
         if was is not None and now is not None:
             named = (re.match(r"\**([\w-][^:,= ]*)", line) for line in {*was[1:]} ^ {*now[1:]})
