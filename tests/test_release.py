@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import release
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
@@ -28,8 +29,13 @@ def pins(text: str) -> dict[str, str]:
     return dict(re.findall(r'^"?([\w-]+)==([\w.]+)', re.sub(r'"', '\n"', text), flags=re.MULTILINE))
 
 
+def end(which: str) -> dict[str, str]:
+    """The versions that the session of that name installs."""
+    lines = re.findall(rf"^{which.upper()}_TORCH, .* = (.+)$", (ROOT / "noxfile.py").read_text(), flags=re.MULTILINE)
+    return pins("".join(lines))
+
+
 PRESENT = pins((ROOT / "constraints.txt").read_text())
-OLDEST = pins((ROOT / "noxfile.py").read_text())
 
 
 @pytest.fixture
@@ -79,12 +85,14 @@ def test_release_refuses_what_is_no_step_forward(copy: Path) -> None:
 
 
 def test_both_ends_of_a_range_are_run() -> None:
-    """``nox -s tests`` runs the versions of constraints.txt, and ``nox -s oldest`` the lower bounds of the metadata."""
+    """``nox -s oldest`` runs the lower bounds, ``nox -s newest`` what is above the versions of ``nox -s tests``."""
+    oldest, newest = end("oldest"), end("newest")
+    assert {"torch", "transformers", "av"} == {*oldest} == {*newest}
     ranges = {each.name: each.specifier for package in PACKAGES for each in requirements(package) if each.specifier}
-    assert {"torch", "transformers", "av", "decord"} <= set(ranges)
+    assert {*oldest} < {*ranges}
     for name, specifier in ranges.items():
         if not name.startswith("vitcop"):
             (lowest,) = [each.version for each in specifier if each.operator == ">="]
-            assert PRESENT[name] in specifier, name
-            oldest = OLDEST.get(name, PRESENT[name])
-            assert f"{oldest}.".startswith(f"{lowest}."), name
+            assert Version(oldest.get(name, PRESENT[name])) == Version(lowest)
+            assert Version(lowest) <= Version(PRESENT[name]) <= Version(newest.get(name, PRESENT[name]))
+            assert newest.get(name, PRESENT[name]) in specifier
