@@ -13,6 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
+from vitcop_llava.compat import CACHE
 from vitcop_llava.weights.fingerprint import fingerprint
 
 # PEFT asks transformers for a property by its older name.
@@ -205,9 +206,9 @@ def test_cache_remembers_when_the_adapter_changes_before_the_answer(bare: Any, e
     wrapper = wrap(bare)
     with vitcop_llava.prune(bare, budget()):
         inputs = encode(bare).inputs(QUESTION)
-        copied = copy.deepcopy(inputs["past_key_values"])
+        copied = copy.deepcopy(inputs[CACHE])
         wrapper.set_adapter("B")
-        for cache in (inputs["past_key_values"], copied):
+        for cache in (inputs[CACHE], copied):
             with pytest.raises(ValueError, match="activate those again, or make the prefix again with encode_image"):
                 answer(bare, {**inputs, "past_key_values": cache})
         wrapper.set_adapter("A")
