@@ -300,7 +300,7 @@ def run_suite_on(session: nox.Session, torch: str, others: tuple[str, ...]) -> N
     session.run(*pip, "--no-deps", *ASK_FOR_TORCH, external=True)
 
     ours = (
-        *(part for package in (CORE, LLAVA, VIDEO) for part in ("--editable", package)),
+        *(part for package in (CORE, LLAVA, VIDEO, VLLM) for part in ("--editable", package)),
         str(copy_of_kernels(session)),
     )
     session.run(*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *ours, env=BUILT_FOR, external=True)
@@ -393,7 +393,7 @@ def comparisons(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run the doctests and build the pages with Sphinx, warnings as errors."""
     install_group(session, "docs")
-    install_packages(session, CORE, LLAVA, VIDEO)
+    install_packages(session, CORE, LLAVA, VIDEO, VLLM)
     for builder in ("doctest", "html"):
         session.run("sphinx-build", "-W", "-n", "--keep-going", "-b", builder, "docs", f"docs/_build/{builder}")
 

@@ -2,15 +2,18 @@
 
 ``python scripts/public_api.py`` writes the list to tests/public_api/current.txt. Public is what the pages in docs/api
 name, and what the packages export. tests/test_public_api.py compares the list with the stored one, and with that of the
-last release: CHANGELOG.md has to name what changed. The sources are read and not run, except for the command line's.
+last release: CHANGELOG.md has to name what changed, and this prints what it does not name yet. The sources are read and
+not run, except for those of the command line.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -24,8 +27,10 @@ CURRENT = ROOT / "tests/public_api/current.txt"
 RELEASED = ROOT / "tests/public_api/released.txt"
 CHANGELOG = ROOT / "CHANGELOG.md"
 
-# A package that cannot be imported beside the others, because what it extends has its own torch, is not listed.
-PACKAGES = ("vitcop_core", "vitcop_cuda", "vitcop_llava", "vitcop_video")
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
+
+# Modules to run that are promised like commands. Each has a function ``parser``.
+PROGRAMS = ("vitcop_vllm.bench",)
 
 Api = dict[str, list[str]]
 """By name: what stands beside it on its line, then its parameters or options, one a line."""
@@ -170,12 +175,25 @@ def options_of(command: Callable[..., Any]) -> Iterator[str]:
             yield f"{names}: {kind.__name__ if isinstance(kind, type) else kind}{shown}"
 
 
+def options_of_parser(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the options of a program, each with its type and default."""
+    for action in parser._actions:
+        if not isinstance(action, argparse._HelpAction):
+            kind = action.type if action.choices is None else "|".join(map(str, action.choices))
+            several = "" if action.nargs is None else f" {action.nargs}"
+            named = kind.__name__ if isinstance(kind, type) else kind
+            yield f"{', '.join(action.option_strings)}: {named}{several} = {action.default!r}"
+
+
 def commands() -> Api:
-    """Return the commands of ``vitcop``, each with its arguments and options."""
+    """Return the commands of ``vitcop`` and :data:`PROGRAMS`, each with its arguments and options."""
     assert app.registered_callback is not None
     named = [("vitcop", app.registered_callback.callback)]
-    named += [(f"vitcop {each.__name__}", each) for info in app.registered_commands if (each := info.callback)]
-    return {name: ["", *options_of(command)] for name, command in named if command is not None}
+    named += [
+        (f"vitcop {info.name or each.__name__}", each) for info in app.registered_commands if (each := info.callback)
+    ]
+    programs = {f"python -m {name}": ["", *options_of_parser(import_module(name).parser())] for name in PROGRAMS}
+    return {name: ["", *options_of(command)] for name, command in named if command is not None} | programs
 
 
 def render(api: Api) -> str:
@@ -192,7 +210,7 @@ def parse(text: str) -> Api:
         if line.startswith(" "):
             block.append(line.strip())
         elif not line.startswith("#"):
-            name = line if line.startswith("vitcop ") else re.match(r"[\w.]+", line)[0]  # type: ignore[index]
+            name = line if line.startswith(("vitcop ", "python -m ")) else re.match(r"[\w.]+", line)[0]  # type: ignore[index]
             block = found[name] = [line.removeprefix(name)]
     return found
 
@@ -223,4 +241,10 @@ def unnamed(released: Api, current: Api, section: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    CURRENT.write_text(render(Listing(ROOT).api | commands()), encoding="utf-8")
+    listed = Listing(ROOT).api | commands()
+    CURRENT.write_text(render(listed), encoding="utf-8")
+    missing = unnamed(
+        parse(RELEASED.read_text(encoding="utf-8")), listed, unreleased(CHANGELOG.read_text(encoding="utf-8"))
+    )
+    if missing:
+        print(f"{CHANGELOG.name} must name as code, in its unreleased section:", *missing, sep="\n  ")

@@ -17,6 +17,7 @@ WAS: Api = {
     "core.Plan.macs": [" -> int", "text: int"],
     "core.solve": [" -> Plan", "budget: int", "*", "layers: int = 2"],
     "vitcop ask": ["", "IMAGE", "--retain N"],
+    "python -m core.bench": ["", "--rounds: int = 5"],
 }
 
 
@@ -33,7 +34,8 @@ def test_public_names_are_the_stored_ones(api: Api) -> None:
 
 
 def test_changelog_names_what_changed_since_the_release(api: Api) -> None:
-    assert not unnamed(parse(RELEASED.read_text()), api, unreleased(CHANGELOG.read_text()))
+    missing = unnamed(parse(RELEASED.read_text()), api, unreleased(CHANGELOG.read_text()))
+    assert not missing, f"CHANGELOG.md must name as code, in its unreleased section: {missing}"
 
 
 def test_names_of_the_release_are_those_of_the_version() -> None:
@@ -64,6 +66,11 @@ def test_everything_that_packages_export_is_listed(api: Api) -> None:
         ("core.solve", [" -> Ratios", "budget: int", "*", "layers: int = 2"], ["core.solve: solve"]),
         ("vitcop ask", ["", "IMAGE", "--retain, -r N"], ["vitcop ask: --retain", "vitcop ask: ask"]),
         ("vitcop show", ["", "IMAGE"], ["vitcop show: show"]),
+        (
+            "python -m core.bench",
+            ["", "--rounds: int = 9"],
+            ["python -m core.bench: --rounds", "python -m core.bench: bench"],
+        ),
     ],
 )
 def test_change_has_to_be_named(name: str, now: list[str] | None, words: list[str]) -> None:
