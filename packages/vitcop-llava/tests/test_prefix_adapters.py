@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from adapters import by_transformers
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -95,6 +96,7 @@ def test_other_adapter_is_refused(bare: Any, check: Any, target: str) -> None:
     check(bare, lambda: wrapper.set_adapter("B"), r"got weights .* other adapters \(A\); .* adapters \(B\)")
 
 
+@by_transformers
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_other_adapter_of_transformers_is_refused(bare: Any, check: Any) -> None:
     integrate(bare)
@@ -210,7 +212,7 @@ def test_cache_remembers_when_the_adapter_changes_before_the_answer(bare: Any, e
         wrapper.set_adapter("B")
         for cache in (inputs[CACHE], copied):
             with pytest.raises(ValueError, match="activate those again, or make the prefix again with encode_image"):
-                answer(bare, {**inputs, "past_key_values": cache})
+                answer(bare, {**inputs, CACHE: cache})
         wrapper.set_adapter("A")
         answer(bare, inputs)
 
