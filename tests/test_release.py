@@ -40,11 +40,15 @@ PRESENT = pins((ROOT / "constraints.txt").read_text())
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The files that a release changes, in a folder of their own."""
+    """The files that a release changes, in a folder of their own, with an unreleased entry."""
     for path in [path for pattern in COPIED for path in ROOT.glob(pattern)]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    changelog = tmp_path / "CHANGELOG.md"
+    heading = "\n## Unreleased\n"
+    text = changelog.read_text()
+    changelog.write_text(text.replace(heading, f"{heading}\n### Added\n\n- An entry.\n", 1))
     return tmp_path
 
 
