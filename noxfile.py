@@ -237,21 +237,25 @@ def runtime_library(session: nox.Session, name: str) -> str:
     return found
 
 
-# The oldest torch, which has CUDA, with of NVIDIA's libraries only two small ones; the rest are empty files.
-OLDEST_TORCH = ("torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85")
-OLDEST_TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions", "setuptools>=77,<82")
+# The ends of what the metadata allows: its lower bounds, and the newest releases that were tried.
+OLDEST_TORCH, OLDEST_OTHERS = "torch==2.11.0", ("transformers==5.17.0", "av==15.0.0")
+NEWEST_TORCH, NEWEST_OTHERS = "torch==2.14.1", ("transformers==5.24.0", "av==18.1.0")
+
+# These have CUDA, and get of NVIDIA's libraries only two small ones; the rest are empty files.
+TORCH_COMES_WITH = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85")
+TORCH_NEEDS = ("filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions", "setuptools>=77,<82")
 
 
-def install_oldest_torch(session: nox.Session) -> str:
-    """An interpreter with the oldest torch that is supported, as built for CUDA: 540 MB, kept from run to run."""
-    folder = Path(session.create_tmp()) / "oldest-torch"
+def install_torch(session: nox.Session, torch: str) -> str:
+    """An interpreter with another torch than the pinned one, as built for CUDA: 540 MB, kept from run to run."""
+    folder = Path(session.create_tmp()) / torch
     python = str(folder / "bin" / "python")
     pip = (python, "-m", "pip", "install", "-q")
     if not (folder / "complete").exists():
         session.run("python", "-m", "venv", "--clear", str(folder))
-        session.run(*pip, *OLDEST_TORCH_NEEDS, external=True)
+        session.run(*pip, *TORCH_NEEDS, external=True)
         session.run(*pip, "-c", str(CONSTRAINTS), "numpy", "wheel", "ninja", "pybind11", external=True)
-        session.run(*pip, "--no-deps", *OLDEST_TORCH, external=True)
+        session.run(*pip, "--no-deps", torch, *TORCH_COMES_WITH, external=True)
         session.run(python, "scripts/torch_without_nvidia.py", external=True)
         (folder / "complete").touch()
     return python
@@ -272,7 +276,7 @@ BUILT_FOR = {"TORCH_CUDA_ARCH_LIST": "9.0"}
 @nox.session
 def abi(session: nox.Session) -> None:
     """Build one wheel of vitcop-cuda, CUDA included, with the oldest torch; run it with that and the pinned one."""
-    oldest = install_oldest_torch(session)
+    oldest = install_torch(session, OLDEST_TORCH)
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     make_wheel = ("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(wheels))
@@ -287,34 +291,45 @@ def abi(session: nox.Session) -> None:
         session.run(python, "scripts/abi_check.py", "run", external=True)
 
 
-# The other lower bound of the metadata. What goes with one release of torch or transformers comes without a pin, and
-# what asks for torch without its dependencies: those of its build for CUDA are gigabytes.
-OLDEST_TRANSFORMERS = "transformers==5.17.0"
-GO_WITH_THEM = ("torch", "transformers", "huggingface-hub", "tokenizers", "torchcodec", "torchvision", "setuptools")
+# What goes with one release of torch or transformers comes without a pin, and what asks for torch without its
+# dependencies: those of its build for CUDA are gigabytes.
+GO_WITH_THEM = ("torch", "huggingface-hub", "tokenizers", "torchcodec", "torchvision", "setuptools")
 ASK_FOR_TORCH = ("accelerate", "peft", "torchao")
-RUN_ON = ("psutil", "av", "decord", "matplotlib", "pillow", "rich", "safetensors", "tqdm", "typer")
+RUN_ON = ("psutil", "decord", "matplotlib", "pillow", "rich", "safetensors", "tqdm", "typer")
 
 
-@nox.session
-def oldest(session: nox.Session) -> None:
-    """Run the whole test suite on the oldest torch and transformers there may be; -- passes arguments to pytest."""
-    python = install_oldest_torch(session)
+def run_suite_on(session: nox.Session, torch: str, others: tuple[str, ...]) -> None:
+    """Runs the tests, or what the session is given, on these versions; everything else is as pinned."""
+    python = install_torch(session, torch)
     folder = Path(session.create_tmp())
     pins = folder / "constraints.txt"
-    kept = (line for line in CONSTRAINTS.read_text().splitlines() if line.partition("==")[0] not in GO_WITH_THEM)
+    unpinned = {*GO_WITH_THEM, *(each.partition("==")[0] for each in others)}
+    kept = (line for line in CONSTRAINTS.read_text().splitlines() if line.partition("==")[0] not in unpinned)
     pins.write_text("\n".join(kept))
     pip = (python, "-m", "pip", "install", "-q", "-c", str(pins))
     test = [name for name in nox.project.dependency_groups(GROUPS, "test") if name not in ASK_FOR_TORCH]
-    session.run(*pip, OLDEST_TRANSFORMERS, *RUN_ON, *test, external=True)
+    session.run(*pip, *others, *RUN_ON, *test, external=True)
     session.run(*pip, "--no-deps", *ASK_FOR_TORCH, external=True)
 
     ours = (
-        *(part for package in (CORE, LLAVA, VIDEO) for part in ("--editable", package)),
+        *(part for package in (CORE, LLAVA, VIDEO, VLLM) for part in ("--editable", package)),
         str(copy_of_kernels(session)),
     )
     session.run(*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *ours, env=BUILT_FOR, external=True)
     arguments = session.posargs or (*PARALLEL, *PACKAGES, "tests")
     session.run(python, "-m", "pytest", *arguments, env=ONE_THREAD, external=True)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the whole test suite on the oldest torch, transformers and PyAV there may be; -- gives pytest arguments."""
+    run_suite_on(session, OLDEST_TORCH, OLDEST_OTHERS)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the whole test suite on the newest torch and transformers that were tried; -- gives pytest arguments."""
+    run_suite_on(session, NEWEST_TORCH, NEWEST_OTHERS)
 
 
 @nox.session(venv_backend="none")
@@ -390,7 +405,7 @@ def comparisons(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run the doctests and build the pages with Sphinx, warnings as errors."""
     install_group(session, "docs")
-    install_packages(session, CORE, LLAVA, VIDEO)
+    install_packages(session, CORE, LLAVA, VIDEO, VLLM)
     for builder in ("doctest", "html"):
         session.run("sphinx-build", "-W", "-n", "--keep-going", "-b", builder, "docs", f"docs/_build/{builder}")
 
@@ -407,9 +422,13 @@ def snippets(session: nox.Session) -> None:
     session.run("python", "scripts/follow_docs.py", str(wheels), *session.posargs)
 
 
+# What pip install and README's example may take from an empty environment, with torch near at hand.
+EXAMPLE_SECONDS = "180"
+
+
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build wheels and source distributions into dist/, then install and import the wheels in a fresh environment."""
+    """Build wheels and source distributions into dist/; in fresh environments, run README's example and import all."""
     install_group(session, "build")
     install_group(session, "kernels")
     install(session, "setuptools", "wheel")
@@ -418,6 +437,7 @@ def build(session: nox.Session) -> None:
     for package in RELEASED:  # the wheel is built from the source distribution, so that this one is known to be whole
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package)
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    session.run("python", "scripts/follow_docs.py", str(dist), "--example", EXAMPLE_SECONDS)
 
     fresh = Path(session.create_tmp()) / "fresh"
     session.run("python", "-m", "venv", "--clear", str(fresh))

@@ -5,7 +5,8 @@ repository, a photo, a scene and a clip, and folders with the names of the check
 packages come from the wheels, everything else from where pip finds it, at the versions of constraints.txt.
 
 The test command is left out unless ``--suite`` is given: it is what CI runs anyway, and takes as long. What starts
-vLLM is left out too: it takes another transformers, and ``nox -s vllm`` starts it.
+vLLM is left out too: it takes another transformers, and ``nox -s vllm`` starts it. With ``--example SECONDS`` only the
+first install line of README.md and its example are run, and may take that long together.
 """
 
 from __future__ import annotations
@@ -160,8 +161,26 @@ class Reader:
                 for package in sorted(named & self.missing):
                     self.missing.remove(package)
                     self.get_files(package)
+        self.paste(page, blocks)
+
+    def paste(self, page: str, blocks: list[Snippet]) -> None:
+        """Run the Python of some blocks of ``page`` from top to bottom."""
         python = [(block.place, block.source) for block in blocks if block.language == "python"]
         self.run(page, f"{len(python)} Python snippets", ["python3", "-c", PASTE], json.dumps(python))
+
+    def follow_example(self, seconds: float) -> None:
+        """Run what README.md begins with: install, and the example. Both together may take so many seconds."""
+        page = PAGES[0]
+        install, example, *_ = snippets(page)
+        begin = time.monotonic()
+        for command in install.commands():
+            self.run(install.place, command, ["bash", "-euc", command])
+        self.get_files("vitcop-llava")
+        self.paste(page, [example])
+        took = time.monotonic() - begin
+        print(f"\n=== {page}: from an empty environment to the answer in {took:.0f} s", flush=True)
+        if took > seconds:
+            self.failed.append(f"{page}: the example took {took:.0f} s, and may take {seconds:.0f} s")
 
 
 def main() -> None:
@@ -169,11 +188,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("wheels", type=Path, help="the folder with the wheels of vitcop's packages")
     parser.add_argument("--suite", action="store_true", help="run the test command too")
+    parser.add_argument("--example", type=float, metavar="SECONDS", help="only install and run README's example")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         reader = Reader(Path(folder), arguments.wheels.resolve())
-        for page in PAGES:
-            reader.follow(page, arguments.suite)
+        if arguments.example is not None:
+            reader.follow_example(arguments.example)
+        else:
+            for page in PAGES:
+                reader.follow(page, arguments.suite)
     print("\n" + ("\n".join(("failed:", *reader.failed)) if reader.failed else "every snippet runs as printed"))
     sys.exit(1 if reader.failed else 0)
 

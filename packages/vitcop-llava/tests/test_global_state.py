@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava.compat import CACHE
 from vitcop_llava.report import Survivors
 from vitcop_llava.sequence import rotary
 from vitcop_llava.sequence.segment import grid_positions, on_device
@@ -176,7 +177,7 @@ def test_prefixes_are_the_same(
         for held in (prefix, vitcop_llava.ImagePrefix.load(tmp_path / name, model, method)):
             given = held.inputs([[7, 8], [9]])
             found += [given["input_ids"], given["attention_mask"]]
-            kept = [tensor for layer in given["past_key_values"].layers for tensor in (layer.keys, layer.columns)]
+            kept = [tensor for layer in given[CACHE].layers for tensor in (layer.keys, layer.columns)]
             assert not any(tensor.is_inference() for tensor in kept)  # calls with gradients may follow
             found += kept
         return found

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core.presets import equal_budgets
 from vitcop_llava import prune
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import locate
 from vitcop_llava.tools.model.measuring import cache_bytes, measure
 
@@ -110,7 +111,7 @@ def test_one_token_has_no_time_of_its_own(
 def test_peak_counts_what_a_run_takes_at_once(prompt: Callable[..., Tensor]) -> None:
     def greedy(**given: Any) -> Any:
         room = torch.ones(64 * 2**20, dtype=torch.uint8)
-        return type("Output", (), {"logits": torch.zeros(1, 1, 3) + room[0], "past_key_values": DynamicCache()})
+        return type("Output", (), {"logits": torch.zeros(1, 1, 3) + room[0], CACHE: DynamicCache()})
 
     peak = measure(greedy, {"input_ids": prompt(4)}).peak_bytes
     if peak is None:

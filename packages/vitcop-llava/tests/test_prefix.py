@@ -11,6 +11,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
+from vitcop_llava.compat import CACHE
 
 Make = Callable[..., Tensor]
 Ids = list[list[int]]
@@ -220,8 +221,8 @@ def test_many_uses_leave_the_prefix_as_it_was(
             model.generate(**prefix.inputs(questions[:2]), **{**HOW, "num_beams": 2})
         used = prefix.inputs(questions)
         model.generate(**used, **HOW)
-        used["past_key_values"].crop(-2)
-        used["past_key_values"].reset()
+        used[CACHE].crop(-2)
+        used[CACHE].reset()
         prefix.cache().reset()
         again = model.generate(**prefix.inputs(questions), **HOW)
     assert all(torch.equal(*pair) for pair in zip(first.logits, again.logits, strict=True))

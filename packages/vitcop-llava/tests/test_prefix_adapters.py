@@ -8,11 +8,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from adapters import by_transformers
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import vitcop_llava
 from vitcop_llava import ImagePrefix
+from vitcop_llava.compat import CACHE
 from vitcop_llava.weights.fingerprint import fingerprint
 
 # PEFT asks transformers for a property by its older name.
@@ -94,6 +96,7 @@ def test_other_adapter_is_refused(bare: Any, check: Any, target: str) -> None:
     check(bare, lambda: wrapper.set_adapter("B"), r"got weights .* other adapters \(A\); .* adapters \(B\)")
 
 
+@by_transformers
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_other_adapter_of_transformers_is_refused(bare: Any, check: Any) -> None:
     integrate(bare)
@@ -205,11 +208,11 @@ def test_cache_remembers_when_the_adapter_changes_before_the_answer(bare: Any, e
     wrapper = wrap(bare)
     with vitcop_llava.prune(bare, budget()):
         inputs = encode(bare).inputs(QUESTION)
-        copied = copy.deepcopy(inputs["past_key_values"])
+        copied = copy.deepcopy(inputs[CACHE])
         wrapper.set_adapter("B")
-        for cache in (inputs["past_key_values"], copied):
+        for cache in (inputs[CACHE], copied):
             with pytest.raises(ValueError, match="activate those again, or make the prefix again with encode_image"):
-                answer(bare, {**inputs, "past_key_values": cache})
+                answer(bare, {**inputs, CACHE: cache})
         wrapper.set_adapter("A")
         answer(bare, inputs)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import by_transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ def given(prompt: Make, pictures: Make) -> dict[str, Tensor]:
     return {"input_ids": prompt(3, "image", 8), "pixel_values": pictures()}
 
 
+@by_transformers
 @by_name
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
 def test_adapter_added_inside_is_seen(own: Any, given: dict[str, Tensor], method: Any, use_cache: bool) -> None:

@@ -35,7 +35,9 @@ class BuildInformation:
     no_cuda_because: str
 
 
-_cpu, reason = load("_cpu")
+_cpu, _no_cpu = load("_cpu")
+reason: str = _no_cpu
+"""Why the kernels could not be loaded; empty if they are."""
 _cuda, _no_cuda = (None, reason) if _cpu is None else load_cuda(_cpu)
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+"""What forwards and their outputs call the cache: `past_key_values` before 5.24. Later versions take the old name from
+callers, and say that it goes."""
 
 ENCODE_AHEAD = "_prepare_multimodal_encoder_kwargs_for_generation"
 """The step of `generate` that encodes images ahead of the first forward; versions before 5.20 have none."""
@@ -26,6 +31,13 @@ def checkpoints_rerun_hooks() -> bool:
     does.
     """
     return "__call__" in vars(GradientCheckpointingLayer)
+
+
+def named_cache(given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a forward with the cache under the name that this version of transformers gives it."""
+    if CACHE == "past_key_values" or given.get("past_key_values") is None:
+        return given
+    return {CACHE if name == "past_key_values" else name: value for name, value in given.items() if name != CACHE}
 
 
 def pixels_argument(get_features: Callable[..., Any]) -> str:

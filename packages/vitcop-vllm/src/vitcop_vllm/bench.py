@@ -161,8 +161,8 @@ def save_random_model(folder: Path, layers: int, width: int, grid: int) -> None:
     save_demo(LlavaForConditionalGeneration(config), demo_processor(grid), folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print a table, and store the result."""
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the options."""
     options = argparse.ArgumentParser(prog="python -m vitcop_vllm.bench", description=__doc__)
     options.add_argument("--layers", type=int, default=8)
     options.add_argument("--width", type=int, default=512)
@@ -173,7 +173,12 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float32")
     options.add_argument("--memory", type=float, default=0.1, help="share of the memory that vLLM may take")
     options.add_argument("--out", type=Path, help="JSON file for the result")
-    args = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print a table, and store the result."""
+    args = parser().parse_args(arguments)
     from vllm import LLM
 
     given = {name: value for name, value in vars(args).items() if name != "out"}

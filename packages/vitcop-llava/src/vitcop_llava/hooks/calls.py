@@ -11,7 +11,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
-from vitcop_llava.compat import ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
+from vitcop_llava.compat import CACHE, ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK, named_cache
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import stacked
 from vitcop_llava.families.grids import readable_grids
@@ -97,7 +97,7 @@ class CallHooks:
         """Return the mask that `generate` gives the model for a static cache: of four dimensions, but for pruned
         layers, which need one each and are given the caller's.
         """
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = kwargs.get(CACHE), kwargs.get("attention_mask")
         if not isinstance(cache, StaticCache):
             return original(**kwargs)
         is_prompt = kwargs["inputs_embeds"].shape[1] > 1 or bool(kwargs.get("is_first_iteration"))
@@ -148,7 +148,7 @@ class CallHooks:
         named = _named(self._base_names, args, kwargs)
         if is_step(named, self._switch):
             return self._step(original, named)
-        if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get("past_key_values")):
+        if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get(CACHE)):
             return original(*args, **kwargs)
         return self._prune_in_python(original, *args, **kwargs)
 
@@ -156,7 +156,7 @@ class CallHooks:
         """Run one token more in a static cache: all that is known of it is on the cache."""
         if not torch.compiler.is_compiling():
             expect_call(None)
-        layer: Any = kwargs["past_key_values"].layers[0]
+        layer: Any = kwargs[CACHE].layers[0]
         if not is_static_pruned(layer):
             return original(**kwargs)
         state = layer.state  # whose attribute it is set by: not every version of dynamo traces a property's setter
@@ -192,7 +192,7 @@ class CallHooks:
         return {**given, "mm_encoder_outputs": {**outputs, "video": type(clips)(**whole)}}
 
     def _open(self, call: Call, given: Kwargs) -> None:
-        cache = given.get("past_key_values")
+        cache = given.get(CACHE)
         past = call.past = cached_length(cache)
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache | StaticCache) and past == 0)
         sources = self._sources(given)
@@ -229,4 +229,4 @@ class CallHooks:
 
 def _named(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """Return all arguments of a forward by name."""
-    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+    return named_cache({**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers.cache_utils import Cache
 
 from vitcop_core import Method, Plan
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.active import active_call, replay_no_more, replaying
 from vitcop_llava.hooks.graphs import Graphs
@@ -28,7 +29,7 @@ from vitcop_llava.hooks.runs import Group, Prefill, Replay
 _PLAIN = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.modeling_")
 """Where modules come from whose work their parameters and their code say all about."""
 
-_KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings"}
+_KNOWN = {"attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings"}
 _OUTPUTS = ("output_hidden_states", "output_attentions")
 _AFTERWARDS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -169,7 +170,7 @@ class DecoderCapture:
             group, args = found
             run.replay.group = group
         number = 2 * (index - group.first)
-        kwargs["past_key_values"].update(group.held[number], group.held[number + 1], index)
+        kwargs[CACHE].update(group.held[number], group.held[number + 1], index)
         return args[0]
 
     def _replayed(
@@ -196,7 +197,7 @@ class DecoderCapture:
         return Group(index, stop, found[1]), (found[0],)
 
     def _obstacle(self, run: Prefill, given: Mapping[str, Any], index: int, args: tuple[Any, ...]) -> str | None:
-        if not run.layers or given.get("past_key_values") is None:
+        if not run.layers or given.get(CACHE) is None:
             return "there is no cache"
         if run.past or run.layers[index].physical_length:
             return "it goes on from a cache"
@@ -208,7 +209,7 @@ class DecoderCapture:
 
     def _work(self, first: int, stop: int, hidden: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, ...]:
         tap = _Tap()
-        given = {"position_embeddings": (cosines, sines), "past_key_values": tap, "use_cache": True}
+        given = {"position_embeddings": (cosines, sines), CACHE: tap, "use_cache": True}
         for layer in self._parts.decoder_layers[first:stop]:
             hidden = self._own[layer].original(hidden, attention_mask=None, **given)
         return hidden, torch.stack(tap.held)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from vitcop_core import Method
-from vitcop_llava.compat import checkpoints_rerun_hooks
+from vitcop_llava.compat import CACHE, checkpoints_rerun_hooks
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clip import one_layer
 from vitcop_llava.hooks.state import EncodedImages
@@ -245,7 +245,7 @@ def check_mask(given: Given, past: int) -> None:
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     is_text = all(given.get(name) is None for name in (*PIXELS.values(), "mm_encoder_outputs"))
     is_longer = mask.shape[1] > past + tokens.shape[1]
-    if is_longer and is_text and isinstance(given.get("past_key_values"), StaticCache):
+    if is_longer and is_text and isinstance(given.get(CACHE), StaticCache):
         return
     if mask.shape[1] != past + tokens.shape[1]:
         raise ValueError(

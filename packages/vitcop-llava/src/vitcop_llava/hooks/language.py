@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_core import DecoderCut, DecoderView, Method
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks import layout
@@ -93,7 +94,7 @@ class LanguageHooks:
     # The language model: columns become slots, and slots columns.
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
-        if open_state(kwargs.get("past_key_values")) is not None:
+        if open_state(kwargs.get(CACHE)) is not None:
             return args, stepped(self._parts, kwargs)
         if torch.compiler.is_compiling() and is_plain_step(kwargs):
             return None
@@ -102,14 +103,14 @@ class LanguageHooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, output: Any) -> Any:
         is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
-        if is_step or open_state(kwargs.get("past_key_values")) is not None:
+        if is_step or open_state(kwargs.get(CACHE)) is not None:
             return None
         return self._leave_in_python(output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         self._stay_if_compiled()
         call = active_call(self._owner)
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = kwargs.get(CACHE)
         if call is None:
             was_expected = is_expected(self._owner)
             expect_call(None)
@@ -126,7 +127,7 @@ class LanguageHooks:
     def _begin(self, call: Call, kwargs: Kwargs) -> Kwargs | None:
         """Return the arguments of a prefill with images; None where the mask hides them all."""
         embeds: Tensor = kwargs["inputs_embeds"]
-        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        cache, use_cache = kwargs.get(CACHE), kwargs.get("use_cache")
         if is_checkpointing(self._parts):  # keeps no keys
             cache, use_cache = None, False
         elif cache is None and (self._parts.config.use_cache if use_cache is None else use_cache):
@@ -163,7 +164,7 @@ class LanguageHooks:
         run.keys = keys_of(self._parts, run, embeds, layer=0)
         ids = by_axis(run.segment.position_ids)
         given = {"inputs_embeds": embeds, "position_ids": ids, "attention_mask": run.keys.mask}
-        return {**kwargs, **given, "past_key_values": cache, "use_cache": use_cache}
+        return {**kwargs, **given, CACHE: cache, "use_cache": use_cache}
 
     def _begin_filling(self, cache: StaticCache, past: int, length: int) -> None:
         """Prepare a static cache of ``past`` tokens for a prefill that makes them ``length``."""
@@ -180,7 +181,7 @@ class LanguageHooks:
             self.switch.hold_for(layer.state)
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
-        embeds, cache, past = kwargs["inputs_embeds"], kwargs["past_key_values"], call.past
+        embeds, cache, past = kwargs["inputs_embeds"], kwargs[CACHE], call.past
         layers = install_layers(cache, self._parts.shape.num_layers)
         if isinstance(cache, StaticCache):
             call.run = Run(layers, None, past)
@@ -248,7 +249,7 @@ class LanguageHooks:
         if index + 1 in run.cut_layers:
             run.before = hidden  # of a layer that was replayed with others no cut reads this
             if not run.layers and not is_checkpointing(self._parts):
-                run.tap = kwargs["past_key_values"] = KeyTap()
+                run.tap = kwargs[CACHE] = KeyTap()
         keys, group, covered = run.keys, len(run.segments) - 1, run.past + run.length
         if run.layers:
             what = (keys.columns, covered, run.entry_dropped, run.text_tail)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from transformers.cache_utils import Cache
 
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import check_frames
 from vitcop_llava.hooks.checks import (
@@ -43,7 +44,7 @@ def check_opening(
     Raises:
         ValueError: Something does not fit; the message names the argument.
     """
-    cache = given.get("past_key_values")
+    cache = given.get(CACHE)
     check_marked(cache, parts.base)
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
     length = tokens.shape[1]
@@ -72,7 +73,7 @@ def check_continuing(given: Given, parts: Parts, past: int, *, brings_images: bo
     Raises:
         ValueError: The mask or the window does not fit, or images join tokens that were cut in some layers.
     """
-    cache = given.get("past_key_values")
+    cache = given.get(CACHE)
     check_marked(cache, parts.base)
     if past:
         check_foreign(cache)

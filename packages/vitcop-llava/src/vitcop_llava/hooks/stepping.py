@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import StaticCache
 
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, step_of_group
 from vitcop_llava.hooks.checks import PIXELS
@@ -28,7 +29,7 @@ def is_step(given: Kwargs, switch: HookSwitch) -> bool:
 
     Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
     """
-    cache = given.get("past_key_values")
+    cache = given.get(CACHE)
     if not isinstance(cache, StaticCache) or any(given.get(name) is not None for name in _ENCODED):
         return False
     tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
@@ -40,7 +41,7 @@ def is_step(given: Kwargs, switch: HookSwitch) -> bool:
 
 def is_plain_step(kwargs: Kwargs) -> bool:
     """Return whether the language model is given one token after a static cache that nothing was dropped in."""
-    cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    cache, embeds = kwargs.get(CACHE), kwargs.get("inputs_embeds")
     is_one = embeds is not None and embeds.shape[1] == 1
     return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
 
@@ -55,7 +56,7 @@ def open_state(cache: object) -> StaticState | None:
 
 def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
     """Return the arguments of the language model for tokens that follow in a static cache that was pruned."""
-    embeds, mask, layers = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs["past_key_values"].layers
+    embeds, mask, layers = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs[CACHE].layers
     positions = kwargs.get("position_ids")
     if positions is None:
         numbers = torch.arange(embeds.shape[1], device=embeds.device)

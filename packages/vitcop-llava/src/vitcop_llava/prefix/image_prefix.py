@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Method
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.prefix.store import Identity, StoredPrefix, identity_of, read_prefix, write_prefix
 from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
@@ -54,7 +55,7 @@ class ImagePrefix:
         return f"ImagePrefix({self.input_ids.shape[1]} tokens, {images} images, {self.method!r})"
 
     def cache(self) -> DynamicCache:
-        """Return a fresh cache that holds the prefix, to pass as ``past_key_values``.
+        """Return a fresh cache that holds the prefix, to pass as ``past_key_values`` (``cache`` in later transformers).
 
         It takes as many rows as the first call brings (questions times beams), and serves one conversation. Its length
         is that of ``input_ids``, and ``generate`` takes ``input_ids`` that begin with the prefix's. If a model with
@@ -89,7 +90,7 @@ class ImagePrefix:
 
         Returns:
             ``input_ids`` and ``attention_mask``, ``[questions, L + longest]`` int64 on the prefix's device, and a fresh
-            cache as ``past_key_values``.
+            cache as ``past_key_values``, or as ``cache`` from transformers 5.24 on.
 
         Raises:
             TypeError: ``questions`` are not lists of token ids, or ``pad_token_id`` is not one.
@@ -111,7 +112,7 @@ class ImagePrefix:
         return {
             "input_ids": torch.cat([self.input_ids.expand(len(rows), -1), ids], dim=1),
             "attention_mask": mask,
-            "past_key_values": self.cache(),
+            CACHE: self.cache(),
         }
 
     def save(self, path: str | Path) -> None:
@@ -242,7 +243,7 @@ def encode_image(
     cache = DynamicCache()
     images = {"pixel_values": pixel_values} | ({} if image_sizes is None else {"image_sizes": image_sizes})
     with nullcontext() if is_active else prune(model, method), torch.no_grad(), finished_calls() as calls:
-        parts.base(input_ids=input_ids, past_key_values=cache, use_cache=True, **images)
+        parts.base(input_ids=input_ids, use_cache=True, **{CACHE: cache}, **images)
     report = Report.of(calls[-1], method, parts)
     _check_positions(report)
     layers = grown_layers(cache, parts.shape.num_layers)

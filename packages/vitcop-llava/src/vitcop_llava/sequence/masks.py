@@ -65,10 +65,10 @@ def segment_mask(
         What the backend takes: a 4-D float tensor to add, a 2-D one for FlashAttention, a block mask, or None.
     """
     mask = create_causal_mask(
-        config=config,
-        inputs_embeds=torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
-        attention_mask=padding,
-        past_key_values=cast(Cache, PhysicalSizes(past, keys, is_compileable=keys is not None)),
+        config,
+        torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),
+        padding,
+        cast(Cache, PhysicalSizes(past, keys, is_compileable=keys is not None)),  # its name differs between versions
         layer_idx=0,
         # With a 2-D mask the factory would read its values back from the device to see whether it can be left out.
         allow_is_causal_skip=padding is None and keys is None,

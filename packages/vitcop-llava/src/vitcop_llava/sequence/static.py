@@ -190,7 +190,6 @@ def static_layers(cache: StaticCache) -> list[PrunedStaticLayer]:
 _CONTENT = (
     "keys",
     "values",
-    "dtype",
     "device",
     "batch_size",
     "num_heads",
@@ -211,6 +210,7 @@ def _converted(layer: Any, state: StaticState) -> PrunedStaticLayer:
         pruned.cumulative_length = torch.full_like(pruned.cumulative_length, length, device=layer.keys.device)
         for name in _CONTENT:
             setattr(pruned, name, getattr(layer, name))
+        pruned.dtype = layer.keys.dtype  # a layer of transformers 5.24 does not say its dtype
     return pruned
 
 

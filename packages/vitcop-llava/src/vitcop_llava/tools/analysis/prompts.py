@@ -85,7 +85,7 @@ def lay_out_prompt(parts: Parts, inputs: Mapping[str, Any]) -> Prompt:
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         what = f"of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"input_ids must be a tensor [rows, length], got {what}")
-    for name in ("past_key_values", "mm_encoder_outputs", "inputs_embeds"):
+    for name in ("past_key_values", "cache", "mm_encoder_outputs", "inputs_embeds"):
         if given.get(name) is not None:
             raise ValueError(f"{name} must not be given; a prompt is observed whole, from ids and pixels")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):

@@ -25,6 +25,7 @@ from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
 
 from vitcop_core import Method, ViTCoP
 from vitcop_core.files import write_json
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import locate
 from vitcop_llava.tools.benchmark.commands import command_of
 from vitcop_llava.tools.benchmark.prompts import make_prompt
@@ -107,7 +108,7 @@ def measure(
                     prefill.append(steps[0])
                     token += steps[2:]
                     answers.append(output.sequences)
-                held = cache_bytes(output.past_key_values)
+                held = cache_bytes(getattr(output, CACHE))
         same = all(torch.equal(answer, expected.setdefault(name, answers[0])) for answer in answers)
         median = statistics.median(token)
         yield Decoding(name, mode, prefill, token, median, median / floor, held, same)

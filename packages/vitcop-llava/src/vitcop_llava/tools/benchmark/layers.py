@@ -30,6 +30,7 @@ from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Method, ViTCoP
 from vitcop_core.files import write_json
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.pruner import prune
 from vitcop_llava.sequence.masks import segment_mask
@@ -91,7 +92,7 @@ class _Clock:
         hidden = torch.empty_like(like).copy_(like.flip(1))
         rotary = parts.rotary(hidden, torch.arange(length, device=hidden.device)[None])
         mask = segment_mask(parts.config, hidden, length, 0, None)
-        given = {"attention_mask": mask, "position_embeddings": rotary, "past_key_values": DynamicCache()}
+        given = {"attention_mask": mask, "position_embeddings": rotary, CACHE: DynamicCache()}
         forward: Any = layer.forward
         started = now(hidden.device)
         forward(hidden, **given, use_cache=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Plan
+from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.hooks.checks import PIXELS
@@ -43,7 +44,7 @@ def run_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> Ten
             positions = torch.arange(length, device=hidden.device)[None]
             rotary = parts.rotary(hidden, positions.expand(3, 1, -1) if parts.keeps_positions else positions)
             mask = segment_mask(parts.config, hidden, length, 0, None)
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, use_cache=True, **{CACHE: cache})
         if added:
             hidden[:, :tokens] += added.pop(0)[:, :tokens]
     norm: Any = language.norm

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from vitcop_llava.compat import CACHE
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -69,7 +71,7 @@ def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Cache]:
     # Where positions have several axes, the model makes them from the grids of images.
     positions = {} if _has_axes(inputs) else _positions(inputs.get("attention_mask"))
     output = model(**inputs, **positions, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1:].argmax(-1), output.past_key_values
+    return output.logits[:, -1:].argmax(-1), getattr(output, CACHE)
 
 
 def decode_greedily(model: Any, inputs: Mapping[str, Any], token: Tensor, cache: Cache, steps: int) -> None:
@@ -80,7 +82,7 @@ def decode_greedily(model: Any, inputs: Mapping[str, Any], token: Tensor, cache:
         positions = {name: value[:, -1:] for name, value in _positions(mask).items()}
         if positions and _has_axes(inputs):  # along which an image takes other room than its tokens
             positions = {name: value + model.model.rope_deltas for name, value in positions.items()}
-        given = {"input_ids": token, "attention_mask": mask, "past_key_values": cache, **positions}
+        given = {"input_ids": token, "attention_mask": mask, CACHE: cache, **positions}
         token = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
 
