@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from vitcop_llava.tools.cli.media import (
 from vitcop_llava.tools.cli.methods import MethodName, parse_method
 from vitcop_llava.tools.cli.options import AsJson, Debug, Dtype, Force, Model, Retain, parse_budget
 from vitcop_llava.tools.cli.output import Meter, print_json, print_note, print_result
-from vitcop_llava.tools.cli.requests import QuestionFile, QuestionFolder, check_results, fields_of, survey
+from vitcop_llava.tools.cli.requests import QuestionFile, QuestionFolder, Request, check_results, fields_of, survey
 from vitcop_llava.tools.cli.results import Output, interrupted, results_of
 from vitcop_llava.tools.cli.running import (
     DEMO_NOTE,
@@ -45,17 +46,17 @@ if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.batch import Answerer, Outcome, Row
     from vitcop_llava.tools.cli.options import Budget
-    from vitcop_llava.tools.cli.requests import Questions, Request
+    from vitcop_llava.tools.cli.requests import Questions
     from vitcop_llava.tools.media.video_support import Sampling
     from vitcop_llava.tools.model.loading import Loaded
 
-    Outcomes = Iterator[dict[int, Outcome]]
+    Outcomes = Generator[dict[int, Outcome]]
 
 Source = Annotated[
     Path,
     typer.Argument(
         metavar="SOURCE",
-        help="A file with a question in each line, or a folder of images and videos.",
+        help="A file with a question a line, or a folder of images and videos.",
         show_default=False,
     ),
 ]
@@ -138,15 +139,18 @@ def batch(
     settings = Settings(model, seen.has_video, chosen, budget, batch_size, max_new_tokens, dtype, sampling)
     run = settings.identity(prompt)
     done = results_of(questions, out, run) if resume else {}
-    began = time.monotonic()
-    with Output(out, run, done) as output, Meter(seen.count, len(done)) as meter:
-        job = Job(questions, output, meter, budget, done)
-        try:
-            job.run(_answers(settings, job.rows(), seen.count - len(done), places, notes))
-        except KeyboardInterrupt:
-            print_note(interrupted(out))
-            raise
-        output.finish()
+    began, job = time.monotonic(), Job(questions, budget, done)
+    with closing(_answers(settings, job.rows(), seen.count - len(done), places, notes)) as answers:
+        first = next(answers, {})  # a model that cannot be loaded leaves no file
+        with Output(out, run, done) as output, Meter(seen.count, len(done)) as meter:
+            try:
+                for outcomes in chain([first], answers, [{}]):  # the last lines may be refused
+                    job.write(outcomes, output, meter)
+            except KeyboardInterrupt:
+                print_note(interrupted(out))
+                raise
+            job.check()
+            output.finish()
     seconds, asked = time.monotonic() - began, seen.count - len(done)
     told = {"out": str(out), "lines": seen.count, "taken_over": len(done), "failed": job.failed, "seconds": seconds}
     if as_json:
@@ -303,21 +307,17 @@ class Job:
 
     Args:
         questions: Where they come from.
-        output: Where results go.
-        meter: Shows how far it is.
         budget: Of an image, for errors.
         done: The lines that have a result already.
     """
 
-    def __init__(
-        self, questions: Questions, output: Output, meter: Meter, budget: Budget, done: Mapping[int, Any]
-    ) -> None:
+    def __init__(self, questions: Questions, budget: Budget, done: Mapping[int, Any]) -> None:
         self.failed = 0
-        self._questions, self._output, self._meter, self._budget = questions, output, meter, budget
-        self._done, self._asked = done, dict[int, Request]()
+        self._questions, self._budget, self._done = questions, budget, done
+        self._asked, self._refused = dict[int, Request](), list[dict[str, Any]]()
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Yield what is to be asked, by the numbers of lines; a line that cannot be asked has its result at once."""
+        """Yield what is to be asked, by the numbers of lines; a line that cannot be asked gets its result beside it."""
         from vitcop_llava.tools.batch import Row
 
         for number, line in self._questions.lines():
@@ -329,22 +329,30 @@ class Job:
                 fields |= fields_of(request)
                 check_question(request.question, request.images)
             except UserError as error:
-                self._add([fields | {"error": str(error)}])
+                self._refused.append(fields | {"error": str(error)})
                 continue
             self._asked[number] = request
             yield number, Row(tuple(request.images), request.question)
 
-    def run(self, answers: Outcomes) -> None:
-        """Write every outcome.
+    def write(self, outcomes: Mapping[int, Outcome], output: Output, meter: Meter) -> None:
+        """Write the results of what came back, and of what was refused until now; a line that has one gets no other."""
+        results, self._refused = self._refused, []
+        results += [self._result(number, outcome) for number, outcome in outcomes.items() if number in self._asked]
+        output.add(*results)
+        for result in results:
+            if "error" in result:
+                self.failed += 1
+                meter.print_error(f"{self._questions.path}, line {result['line']}: {result['error']}")
+        meter.advance(len(results))
+
+    def check(self) -> None:
+        """Raise unless every line has its result.
 
         Raises:
-            WorkerError: a line has none.
+            WorkerError: One has none.
         """
         from vitcop_llava.tools.batch.processes import WorkerError
 
-        for outcomes in answers:
-            found = {number: outcome for number, outcome in outcomes.items() if number in self._asked}
-            self._add([self._result(number, outcome) for number, outcome in found.items()])
         if self._asked:
             raise WorkerError(f"{len(self._asked)} lines came back without a result; --resume asks them again")
 
@@ -354,11 +362,3 @@ class Job:
             return fields | {"error": told_of_budget(self._budget, outcome.error)}
         tokens = {"visual_tokens": outcome.visual_tokens, "average_tokens": outcome.average_tokens}
         return fields | {"answer": outcome.answer} | tokens
-
-    def _add(self, results: list[dict[str, Any]]) -> None:
-        self._output.add(*results)
-        for result in results:
-            if "error" in result:
-                self.failed += 1
-                self._meter.print_error(f"{self._questions.path}, line {result['line']}: {result['error']}")
-        self._meter.advance(len(results))

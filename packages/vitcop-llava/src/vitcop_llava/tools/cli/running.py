@@ -168,7 +168,7 @@ def of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
     return UserError(f"--retain {budget}: {_SETTINGS.sub('it must be', str(error))}")
 
 
-def toldof_budget(budget: Budget, said: str) -> str:
+def told_of_budget(budget: Budget, said: str) -> str:
     """Return an error's words, by the option's name where they are about a budget."""
     return f"--retain {budget}: {_SETTINGS.sub('it must be', said)}" if _SETTINGS.search(said) else said
 
