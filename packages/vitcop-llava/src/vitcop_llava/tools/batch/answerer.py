@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +33,23 @@ class _Opened:
 
     media: list[Medium]
     question: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Rows that are ready to run, by number.
+
+    Attributes:
+        opened: Those whose files could be read.
+        inputs: Of these; None where they could not be prepared together.
+        outcomes: Of the others.
+        error: Why there are no inputs.
+    """
+
+    opened: dict[int, _Opened]
+    inputs: Any
+    outcomes: dict[int, Outcome]
+    error: str | None
 
 
 class Answerer:
@@ -126,47 +144,67 @@ class Answerer:
 
         Args:
             rows: By numbers of the caller's.
-            on_batch: Hears which rows run next.
+            on_batch: Hears which rows are read next, to run after those before them.
         """
         sizes = {number: (self._extent(row), len(str(row.question))) for number, row in rows.items()}
         order = sorted(rows, key=sizes.__getitem__)
-        while order:
-            numbers, order = order[: self._most], order[self._most :]
-            if on_batch is not None:
-                on_batch(numbers)
-            yield dict(zip(numbers, self.answer([rows[number] for number in numbers]), strict=True))
+        # While a batch runs, the next one's files are read: on a GPU that takes a thread of the host nothing.
+        with ThreadPoolExecutor(1, "vitcop-batch") as reader:
+            coming: Future[_Batch] | None = None
+            while order or coming is not None:
+                ready = coming
+                coming, numbers, order = None, order[: self._most], order[self._most :]
+                if numbers:
+                    if on_batch is not None:
+                        on_batch(numbers)
+                    coming = reader.submit(self._ready, {number: rows[number] for number in numbers})
+                if ready is not None:
+                    yield self._finish(ready.result())
 
     def answer(self, rows: Sequence[Row]) -> list[Outcome]:
         """Answer rows as one batch; where that fails, as smaller ones, down to the row that is why."""
+        found = self._finish(self._ready(dict(enumerate(rows))))
+        return [found[number] for number in range(len(rows))]
+
+    def _ready(self, rows: Mapping[int, Row]) -> _Batch:
+        """Read the files of a batch, and prepare what the model takes."""
         outcomes, opened = dict[int, Outcome](), dict[int, _Opened]()
-        for number, row in enumerate(rows):
+        for number, row in rows.items():
             try:
                 opened[number] = self._open(row)
             except Exception as error:  # whatever it is, it is this row's
                 outcomes[number] = Outcome(error=_told(error))
-        outcomes |= zip(opened, self._answer([*opened.values()]), strict=True)
-        return [outcomes[number] for number in range(len(rows))]
+        try:
+            return _Batch(opened, self._prepare([*opened.values()]) if opened else None, outcomes, None)
+        except Exception as error:  # of a row, or all
+            return _Batch(opened, None, outcomes, _told(error))
 
-    def _answer(self, opened: list[_Opened]) -> list[Outcome]:
+    def _finish(self, batch: _Batch) -> dict[int, Outcome]:
+        found = self._answer([*batch.opened.values()], batch.inputs, batch.error)
+        return batch.outcomes | dict(zip(batch.opened, found, strict=True))
+
+    def _answer(self, opened: Sequence[_Opened], inputs: Any = None, error: str | None = None) -> list[Outcome]:
+        """Return the outcomes of rows; those of a batch that fails run in halves."""
         if not opened:
             return []
-        if len(opened) <= self._most:
+        if error is None and len(opened) <= self._most:
             try:
-                return self._run(opened)
-            except torch.OutOfMemoryError as error:
-                failed, self._most = _told(error), max(1, len(opened) // 2)
-            except Exception as error:  # of a row, or all: running fewer tells
-                failed = _told(error)
-            if len(opened) == 1:
-                return [Outcome(error=failed)]
+                return self._run(opened, self._prepare(opened) if inputs is None else inputs)
+            except torch.OutOfMemoryError as failed:
+                error, self._most = _told(failed), max(1, len(opened) // 2)
+            except Exception as failed:  # of a row, or all: running fewer tells
+                error = _told(failed)
+        if len(opened) == 1:
+            return [Outcome(error=error)]
         half = len(opened) // 2
         return [*self._answer(opened[:half]), *self._answer(opened[half:])]
 
-    def _run(self, opened: Sequence[_Opened]) -> list[Outcome]:
-        loaded = self._loaded
-        inputs = prepare_batch(loaded, [(each.media, each.question) for each in opened])
+    def _prepare(self, opened: Sequence[_Opened]) -> Any:
+        return prepare_batch(self._loaded, [(each.media, each.question) for each in opened])
+
+    def _run(self, opened: Sequence[_Opened], inputs: Any) -> list[Outcome]:
         tokens = self._count(opened, inputs)
-        answers = generate_batch(loaded, inputs, self._longest)
+        answers = generate_batch(self._loaded, inputs, self._longest)
         if self._pruner is not None and not self._is_looked_at:
             self._is_looked_at = True
             _ = self._pruner.report  # making it warns of settings that do not fit the model's features

@@ -93,7 +93,7 @@ class Crew:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if self._since_answer > _MOST_ENDS:
             raise WorkerError(f"{_MOST_ENDS + 1} processes ended without an answer in between, the last by {how}")
-        suspects = [number for number in worker.begun if number in worker.rows]
+        suspects = [number for number in worker.begun if number in worker.rows]  # read, or running
         self._ends.update(suspects)
         lost = [number for number in suspects if self._ends[number] >= _TRIES]
         self._again.extend({number: worker.rows[number]} for number in suspects if number not in lost)
@@ -121,7 +121,7 @@ class _Worker:
 
     def give(self, rows: dict[int, Row]) -> None:
         if rows:
-            self.rows = dict(rows)
+            self.rows, self.begun = dict(rows), []
             with suppress(OSError):  # it ended: the pipe says so when it is waited for
                 self.pipe.send(rows)
 
@@ -133,7 +133,7 @@ class _Worker:
             self._is_ready = True
             return {}
         if isinstance(message, list):
-            self.begun = message
+            self.begun += message
             return {}
         for number in message:
             del self.rows[number]
