@@ -93,10 +93,7 @@ def test_lines_without_a_question_ask_the_prompt(run: Any, images: list[Path], w
     assert [line["question"] for line in results(tmp_path / "out.jsonl")] == [QUESTION, "Where is it?"]
 
 
-@pytest.mark.parametrize("more", [[], ["--workers", "1"]])
-def test_bad_lines_have_errors_and_the_others_answers(
-    run: Any, images: list[Path], write: Any, tmp_path: Path, more: list[str]
-) -> None:
+def test_bad_lines_have_errors_and_the_others_answers(run: Any, images: list[Path], write: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:60])
     good = {"image": str(images[0]), "question": QUESTION}
@@ -108,7 +105,7 @@ def test_bad_lines_have_errors_and_the_others_answers(
         ({"image": str(images[0])}, '"question" must be a text'),
     ]
     out = tmp_path / "out.jsonl"
-    result = run(write(good, *(line for line, _ in bad), good), "--out", out, *BUDGET, *more)
+    result = run(write(good, *(line for line, _ in bad), good), "--out", out, *BUDGET)
     assert result.exit_code == 1, result.output
     assert "2 of 7 lines answered" in result.stdout
     first, *errors, last = results(out)
@@ -129,7 +126,6 @@ def test_bad_lines_have_errors_and_the_others_answers(
         (["{file}", "--out", "{file}"], "--out must not be the file of SOURCE"),
         (["{file}", "--out", "none/out.jsonl"], "there is no folder none"),
         (["{file}", "--retain", "1%"], "--retain 1.0%: it must be from "),
-        (["{file}", "--retain", "1%", "--workers", "1"], "--retain 1.0%: it must be from "),
         (["{file}", "--model", "no/such/folder"], "model must be an existing folder"),
         (["{file}", "--workers", "1", "--device", "cpu,cpu"], "--workers must be at least one for each of 2 devices"),
         (["{file}", "--ray", "auto", "--device", "cpu,cpu"], "--device must be one with --ray"),

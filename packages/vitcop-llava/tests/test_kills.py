@@ -172,17 +172,8 @@ COMMANDS: dict[str, Command] = {
         *use(model),
     ],
     "batch": lambda inputs, model, out: [
-        *(
-            "batch",
-            f"{inputs}/batch.jsonl",
-            "--out",
-            f"{out}/answers.jsonl",
-            "--batch-size",
-            "2",
-            "--max-new-tokens",
-            "1",
-        ),
-        *use(model),
+        *("batch", f"{inputs}/batch.jsonl", "--out", f"{out}/answers.jsonl", "--batch-size", "2"),
+        *("--max-new-tokens", "1", *use(model)),
     ],
     "compare": lambda inputs, model, out: [
         *("compare", "--limit", "4", "--batch-size", "2", "--retain", "1/3", "--method", "vitcop", "--timing", "0"),
