@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Mapping
 from importlib import import_module
 from logging import ERROR, getLogger
 from pathlib import Path
+from socket import create_connection
 from typing import Any
 
 from vitcop_llava.tools.batch.answerer import Answerer
@@ -15,6 +16,8 @@ from vitcop_llava.tools.batch.rows import Outcome, Row
 _OUTCOME = ("answer", "error", "visual_tokens", "average_tokens")
 _HERE = ("local", "127.0.0.1")
 """The address that starts a cluster on this machine, and where that one listens: to no other machine."""
+_PATIENCE = 10
+"""Seconds that the head of a cluster has to answer."""
 
 
 def answer_on_ray(
@@ -39,9 +42,9 @@ def answer_on_ray(
     ray = _connect(address)
     try:
         items, refused = _items(rows)
-        yield refused
         if items:
             yield from _run(ray, settings, items, workers, window)
+        yield refused
     finally:
         ray.shutdown()
 
@@ -60,10 +63,22 @@ def _connect(address: str) -> Any:
     local, own = _HERE
     given = {"include_dashboard": False, "_node_ip_address": own} if address == local else {}
     try:
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="error", **given)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ConnectionError is one
         raise ValueError(f"--ray must be the address of a cluster, auto or local, got {address}: {error}") from error
     return ray
+
+
+def _spread() -> dict[str, Any]:
+    return {"scheduling_strategy": "SPREAD"}
+
+
+def _check_reachable(address: str) -> None:
+    """Raise where nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _items(rows: Iterator[tuple[int, Row]]) -> tuple[list[dict[str, Any]], dict[int, Outcome]]:
@@ -96,7 +111,7 @@ def _run(
         compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or most),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        scheduling_strategy="SPREAD",
+        ray_remote_args_fn=_spread,
     )
     try:
         for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
