@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+import os
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
 from importlib import import_module
-from logging import ERROR, getLogger
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from socket import create_connection
 from typing import Any
 
-from vitcop_llava.tools.batch.answerer import Answerer
-from vitcop_llava.tools.batch.processes import WorkerError
-from vitcop_llava.tools.batch.rows import Outcome, Row
+from vitcop_llava.tools.batch.processes import TRIES, Make, WorkerError
+from vitcop_llava.tools.batch.rows import Outcome, Row, columns_of, rows_of
 
 _OUTCOME = ("answer", "error", "visual_tokens", "average_tokens")
 _HERE = ("local", "127.0.0.1")
@@ -21,32 +25,43 @@ _PATIENCE = 10
 
 
 def answer_on_ray(
-    address: str, settings: Mapping[str, Any], rows: Iterator[tuple[int, Row]], *, workers: int | None, window: int
+    address: str,
+    make: Make,
+    device: str,
+    rows: Iterator[tuple[int, Row]],
+    *,
+    workers: int | None,
+    sizes: tuple[int, int],
 ) -> Generator[dict[int, Outcome]]:
     """Yield the outcomes of all rows, as they come.
 
     Ray runs what a lost process or machine had again. So a row's outcome may come twice, where a machine is lost after
-    it was sent; the first counts.
+    it was sent; the first counts. A row under way in a process that ends runs alone the next time, and where it ends
+    one again it has an error: Ray itself would try for ever.
 
     Args:
         address: Of the cluster; ``auto`` finds it, ``local`` starts one here.
-        settings: The arguments of an `Answerer`. It is made on the cluster, where a folder must be found by its name.
+        make: Loads a model on a device; it is called on the machines of the cluster.
+        device: Of each model; ``auto`` is a GPU where the cluster has some.
         rows: Their media are names of files, which every machine can read.
         workers: How many models run; None for one on each GPU, or each but one of the CPUs where there is none.
-        window: How many rows go out together, and are run again together.
+        sizes: How many rows at least, and at most, go out together.
 
     Raises:
         ValueError: Ray is not installed, or there is no such cluster.
-        WorkerError: Ray gives up, or a model cannot be loaded there.
+        WorkerError: Ray gives up.
+        Exception: What ``make`` raises.
     """
-    ray = _connect(address)
-    try:
-        items, refused = _items(rows)
-        if items:
-            yield from _run(ray, settings, items, workers, window)
-        yield refused
-    finally:
-        ray.shutdown()
+    # Ray prints there what it loses and runs again; the result is what belongs there.
+    with redirect_stdout(sys.stderr):
+        ray = _connect(address)
+        try:
+            items, refused = _items(rows)
+            if items:
+                yield from _run(ray, make, device, items, workers, sizes)
+            yield refused
+        finally:
+            ray.shutdown()
 
 
 def _connect(address: str) -> Any:
@@ -59,9 +74,12 @@ def _connect(address: str) -> Any:
             f'--ray must be used with Ray Data, got none: {error}; pip install "vitcop-llava[ray]"'
         ) from error
     context.enable_progress_bars = False  # the command has its own
-    getLogger("ray.data").setLevel(ERROR)
+    getLogger("ray.data").setLevel(CRITICAL)  # what fails is raised too
     local, own = _HERE
-    given = {"include_dashboard": False, "_node_ip_address": own} if address == local else {}
+    given: dict[str, Any] = {}
+    if address == local:
+        given = {"include_dashboard": False, "_node_ip_address": own}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # this cluster is ours, and tells nobody of itself
     try:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="error", **given)
@@ -70,14 +88,12 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def _spread() -> dict[str, Any]:
-    return {"scheduling_strategy": "SPREAD"}
-
-
 def _check_reachable(address: str) -> None:
     """Raise where nothing listens at ``host:port``: Ray itself would try for minutes."""
+    if "://" in address:
+        raise ValueError("run the command on a machine of the cluster, with host:port or auto")
     host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
+    if colon and port.isdecimal():
         create_connection((host, int(port)), _PATIENCE).close()
 
 
@@ -97,25 +113,89 @@ def _items(rows: Iterator[tuple[int, Row]]) -> tuple[list[dict[str, Any]], dict[
 
 
 def _run(
-    ray: Any, settings: Mapping[str, Any], items: list[dict[str, Any]], workers: int | None, window: int
+    ray: Any, make: Make, device: str, items: list[dict[str, Any]], workers: int | None, sizes: tuple[int, int]
 ) -> Iterator[dict[int, Outcome]]:
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0)) if settings["device"] != "cpu" else 0
-    most = gpus or max(1, int(there.get("CPU", 1)) - 1)
-    # A block is what is run again after a loss, and what an instance is called with.
-    data = ray.data.from_items(items, override_num_blocks=-(-len(items) // window))
-    answered = data.map_batches(
-        Answerer,
-        fn_constructor_kwargs=dict(settings),
+    gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
+    many = workers or gpus or max(1, int(there.get("CPU", 1)) - 1)
+    least, most = sizes
+    # A block is what an instance is called with, and what is run again after a loss. Every instance gets some.
+    block = min(most, max(least, -(-len(items) // (2 * many))))
+    answered = ray.data.from_items(items, override_num_blocks=-(-len(items) // block)).map_batches(
+        _Machine,
+        fn_constructor_args=(make, device, _ledger(ray)),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or most),
+        compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=many),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        ray_remote_args_fn=_spread,
     )
     try:
-        for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield {row["line"]: Outcome(*(row[name] for name in _OUTCOME)) for row in block.to_pylist()}
+        for found in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows = found.to_pylist()
+            if (failure := rows[0]["failure"]) is not None:
+                raise pickle.loads(failure)
+            yield {row["line"]: Outcome(*(row[name] for name in _OUTCOME)) for row in rows}
     except ray.exceptions.RayError as error:
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise WorkerError(f"Ray: {last[0]}") from error
+
+
+class _Machine:
+    """A model on a machine of the cluster, as Ray Data calls it: with a block of columns.
+
+    Where it cannot be made, every block says why: Ray would print what it raises, with pages of its own.
+    """
+
+    def __init__(self, make: Make, device: str, ledger: Any) -> None:
+        self._ledger, self._get = ledger, import_module("ray").get
+        self._failure: bytes | None = None
+        self._model = ExitStack()  # open until the process ends
+        try:
+            self._answerer = self._model.enter_context(make(device))
+        except Exception as error:
+            self._failure = pickle.dumps(error)
+
+    def __call__(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        lines, found = [int(line) for line in columns["line"]], dict[int, Outcome]()
+        if self._failure is None:
+            found = self._answer(dict(zip(lines, rows_of(columns), strict=True)))
+        outcomes = [found.get(line, Outcome()) for line in lines]
+        return {"line": lines, "failure": [self._failure] * len(lines)} | columns_of(outcomes)
+
+    def _answer(self, rows: Mapping[int, Row]) -> dict[int, Outcome]:
+        ends: Mapping[int, int] = self._get(self._ledger.ends.remote([*rows]))
+        found = {line: Outcome(error=f"its process ended {TRIES} times") for line in rows if ends[line] >= TRIES}
+        alone = [[line] for line in rows if 0 < ends[line] < TRIES]
+        for part in ([line for line in rows if not ends[line]], *alone):
+            for outcomes in self._answerer.stream({line: rows[line] for line in part}, self._begin):
+                self._ledger.finish.remote([*outcomes])
+                found |= outcomes
+        return found
+
+    def _begin(self, lines: list[int]) -> None:
+        self._get(self._ledger.begin.remote(lines))
+
+
+class _Ledger:
+    """Which rows are under way, and so in which ones a process ended. It outlives the processes."""
+
+    def __init__(self) -> None:
+        self._under_way = Counter[int]()
+
+    def begin(self, lines: Sequence[int]) -> None:
+        self._under_way.update(lines)
+
+    def finish(self, lines: Sequence[int]) -> None:
+        for line in lines:
+            del self._under_way[line]
+
+    def ends(self, lines: Sequence[int]) -> dict[int, int]:
+        """Return how often a row that is not under way now was begun and not finished."""
+        return {line: self._under_way[line] for line in lines}
+
+
+def _ledger(ray: Any) -> Any:
+    """Return a ledger beside the command: the machine whose loss ends the command anyway."""
+    here = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+    place = here(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Ledger).options(num_cpus=0, scheduling_strategy=place).remote()

@@ -20,7 +20,7 @@ Make = Callable[[str], AbstractContextManager["Answerer"]]
 
 _CONTEXT = get_context("spawn")  # CUDA does not outlive a fork
 _READY = "ready"
-_TRIES = 2
+TRIES = 2
 """How often a row may be under way when a process ends, before it is taken for the reason."""
 _MOST_ENDS = 5
 """How many processes may end one after the other without an answer in between."""
@@ -95,13 +95,13 @@ class Crew:
             raise WorkerError(f"{_MOST_ENDS + 1} processes ended without an answer in between, the last by {how}")
         suspects = [number for number in worker.begun if number in worker.rows]  # read, or running
         self._ends.update(suspects)
-        lost = [number for number in suspects if self._ends[number] >= _TRIES]
+        lost = [number for number in suspects if self._ends[number] >= TRIES]
         self._again.extend({number: worker.rows[number]} for number in suspects if number not in lost)
         if rest := {number: row for number, row in worker.rows.items() if number not in suspects}:
             self._again.append(rest)
         place = self._workers.index(worker)
         self._workers[place] = _Worker(self._make, worker.device, self._threads)
-        return {number: Outcome(error=f"its process ended {_TRIES} times, the last time by {how}") for number in lost}
+        return {number: Outcome(error=f"its process ended {TRIES} times, the last time by {how}") for number in lost}
 
 
 class _Worker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -230,17 +230,20 @@ class Settings:
 
         check_batch_size(loaded, self.batch_size)
         try:
-            return Answerer(loaded, self.method, **self._given)
+            return Answerer(
+                loaded,
+                self.method,
+                batch_size=self.batch_size,
+                max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling,
+            )
         except (ValueError, TypeError) as error:  # the rest was checked, so it is the budget
             raise of_budget(self.budget, error) from error
 
-    @property
-    def _given(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "max_new_tokens": self.max_new_tokens,
-            "sampling": self.sampling,
-        }
+    def anywhere(self) -> Settings:
+        """Return what means the same to a process with another working directory."""
+        is_folder = self.model is not None and Path(self.model).is_dir()
+        return replace(self, model=str(Path(self.model).absolute())) if is_folder else self
 
     @property
     def source(self) -> str | None:
@@ -263,11 +266,6 @@ class Settings:
             with self.answerer(loaded) as answerer:
                 yield answerer
 
-    def on_ray(self, device: str) -> dict[str, Any]:
-        """Return the arguments of an `Answerer` on a cluster."""
-        given = {"model": self.source, "method": self.method, "device": device, "dtype": self.dtype}
-        return given | self._given
-
 
 def _answers(settings: Settings, rows: Iterator[tuple[int, Row]], left: int, places: Places, notes: Notes) -> Outcomes:
     """Yield the outcomes of all rows, each once, as they come."""
@@ -286,9 +284,10 @@ def _answers(settings: Settings, rows: Iterator[tuple[int, Row]], left: int, pla
     if places.ray is not None:
         from vitcop_llava.tools.batch.on_ray import answer_on_ray
 
+        (device,), sizes = places.devices, (settings.batch_size, window)
         with mistakes():
             yield from answer_on_ray(
-                places.ray, settings.on_ray(*places.devices), rows, workers=places.workers, window=window
+                places.ray, settings.anywhere().opened, device, rows, workers=places.workers, sizes=sizes
             )
         return
     import torch
