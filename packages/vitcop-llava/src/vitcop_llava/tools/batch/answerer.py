@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -97,7 +98,7 @@ class Answerer:
         if batch_size > 1 and model.processor.tokenizer.pad_token is None:
             raise ValueError(f"batch_size must be 1, as the model's tokenizer has no padding token, got {batch_size}")
         self._loaded, self._longest, self._sampling = model, max_new_tokens, sampling or Sampling()
-        self._most = batch_size
+        self._most, self._preparing = batch_size, Lock()
         self._counter = CostCounter(method, model.parts, 1)
         self._pruner: Pruner | None = None if method is None else prune(model.model, method)
         self._is_looked_at = method is None
@@ -200,7 +201,8 @@ class Answerer:
         return [*self._answer(opened[:half]), *self._answer(opened[half:])]
 
     def _prepare(self, opened: Sequence[_Opened]) -> Any:
-        return prepare_batch(self._loaded, [(each.media, each.question) for each in opened])
+        with self._preparing:  # the tokenizer's padding is a state of its own
+            return prepare_batch(self._loaded, [(each.media, each.question) for each in opened])
 
     def _run(self, opened: Sequence[_Opened], inputs: Any) -> list[Outcome]:
         tokens = self._count(opened, inputs)

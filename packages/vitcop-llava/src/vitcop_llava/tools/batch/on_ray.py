@@ -37,7 +37,7 @@ def answer_on_ray(
 
     Ray runs what a lost process or machine had again. So a row's outcome may come twice, where a machine is lost after
     it was sent; the first counts. A row under way in a process that ends runs alone the next time, and where it ends
-    one again it has an error: Ray itself would try for ever.
+    one again it has an error: Ray itself would try for ever. Until the last outcome, what is printed goes to stderr.
 
     Args:
         address: Of the cluster; ``auto`` finds it, ``local`` starts one here.
