@@ -194,6 +194,7 @@ def many_table(stored: Stored) -> str:
         [
             way.name,
             str(way.batch_size or 1),
+            str(way.threads),
             f"{stored['questions'] / statistics.median(way.seconds):.1f}",
             f"{way.speedup:.2f}",
             f"{way.same_as_loop:.1%}",
@@ -201,7 +202,7 @@ def many_table(stored: Stored) -> str:
         ]
         for way in (Way(**row) for row in stored["rows"])
     ]
-    headings = ["", "at a time", "questions a second", "of the loop", "answers as the loop's", "right"]
+    headings = ["", "at a time", "threads", "questions a second", "of the loop", "answers as the loop's", "right"]
     return (
         f"{markdown_table(headings, lines)}\n\nMedians of {stored['rounds']} interleaved rounds, and of their ratios: "
         f"{stored['questions']} questions about files, {stored['retain']} of the visual tokens where pruned, on "

@@ -4,7 +4,8 @@ Run it as ``python -m vitcop_llava.tools.benchmark.many``.
 
 Each round answers the same questions about the same files in every way, one after the other. Reading the files,
 preparing the inputs, generating, decoding and, where answers go to a file, writing them counts; loading the model does
-not. The loop opens a picture, prepares and generates, question by question, as transformers' documentation does.
+not. The loop opens a picture, prepares and generates, question by question, as transformers' documentation does. Every
+way has the same number of torch's threads; batches are read in one thread more.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Way:
         name: What it is.
         batch_size: Questions at a time; None for the plain loop.
         retain: The share of visual tokens that is kept; None where nothing is pruned.
+        threads: Of torch.
         seconds: Of each round.
         speedup: Median over the rounds of the loop's seconds over its own.
         same_as_loop: The share of answers that are the loop's.
@@ -55,6 +57,7 @@ class Way:
     name: str
     batch_size: int | None
     retain: str | None
+    threads: int
     seconds: list[float]
     speedup: float
     same_as_loop: float
@@ -105,8 +108,11 @@ def draw(folder: Path, count: int, side: int) -> tuple[list[Row], list[str]]:
     return rows[:count], right[:count]
 
 
-def measure(loaded: Loaded, folder: Path, count: int, batch_size: int, share: str, rounds: int) -> list[Way]:
+def measure(
+    loaded: Loaded, folder: Path, count: int, batch_size: int, share: str, threads: int, rounds: int
+) -> list[Way]:
     """Time every way in every round, after a round of few questions to warm up."""
+    torch.set_num_threads(threads)
     rows, right = draw(folder, count, loaded.parts.vision_tower.config.image_size)  # type: ignore[union-attr]
     longest, method = 8, ViTCoP(retention_ratio=Fraction(share))
 
@@ -131,7 +137,7 @@ def measure(loaded: Loaded, folder: Path, count: int, batch_size: int, share: st
     for key, own in seconds.items():
         speedup = statistics.median(loop / each for loop, each in zip(seconds[first], own, strict=True))
         same = _share(answers[key], answers[first])
-        found.append(Way(*key, own, speedup, same, _share(answers[key], right)))
+        found.append(Way(*key, threads, own, speedup, same, _share(answers[key], right)))
     return found
 
 
@@ -145,23 +151,26 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--questions", type=int, default=320)
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--retain", default="1/9", help="the share of visual tokens that is kept")
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of torch; each number in turn")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, help="JSON file for the result")
     args = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(device=args.device)
-        ways = measure(loaded, Path(folder), args.questions, args.batch_size, args.retain, args.rounds)
+        sizes = (args.questions, args.batch_size, args.retain)
+        ways = [way for threads in args.threads for way in measure(loaded, Path(folder), *sizes, threads, args.rounds)]
     given = {name: value for name, value in vars(args).items() if name != "out"}
     command = command_of("many", given)
     if args.out is not None:
         stored = {"command": command, "environment": environment(), **given}
         write_json(args.out, stored | {"rows": [asdict(way) for way in ways]})
-    shown = Table("", "a batch", "questions a second", "times the loop", "as the loop", "right", title=command)
+    headings = ("", "a batch", "threads", "questions a second", "times the loop", "as the loop", "right")
+    shown = Table(*headings, title=command)
     for way in ways:
         rate = args.questions / statistics.median(way.seconds)
-        shares = (f"{way.same_as_loop:.1%}", f"{way.right:.1%}")
-        shown.add_row(way.name, str(way.batch_size or 1), f"{rate:.1f}", f"{way.speedup:.2f}", *shares)
+        cells = (f"{rate:.1f}", f"{way.speedup:.2f}", f"{way.same_as_loop:.1%}", f"{way.right:.1%}")
+        shown.add_row(way.name, str(way.batch_size or 1), str(way.threads), *cells)
     Console(width=120).print(shown)
 
 
