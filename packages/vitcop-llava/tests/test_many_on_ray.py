@@ -136,13 +136,14 @@ def test_row_that_ends_its_process_is_told_of_alone() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data's own settings
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("127.0.0.1:1", "Connection refused"), ("ray://head:10001", "run the command on a machine of the cluster")],
+    [
+        ("127.0.0.1:1", "--ray must be the address of a cluster, auto or local, got 127.0.0.1:1: [Errno"),
+        ("ray://head:10001", "--ray must be host:port, auto or local, got ray://head:10001; run on a machine"),
+    ],
 )
 def test_address_of_no_cluster_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(app, [*COMMAND, "--out", "out.jsonl", "--ray", address])
     assert result.exit_code == 2, result.output
-    told = json.loads(result.stdout)["error"]
-    assert told.startswith(f"--ray must be the address of a cluster, auto or local, got {address}: ")
-    assert said in told
+    assert json.loads(result.stdout)["error"].startswith(said)
     assert not partial_path(folder / "out.jsonl").exists()

@@ -66,6 +66,8 @@ def answer_on_ray(
 
 def _connect(address: str) -> Any:
     """Return Ray, connected to a cluster."""
+    if "://" in address:  # Ray's client
+        raise ValueError(f"--ray must be host:port, auto or local, got {address}; run on a machine of the cluster")
     try:
         ray = import_module("ray")
         context = import_module("ray.data").DataContext.get_current()
@@ -90,8 +92,6 @@ def _connect(address: str) -> Any:
 
 def _check_reachable(address: str) -> None:
     """Raise where nothing listens at ``host:port``: Ray itself would try for minutes."""
-    if "://" in address:
-        raise ValueError("run the command on a machine of the cluster, with host:port or auto")
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         create_connection((host, int(port)), _PATIENCE).close()
