@@ -15,6 +15,7 @@ from vitcop_llava import ViTCoP, prune
 from vitcop_llava.tools.batch import Answerer, Outcome, Row, answerer
 from vitcop_llava.tools.comparison.questions import scene_images, scene_questions
 from vitcop_llava.tools.media.images import image_size, read_image
+from vitcop_llava.tools.model import answer
 from vitcop_llava.tools.model.answer import generate, prepare
 from vitcop_llava.tools.model.loading import Loaded, load
 
@@ -84,7 +85,7 @@ def test_images_in_tiles_run_together_by_their_tokens(
     batches = list[list[int]]()
     with Answerer(loaded, budget("1/3"), batch_size=2, max_new_tokens=3) as made:
         found = {number: each for some in made.stream(asked, batches.append) for number, each in some.items()}
-    tokens = [found[number].visual_tokens for batch in batches for number in batch]
+    tokens = [found[number].visual_tokens or 0 for batch in batches for number in batch]
     assert tokens == sorted(tokens)
     assert len(set(tokens)) == 3
     assert [len(batch) for batch in batches] == [2, 2, 1]
@@ -149,7 +150,7 @@ def test_budget_that_one_image_cannot_meet_is_that_row_s(next_model: Any, next_p
 def test_batch_that_fails_runs_in_parts(
     rows: list[Row], ask: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    wanted, generate_batch, sizes = ask(rows), answerer.generate_batch, list[int]()
+    wanted, generate_batch, sizes = ask(rows), answer.generate_batch, list[int]()
 
     def fail(loaded: Loaded, inputs: Any, longest: int) -> list[str]:
         sizes.append(len(inputs["input_ids"]))
@@ -202,8 +203,8 @@ def test_mistake_names_the_argument(loaded: Loaded, given: dict[str, Any], kind:
 def test_size_is_known_without_decoding(tmp_path: Path) -> None:
     picture, turned = Image.new("RGB", (30, 20)), Image.Exif()
     turned[274] = 6
-    for name, given in (("a.png", {}), ("a.webp", {}), ("a.jpg", {"exif": turned})):
-        picture.save(tmp_path / name, **given)
+    for name, exif in (("a.png", Image.Exif()), ("a.webp", Image.Exif()), ("a.jpg", turned)):
+        picture.save(tmp_path / name, exif=exif)
         data = io.BytesIO((tmp_path / name).read_bytes()).getvalue()
         height, width = image_size(tmp_path / name)
         assert read_image(tmp_path / name).size == (width, height)

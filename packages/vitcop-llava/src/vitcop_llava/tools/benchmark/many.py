@@ -113,7 +113,8 @@ def measure(
 ) -> list[Way]:
     """Time every way in every round, after a round of few questions to warm up."""
     torch.set_num_threads(threads)
-    rows, right = draw(folder, count, loaded.parts.vision_tower.config.image_size)  # type: ignore[union-attr]
+    tower: Any = loaded.parts.vision_tower
+    rows, right = draw(folder, count, tower.config.image_size)
     longest, method = 8, ViTCoP(retention_ratio=Fraction(share))
 
     def by(size: int, settings: Method | None) -> Callable[[Sequence[Row]], Answers]:

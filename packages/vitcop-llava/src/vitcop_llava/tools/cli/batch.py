@@ -216,8 +216,8 @@ class Settings:
         """Return what results depend on beside the questions: neither where the model runs, nor how many at a time."""
         from vitcop_llava.tools.model.environment import environment
 
-        asked = {"model": self.model, "dtype": self.dtype, "method": repr(self.method), "prompt": prompt}
-        asked |= {"max_new_tokens": self.max_new_tokens, "sampling": asdict(self.sampling)}
+        asked: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "method": repr(self.method)}
+        asked |= {"prompt": prompt, "max_new_tokens": self.max_new_tokens, "sampling": asdict(self.sampling)}
         return {"run": asked, "packages": environment()["packages"]}
 
     def answerer(self, loaded: Loaded) -> Answerer:
@@ -242,8 +242,9 @@ class Settings:
 
     def anywhere(self) -> Settings:
         """Return what means the same to a process with another working directory."""
-        is_folder = self.model is not None and Path(self.model).is_dir()
-        return replace(self, model=str(Path(self.model).absolute())) if is_folder else self
+        if self.model is None or not Path(self.model).is_dir():
+            return self
+        return replace(self, model=str(Path(self.model).absolute()))
 
     @property
     def source(self) -> str | None:
