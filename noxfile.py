@@ -111,7 +111,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the whole test suite; arguments after -- go to pytest."""
-    install_group(session, "test")
+    for group in ("test", "ray"):
+        install_group(session, group)
     install_packages(session, *RELEASED)
     install_torchcodec(session)
     if session.posargs:
@@ -307,7 +308,7 @@ def run_suite_on(session: nox.Session, torch: str, others: tuple[str, ...]) -> N
     kept = (line for line in CONSTRAINTS.read_text().splitlines() if line.partition("==")[0] not in unpinned)
     pins.write_text("\n".join(kept))
     pip = (python, "-m", "pip", "install", "-q", "-c", str(pins))
-    test = [name for name in nox.project.dependency_groups(GROUPS, "test") if name not in ASK_FOR_TORCH]
+    test = [name for name in nox.project.dependency_groups(GROUPS, "test", "ray") if name not in ASK_FOR_TORCH]
     session.run(*pip, *others, *RUN_ON, *test, external=True)
     session.run(*pip, "--no-deps", *ASK_FOR_TORCH, external=True)
 

@@ -34,6 +34,7 @@ PAGES = {
     "docs/benchmarks/index.md": "| unpruned | all | 144 |",
     "docs/demo-video-model.md": "| layers 1 and 6, both |",
     "docs/kernels.md": "| `Assign` |",
+    "docs/howto/many-questions.md": "| pruned | 16 |",
     "docs/howto/video.md": "| vitcop-video, auto |",
 }
 
@@ -62,6 +63,13 @@ def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
     assert stored["environment"]["processor"]
     assert {"torch", package} <= set(stored["environment"]["packages"])
+
+
+def test_batches_are_as_fast_as_was_asked_for() -> None:
+    rows = json.loads((ROOT / "docs" / "benchmarks" / "many-demo-cpu.json").read_text())["rows"]
+    best = [row for row in rows if row["batch_size"] == 16 and row["retain"] is not None]
+    assert [row["threads"] for row in best] == [1, 2]
+    assert min(row["speedup"] for row in best) >= 3
 
 
 def test_demo_model_answers_as_well_as_was_asked_for() -> None:

@@ -20,6 +20,7 @@ from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
 from vitcop_llava.tools.benchmark.decoding import Decoding
 from vitcop_llava.tools.benchmark.host import HostCost
 from vitcop_llava.tools.benchmark.layers import LayerTimes
+from vitcop_llava.tools.benchmark.many import Way
 from vitcop_llava.tools.benchmark.plot import draw_prefill
 from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
@@ -40,6 +41,7 @@ PAGES = (
     HERE / "index.md",
     HERE.parent / "demo-video-model.md",
     HERE.parent / "kernels.md",
+    HERE.parent / "howto" / "many-questions.md",
     HERE.parent / "howto" / "video.md",
 )
 IMAGES = HERE.parent / "images"
@@ -186,6 +188,28 @@ def reuse_table(stored: Stored) -> str:
     return "\n".join(lines)
 
 
+def many_table(stored: Stored) -> str:
+    """Tabulate many questions to the demo model, a batch at a time, beside a loop over them."""
+    lines = [
+        [
+            way.name,
+            str(way.batch_size or 1),
+            str(way.threads),
+            f"{stored['questions'] / statistics.median(way.seconds):.1f}",
+            f"{way.speedup:.2f}",
+            f"{way.same_as_loop:.1%}",
+            f"{way.right:.1%}",
+        ]
+        for way in (Way(**row) for row in stored["rows"])
+    ]
+    headings = ["", "at a time", "threads", "questions a second", "of the loop", "answers as the loop's", "right"]
+    return (
+        f"{markdown_table(headings, lines)}\n\nMedians of {stored['rounds']} interleaved rounds, and of their ratios: "
+        f"{stored['questions']} questions about files, {stored['retain']} of the visual tokens where pruned, on "
+        f"{machine(stored)}. `{stored['command']}`."
+    )
+
+
 def decoding_table(stored: Stored) -> str:
     """Tabulate a token of ``generate`` in several caches, unpruned and pruned."""
     lines = []
@@ -325,6 +349,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "busy-13b": ("bench-llava-next-13b-h100.json", busy_table),
     "bench-7b-captured": ("bench-llava-1.5-7b-captured-h100.json", bench_table),
     "bench-13b-captured": ("bench-llava-next-13b-captured-h100.json", bench_table),
+    "many": ("many-demo-cpu.json", many_table),
     "decoding": ("decoding-llava-1.5-7b-h100.json", decoding_table),
     "model-check": ("model-check-h100.json", check_table),
     "kernels-gpu": ("kernels-h100.json", kernels_table),

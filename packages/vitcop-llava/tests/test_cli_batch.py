@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from vitcop_core.journal import partial_path
 from vitcop_llava import tile_image
 from vitcop_llava.tools.cli import app
-from vitcop_llava.tools.cli.batch import MAX_LINE
+from vitcop_llava.tools.cli.requests import MAX_LINE
 from vitcop_llava.tools.cli.results import Output
 from vitcop_llava.tools.model.loading import load
 from vitcop_llava.tools.model.processors import ModelError

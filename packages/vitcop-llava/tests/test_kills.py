@@ -27,7 +27,8 @@ import contextlib, io, json, os, random, sys, time
 import torch
 torch.set_num_threads(1)
 import matplotlib.figure, transformers
-import vitcop_llava.tools.analysis.report, vitcop_llava.tools.benchmark.run, vitcop_llava.tools.comparison.plot
+import vitcop_llava.tools.analysis.report, vitcop_llava.tools.batch.answerer, vitcop_llava.tools.benchmark.run
+import vitcop_llava.tools.comparison.plot
 import vitcop_llava.tools.comparison.run, vitcop_llava.tools.model.loading, vitcop_llava.prefix.image_prefix
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vitcop_llava.tools.cli import app
@@ -170,6 +171,10 @@ COMMANDS: dict[str, Command] = {
         *("ask", "--batch", f"{inputs}/batch.jsonl", "--out", f"{out}/answers.jsonl", "--max-new-tokens", "1"),
         *use(model),
     ],
+    "batch": lambda inputs, model, out: [
+        *("batch", f"{inputs}/batch.jsonl", "--out", f"{out}/answers.jsonl", "--batch-size", "2"),
+        *("--max-new-tokens", "1", *use(model)),
+    ],
     "compare": lambda inputs, model, out: [
         *("compare", "--limit", "4", "--batch-size", "2", "--retain", "1/3", "--method", "vitcop", "--timing", "0"),
         *("--max-new-tokens", "1", "--out", f"{out}/compared", *use(model)),
@@ -190,7 +195,7 @@ def test_no_half_file_has_a_final_name(
     server: Server, inputs: Path, checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     command = COMMANDS[name](inputs, checkpoint, tmp_path / "out")
-    resume = ["--resume"] if name in ("ask", "compare") else []
+    resume = ["--resume"] if name in ("ask", "batch", "compare") else []
     out, chance = tmp_path / "out", random.Random(name)
     out.mkdir()
     began = time.monotonic()
@@ -214,7 +219,7 @@ def test_no_half_file_has_a_final_name(
     assert server.run([*command, *resume], out) == 0
     check_folder(out)
     assert outputs(out) == wanted  # what the killed runs left is gone
-    if name == "ask":
+    if name in ("ask", "batch"):
         lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
         assert [line["id"] for line in lines] == [*range(6)]
 

@@ -11,6 +11,7 @@ import typer
 
 from vitcop_llava.tools.cli.analyze import analyze
 from vitcop_llava.tools.cli.ask import ask
+from vitcop_llava.tools.cli.batch import batch
 from vitcop_llava.tools.cli.bench import bench
 from vitcop_llava.tools.cli.compare import compare
 from vitcop_llava.tools.cli.doctor import doctor
@@ -35,7 +36,7 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for command in (ask, show, compare, analyze, bench, scene, doctor):
+for command in (ask, batch, show, compare, analyze, bench, scene, doctor):
     app.command(help=_help(command))(command)
 app.command("eval", help=_help(evaluate))(evaluate)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitcop_llava.tools.cli.batch import Request, check_batch, names_video
 from vitcop_llava.tools.cli.errors import FAILURE, UserError
 from vitcop_llava.tools.cli.media import (
     End,
@@ -38,6 +37,7 @@ from vitcop_llava.tools.cli.options import (
     parse_budget,
 )
 from vitcop_llava.tools.cli.output import add_row, make_table, print_json, print_result, progress
+from vitcop_llava.tools.cli.requests import QuestionFile, Request, check_batch, survey
 from vitcop_llava.tools.cli.results import answer_batch
 from vitcop_llava.tools.cli.running import (
     Notes,
@@ -139,7 +139,7 @@ def ask(
         media = open_media(paths, sampling, notes.add)
     else:
         check_batch(batch, out, force, resume, paths, question)
-    for_video = has_video(paths) if batch is None else names_video(batch)
+    for_video = has_video(paths) if batch is None else survey(QuestionFile(batch, "--batch")).has_video
     chosen = parse_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=for_video)
     asker = AskSettings(loaded, method, chosen, budget, compare, max_new_tokens, sampling)

@@ -45,7 +45,7 @@ from vitcop_llava.tools.cli.output import (
     progress,
 )
 from vitcop_llava.tools.cli.questions import read_questions
-from vitcop_llava.tools.cli.running import Notes, describe, model_summary, open_model, quiet
+from vitcop_llava.tools.cli.running import Notes, check_batch_size, describe, model_summary, open_model, quiet
 from vitcop_llava.tools.comparison import ANSWERS, FILES, PLOT, PRESETS, REPORT
 from vitcop_llava.tools.model.budget import Budget
 
@@ -215,8 +215,7 @@ def _options(
     from vitcop_llava.tools.comparison.run import Options
 
     size = batch_size or (50 if loaded.knows_scenes else 8)
-    if size > 1 and loaded.processor.tokenizer.pad_token is None:
-        raise UserError(f"--batch-size must be 1, as the model's tokenizer has no padding token, got {size}")
+    check_batch_size(loaded, size)
     return Options(size, longest or (4 if loaded.knows_scenes else 16), timed, seed, sampling)
 
 

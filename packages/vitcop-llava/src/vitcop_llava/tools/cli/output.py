@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -84,7 +85,11 @@ def print_note(text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print an error on stderr."""
-    Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), printable(text)), soft_wrap=True)
+    _print_error(Console(stderr=True), text)
+
+
+def _print_error(console: Console, text: str) -> None:
+    console.print(Text.assemble(("Error: ", "bold red"), printable(text)), soft_wrap=True)
 
 
 @contextmanager
@@ -96,6 +101,45 @@ def progress(what: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s", "cyan")
+
+
+class Meter:
+    """How far some work is, on stderr where that is a terminal: a bar, the rate and the time left.
+
+    Args:
+        total: How many things there are to do.
+        done: How many of them an earlier run did.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self._progress = Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        )
+        self._task = self._progress.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int) -> None:
+        """Count what is done."""
+        self._progress.advance(self._task, count)
+
+    def print_error(self, text: str) -> None:
+        """Print an error above the bar."""
+        _print_error(self._console, text)
 
 
 def make_table(headings: Iterable[str], title: str | None = None, caption: str | None = None) -> Table:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcop_llava.tools.cli.batch import numbered_lines, open_file, parse_request
 from vitcop_llava.tools.cli.errors import UserError
+from vitcop_llava.tools.cli.requests import numbered_lines, open_file, parse_request
 
 if TYPE_CHECKING:
     from vitcop_llava.tools.comparison.questions import Fault, Item, QuestionSet

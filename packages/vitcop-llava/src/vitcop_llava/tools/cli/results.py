@@ -1,4 +1,4 @@
-"""The results of ``vitcop ask --batch``: JSON lines that a kill leaves whole, and that a run can go on with."""
+"""The results of ``vitcop ask --batch`` and ``vitcop batch``: JSON lines that a kill leaves whole, to go on with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from vitcop_core.journal import Journal, lines_of, partial_path
-from vitcop_llava.tools.cli.batch import Request, numbered_lines, open_file, parse_request
 from vitcop_llava.tools.cli.errors import UserError, cannot_write
 from vitcop_llava.tools.cli.output import print_error, print_json, print_note, progress
+from vitcop_llava.tools.cli.requests import QuestionFile, Questions, Request, fields_of
 
 MAX_RESULTS = 4 * 2**30
 """Bytes of all results."""
@@ -38,39 +38,44 @@ def answer_batch(
         UserError: where the file cannot be read, or what was written belongs to another run.
         UserError, OutputError: where a result cannot be written.
     """
-    done = results_of(path, out, run) if out is not None and resume else {}
+    asked = QuestionFile(path, "--batch")
+    done = results_of(asked, out, run) if out is not None and resume else {}
     with Output(out, run, done) as output:
         try:
-            failed = _answer_lines(path, output, done, answer)
+            failed = _answer_lines(asked, output, done, answer)
         except KeyboardInterrupt:
             if out is not None:
-                print_note(f"what was answered is in {partial_path(out)}; the same command with --resume goes on")
+                print_note(interrupted(out))
             raise
         output.finish()
     return failed == 0
 
 
+def interrupted(out: Path) -> str:
+    """Return what to say where a run is interrupted."""
+    return f"what was answered is in {partial_path(out)}; the same command with --resume goes on"
+
+
 def _answer_lines(
-    path: Path, output: Output, done: Mapping[int, Any], answer: Callable[[Request], dict[str, Any]]
+    questions: Questions, output: Output, done: Mapping[int, Any], answer: Callable[[Request], dict[str, Any]]
 ) -> int:
     """Answer the lines that have no result yet; return how many failed."""
     failed = 0
-    with _open_lines(path) as lines:
-        for number, line in numbered_lines(lines):
-            if number in done:
-                continue
-            result: dict[str, Any] = {"line": number}
-            try:
-                request = parse_request(line)
-                result |= _asked(request)
-                with progress(f"line {number}"):
-                    result |= answer(request)
-            except Exception as error:  # whatever it is, it is this line's
-                said = str(error) or type(error).__name__
-                result["error"] = said
-                print_error(f"{path}, line {number}: {said}")
-                failed += 1
-            output.add(result)
+    for number, line in questions.lines():
+        if number in done:
+            continue
+        result: dict[str, Any] = {"line": number}
+        try:
+            request = questions.parse(line)
+            result |= fields_of(request)
+            with progress(f"line {number}"):
+                result |= answer(request)
+        except Exception as error:  # whatever it is, it is this line's
+            said = str(error) or type(error).__name__
+            result["error"] = said
+            print_error(f"{questions.path}, line {number}: {said}")
+            failed += 1
+        output.add(result)
     return failed
 
 
@@ -93,13 +98,14 @@ class Output:
         with self._told():
             self._journal = None if out is None else Journal(out, [dict(run), *done.values()])
 
-    def add(self, result: dict[str, Any]) -> None:
-        """Write a result; it lasts when this returns."""
+    def add(self, *results: dict[str, Any]) -> None:
+        """Write results; they last when this returns."""
         if self._journal is None:
-            print_json(result)
+            for result in results:
+                print_json(result)
             return
         with self._told():
-            self._journal.add(result)
+            self._journal.add(*results)
 
     def finish(self) -> None:
         """Give the file its name: every line has its result, in order."""
@@ -124,11 +130,11 @@ class Output:
             raise cannot_write("--out", self._out, error) from error
 
 
-def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
+def results_of(questions: Questions, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
     """Return the results that an interrupted run left, by line; lines that failed are asked again.
 
     Args:
-        path: the file of questions.
+        questions: what is asked.
         out: where results go.
         run: what identifies the run.
 
@@ -156,28 +162,23 @@ def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
             "again"
         )
     good = {result["line"]: result for result in results if "error" not in result}
-    with _open_lines(path) as lines:
-        for number, line in numbered_lines(lines):
-            if number in good and not _is_result_of(good[number], line):
-                raise UserError(
-                    f"--resume must go on with the same questions, got a change in line {number} of {path}; --force "
-                    "starts again"
-                )
+    unseen = set(good)
+    for number, line in questions.lines():
+        unseen.discard(number)
+        if number in good and not _is_result_of(good[number], questions, line):
+            unseen.add(number)
+            break
+    if unseen:
+        raise UserError(
+            f"--resume must go on with the same questions, got a change in line {min(unseen)} of {questions.path}; "
+            "--force starts again"
+        )
     return good
 
 
-def _is_result_of(result: Mapping[str, Any], line: bytes) -> bool:
+def _is_result_of(result: Mapping[str, Any], questions: Questions, line: bytes) -> bool:
     try:
-        asked = _asked(parse_request(line))
+        asked = fields_of(questions.parse(line))
     except UserError:
         return False
     return all(result.get(name) == asked.get(name) for name in ("id", "images", "question"))
-
-
-def _asked(request: Request) -> dict[str, Any]:
-    key = {} if request.key is None else {"id": request.key}
-    return key | {"images": [str(image) for image in request.images], "question": request.question}
-
-
-def _open_lines(path: Path) -> BinaryIO:
-    return open_file(path, "--batch")

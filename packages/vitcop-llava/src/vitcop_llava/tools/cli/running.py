@@ -149,7 +149,7 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
     try:
         return prune(loaded.model, method)
     except (ValueError, TypeError) as error:
-        raise _of_budget(budget, error) from error
+        raise of_budget(budget, error) from error
 
 
 @contextmanager
@@ -160,12 +160,27 @@ def budget_mistakes(budget: Budget) -> Iterator[None]:
     try:
         yield
     except BudgetError as error:
-        raise _of_budget(budget, error) from error
+        raise of_budget(budget, error) from error
 
 
-def _of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
+def of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
     """Return the error of a budget by the option's name, which a message has by those of a method's settings."""
     return UserError(f"--retain {budget}: {_SETTINGS.sub('it must be', str(error))}")
+
+
+def told_of_budget(budget: Budget, said: str) -> str:
+    """Return an error's words, by the option's name where they are about a budget."""
+    return f"--retain {budget}: {_SETTINGS.sub('it must be', said)}" if _SETTINGS.search(said) else said
+
+
+def check_batch_size(loaded: Loaded, size: int) -> None:
+    """Raise where questions cannot be asked so many at a time.
+
+    Raises:
+        UserError: where the tokenizer cannot pad.
+    """
+    if size > 1 and loaded.processor.tokenizer.pad_token is None:
+        raise UserError(f"--batch-size must be 1, as the model's tokenizer has no padding token, got {size}")
 
 
 def check_question(question: str, images: Sequence[Path]) -> None:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from vitcop_core.journal import Journal, lines_of, partial_path
 from vitcop_llava.pruner import Pruner, prune
 from vitcop_llava.tools.comparison.costs import CostCounter, Sizes, sizes_of
 from vitcop_llava.tools.comparison.questions import Fault, Item
 from vitcop_llava.tools.comparison.variants import Variant
 from vitcop_llava.tools.media.video_support import Sampling
-from vitcop_llava.tools.model.answer import Medium, prepare, prepare_batch
+from vitcop_llava.tools.model.answer import Medium, generate_batch, prepare, prepare_batch
 from vitcop_llava.tools.model.loading import Loaded
 
 MAX_BYTES = 4 * 2**30
@@ -177,15 +175,12 @@ class Asker:
         return opened, prepare_batch(self._loaded, asked) if asked else None, faults
 
     def _generate(self, inputs: Any, variant: Variant) -> list[str]:
-        model = self._loaded.model
-        with torch.inference_mode(), self.pruning(variant) as pruner:
-            output = model.generate(**inputs, max_new_tokens=self._longest, do_sample=False, num_beams=1)
+        with self.pruning(variant) as pruner:
+            answers = generate_batch(self._loaded, inputs, self._longest)
             if pruner is not None and variant not in self._looked_at:
                 self._looked_at.add(variant)
                 _ = pruner.report  # making it warns of settings that do not fit the model's features
-        words = output[:, inputs["input_ids"].shape[1] :]
-        decoded = self._loaded.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
-        return [answer.strip() for answer in decoded]
+        return answers
 
     def pruning(self, variant: Variant) -> AbstractContextManager[Pruner | None]:
         """Run the model as the variant says while inside."""

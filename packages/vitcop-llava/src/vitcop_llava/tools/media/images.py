@@ -52,6 +52,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class ImageError(ValueError):
@@ -75,21 +76,52 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         ImageError: Anything else, a truncated file among them.
     """
+    return _image_of(_read(path), f"image {path}")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode the content of an image file as `read_image` reads a file.
+
+    Raises:
+        ImageError: It has more than `MAX_BYTES`, or is not what `read_image` reads.
+    """
+    return _image_of(_checked(data), "image")
+
+
+def image_size(given: str | Path | bytes) -> tuple[int, int]:
+    """Return the height and width that `read_image` or `decode_image` gives, before a large JPEG is scaled down.
+
+    Nothing is decoded.
+
+    Args:
+        given: A file, or the content of one.
+
+    Raises:
+        ImageError: It is not one that is read.
+    """
     try:
-        picture, kind = _parse(_read(path))
-        _check_size(path, picture)
+        picture, _ = _parse(_checked(given) if isinstance(given, bytes) else _read(given))
+    except PictureError as error:
+        raise ImageError(f"image must {error}") from error
+    width, height = picture.size
+    return (width, height) if picture.orientation in _SIDEWAYS else (height, width)
+
+
+def _image_of(data: bytes, name: str) -> Image.Image:
+    """Return the picture in the content of a file; ``name`` is what errors call it."""
+    try:
+        picture, kind = _parse(data)
+        _check_size(name, picture)
         image = _decode(picture, kind)
     except (ImageError, MemoryError):
         raise
     except PictureError as error:
-        raise ImageError(f"image {path} must {error}") from error
+        raise ImageError(f"{name} must {error}") from error
     # Pillow's decoders raise nearly anything for damaged data: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ImageError(
-            f"image {path} must be a whole file, got one that is damaged or truncated ({error})"
-        ) from error
+        raise ImageError(f"{name} must be a whole file, got one that is damaged or truncated ({error})") from error
     if picture.is_animated:
-        warnings.warn(f"image: {path} is animated; its first frame alone is used", FirstFrameWarning, stacklevel=2)
+        warnings.warn(f"{name} is animated; its first frame alone is used", FirstFrameWarning, stacklevel=3)
     turn = _TURNS.get(picture.orientation)
     return image if turn is None else image.transpose(turn)
 
@@ -111,6 +143,13 @@ def _read(path: str | Path) -> bytes:
     return data
 
 
+def _checked(data: bytes) -> bytes:
+    """Return the content of a file, of bounded size."""
+    if not 0 < len(data) <= MAX_BYTES:
+        raise ImageError(f"image must have from 1 byte to {MAX_BYTES // 2**20} MiB, got {len(data)} bytes")
+    return data
+
+
 def _parse(data: bytes) -> tuple[Picture, type[ImageFile]]:
     for beginning, (parse, kind) in _PARSERS.items():
         if data.startswith(beginning) and (beginning != b"RIFF" or data[8:12] == b"WEBP"):
@@ -121,15 +160,15 @@ def _parse(data: bytes) -> tuple[Picture, type[ImageFile]]:
     raise PictureError(f"be one of {', '.join(FORMATS)}, got another file")
 
 
-def _check_size(path: str | Path, picture: Picture) -> None:
+def _check_size(name: str, picture: Picture) -> None:
     (width, height), most = picture.size, MAX_JPEG_PIXELS if picture.format == "JPEG" else MAX_PIXELS
     if width * height > most:
         raise ImageError(
-            f"image {path} must have at most {most / 1e6:.0f} megapixels, got {width} x {height} "
+            f"{name} must have at most {most / 1e6:.0f} megapixels, got {width} x {height} "
             f"({width * height / 1e6:.0f} megapixels)"
         )
     if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
-        raise ImageError(f"image {path} must not be longer than {MAX_ASPECT} times its width, got {width} x {height}")
+        raise ImageError(f"{name} must not be longer than {MAX_ASPECT} times its width, got {width} x {height}")
 
 
 def _decode(picture: Picture, kind: type[ImageFile]) -> Image.Image:

@@ -171,6 +171,21 @@ def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:
     return Answer(text, len(tokens), first - clock.start, last - first)
 
 
+def generate_batch(loaded: Loaded, inputs: Any, max_new_tokens: int) -> list[str]:
+    """Answer each row greedily, under whatever pruning is on the model.
+
+    Args:
+        loaded: the model.
+        inputs: as `prepare_batch` makes them.
+        max_new_tokens: of each answer.
+    """
+    with torch.inference_mode():
+        output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    words = output[:, inputs["input_ids"].shape[1] :]
+    decoded = loaded.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
+    return [answer.strip() for answer in decoded]
+
+
 class _Clock(BaseStreamer):
     """Notes when each token comes. `generate` hands tokens over on the host, so the device is done with them."""
 
