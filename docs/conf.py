@@ -49,7 +49,7 @@ napoleon_numpy_docstring = False
 # No inventory of another project is fetched, so its names cannot resolve. Only such names are excused.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|fractions|numpy|os|pathlib|PIL|torch|transformers|types|typing)\..*"),
-    (r"py:class", r"Fraction|StrPath"),  # in the alias of a union, which is printed as it was written
+    (r"py:class", r"Fraction|Path|StrPath"),  # in the alias of a union, which is printed as it was written
 ]
 
 

@@ -202,7 +202,7 @@ def many_table(stored: Stored) -> str:
         ]
         for way in (Way(**row) for row in stored["rows"])
     ]
-    headings = ["", "at a time", "threads", "questions a second", "of the loop", "answers as the loop's", "right"]
+    headings = ["", "at a time", "threads", "questions a second", "times the loop", "answers as the loop's", "right"]
     return (
         f"{markdown_table(headings, lines)}\n\nMedians of {stored['rounds']} interleaved rounds, and of their ratios: "
         f"{stored['questions']} questions about files, {stored['retain']} of the visual tokens where pruned, on "

@@ -162,11 +162,6 @@ class Answerer:
                 if ready is not None:
                     yield self._finish(ready.result())
 
-    def answer(self, rows: Sequence[Row]) -> list[Outcome]:
-        """Answer rows as one batch; where that fails, as smaller ones, down to the row that is why."""
-        found = self._finish(self._ready(dict(enumerate(rows))))
-        return [found[number] for number in range(len(rows))]
-
     def _ready(self, rows: Mapping[int, Row]) -> _Batch:
         """Read the files of a batch, and prepare what the model takes."""
         outcomes, opened = dict[int, Outcome](), dict[int, _Opened]()

@@ -133,8 +133,7 @@ def check_results(out: Path, path: Path, option: str, *, force: bool, resume: bo
     if not force and not resume and partial_path(out).exists():
         raise UserError(
             f"--out must not be what an interrupted run left, got {partial_path(out)}; --resume goes on with it, "
-            "--force "
-            "starts again"
+            "--force starts again"
         )
     try:
         check_writable(out, overwrite=force or resume)
