@@ -1,0 +1,1 @@
+"""Runs the ordeal: `python -m ordeal`."""

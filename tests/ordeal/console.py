@@ -1,0 +1,75 @@
+"""The command line inside of this process: what it printed, how it ended, and what must hold of both."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ordeal.trials import LONGEST_MESSAGE, demand
+from vitcop_llava.tools.cli import app
+
+HINT = "(--debug shows where)"
+"""Ends the message of an error that nobody expected."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    said: str
+
+
+class Console:
+    """Runs commands.
+
+    Args:
+        expects_failures: whether an error that nobody expected is one: a checkpoint's own may be.
+    """
+
+    def __init__(self, *, expects_failures: bool = False) -> None:
+        self._expects_failures = expects_failures
+
+    def run(self, words: list[str]) -> Ended:
+        """Runs a command; `Fault` where it did not end as docs/cli.md says."""
+        out, said, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            try:
+                app(words)
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 0 if error.code is None else 99
+        ended = Ended(code, out.getvalue(), said.getvalue())
+        self._check(words, ended)
+        return ended
+
+    def _check(self, words: list[str], ended: Ended) -> None:
+        about = f"{' '.join(words)!r:.300} ended with {ended.code}: {ended.said[-300:]!r}"
+        demand(ended.code in (0, 1, 2), about)
+        demand("Traceback (most recent" not in ended.said + ended.out, f"a traceback; {about}")
+        as_json = "--json" in words and "--" not in words
+        if as_json and ended.out:
+            demand(isinstance(json.loads(ended.out), dict), f"not one JSON object; {about}")
+        if ended.code == 0:
+            return
+        if as_json and ended.out:
+            error = str(json.loads(ended.out).get("error", ""))
+        else:
+            _, found, error = ended.said.partition("Error: ")
+            # Where arguments cannot be parsed, it is the parser that says so, in lines of its own.
+            demand(bool(found) or "Usage:" in ended.said or '"error"' in ended.out, f"no message; {about}")
+        demand("\n" not in error.strip() or "Usage:" in ended.said, f"a message of several lines; {about}")
+        demand(len(error) < LONGEST_MESSAGE, f"a message of {len(error):,} characters; {about}")
+        if not self._expects_failures:
+            demand(ended.code != 1 or HINT not in ended.said, f"an error that nobody expected; {about}")
+
+
+def with_one_model(folder: Path) -> None:
+    """Lets all commands of this process share one loaded model, whatever folder they name."""
+    from vitcop_llava.tools.model import loading
+
+    loaded = loading.load(str(folder), device="cpu")
+    loading.load = lambda source=None, **_: loaded  # type: ignore[assignment]

@@ -1,0 +1,152 @@
+"""JSON lines: files of questions, and journals of runs that were cut off, as the commands that read them see them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ordeal.console import Console, Ended, with_one_model
+from ordeal.models import checkpoint
+from ordeal.mutate import as_json, mutated, mutated_json
+from ordeal.trials import Refused, Trial, demand
+from vitcop_core.journal import partial_path
+
+KINDS = ("ask", "ask", "ask", "resume", "compare", "analyze")
+
+
+def prepare(folder: Path) -> Trial:
+    """Loads a model once; a trial gives a command a file of lines, most of them damaged."""
+    torch.set_num_threads(1)
+    model = checkpoint(folder / "model")
+    with_one_model(model)
+    for number in range(2):
+        Image.linear_gradient("L").rotate(90 * number).resize((60, 60)).save(folder / f"{number}.png")
+    (folder / "text.png").write_text("no picture")
+    console, use = Console(), ["--model", str(model), "--device", "cpu", "--max-new-tokens", "1"]
+    journals = [_journal(console, folder, use, name) for name in ("ask",)]
+
+    def trial(random: Random) -> None:
+        place = folder / "case"
+        place.mkdir()
+        try:
+            lines, what = damaged_lines(random), random.choice(KINDS)
+            (place / "lines.jsonl").write_bytes(lines)
+            if what in ("compare", "analyze"):
+                ended = console.run(_other_command(what, place, use))
+                check_folder(place)
+            else:
+                if what == "resume":
+                    lines = _leave_journal(place, journals[0], random)
+                ended = _ask(console, place, use, lines, resume=what == "resume")
+            if ended.code:
+                raise Refused
+        finally:
+            shutil.rmtree(place)
+
+    return trial
+
+
+def good_line(random: Random) -> dict[str, Any]:
+    image = random.choice(("0.png", "1.png", "0.png", "1.png", "text.png", "none.png", "."))
+    line: dict[str, Any] = {"image": image, "question": random.choice(("What color is the circle?", "Where?"))}
+    if random.random() < 0.2:
+        line = {"images": ["0.png", "1.png"], "question": "What changed?"}
+    if random.random() < 0.4:
+        line["id"] = random.choice(("a", 7, "b" * 30))
+    if random.random() < 0.4:
+        line["answer"] = "red"
+    return line
+
+
+def damaged_lines(random: Random) -> bytes:
+    lines = []
+    for _ in range(random.choice((1, 2, 2, 4))):
+        line: Any = good_line(random)
+        if random.random() < 0.6:
+            line = mutated_json(line, random)
+        lines.append(as_json(line, random))
+    data = random.choice((b"\n", b"\n", b"\r\n", b"\n\n", b" \n")).join(lines)
+    return mutated(data, random) if random.random() < 0.15 else data
+
+
+def _journal(console: Console, folder: Path, use: list[str], name: str) -> tuple[bytes, bytes]:
+    """The questions and the journal of a run: what is left of it if it is killed at its end."""
+    lines = [json.dumps({"image": f"{number % 2}.png", "question": "Where?", "id": number}) for number in range(3)]
+    (folder / "run.jsonl").write_text("\n".join(lines))
+    kept: list[bytes] = []
+
+    def keep(journal: Any, *_: Any) -> None:
+        kept.append(journal.partial.read_bytes())
+
+    from vitcop_llava.tools.cli import results
+
+    finish, results.Journal.finish = results.Journal.finish, keep  # type: ignore[method-assign]
+    try:
+        console.run([name, "--batch", "run.jsonl", "--out", "run-answers.jsonl", *use])
+    finally:
+        results.Journal.finish = finish  # type: ignore[method-assign]
+    partial_path("run-answers.jsonl").unlink()
+    return "\n".join(lines).encode(), kept[0]
+
+
+def _leave_journal(place: Path, run: tuple[bytes, bytes], random: Random) -> bytes:
+    questions, journal = run
+    (place / "lines.jsonl").write_bytes(questions)
+    rows = journal.split(b"\n")
+    for _ in range(random.choice((1, 1, 2))):
+        number = random.randrange(len(rows))
+        try:
+            rows[number] = as_json(mutated_json(json.loads(rows[number]), random), random)
+        except ValueError:
+            rows[number] = random.randbytes(20)
+    partial_path(place / "answers.jsonl").write_bytes(b"\n".join(rows[: random.randrange(1, len(rows) + 1)]))
+    return questions
+
+
+def _ask(console: Console, place: Path, use: list[str], lines: bytes, *, resume: bool) -> Ended:
+    out = place / "answers.jsonl"
+    words = ["ask", "--batch", str(place / "lines.jsonl"), "--out", str(out), *use, *(["--resume"] if resume else [])]
+    ended = console.run(words)
+    check_folder(place)
+    demand(out.exists() or ended.code == 2, f"ended with {ended.code} without results: {ended.said[-300:]!r}")
+    if not out.exists():
+        return ended
+    demand(not partial_path(out).exists(), "a journal is left beside the results")
+    results = [json.loads(line) for line in out.read_bytes().splitlines()]
+    asked = [number for number, line in enumerate(lines.split(b"\n"), 1) if line.strip()]
+    demand([each["line"] for each in results] == asked, f"lines {[each['line'] for each in results]} of {asked}")
+    for each in results:
+        demand(("error" in each) != ("answer" in each), f"a result without error and answer, or with both: {each}")
+    failed = any("error" in each for each in results)
+    demand(ended.code == int(failed) or resume, f"ended with {ended.code}; failed: {failed}")
+    return ended
+
+
+def _other_command(what: str, place: Path, use: list[str]) -> list[str]:
+    questions, folder = str(place / "lines.jsonl"), str(place / "out")
+    if what == "compare":
+        more = ("--limit", "2", "--retain", "1/3", "--method", "vitcop", "--timing", "0", "--batch-size", "2")
+        return ["compare", "--questions", questions, "--out", folder, *more, *use]
+    return ["analyze", "--questions", questions, "--out", folder, "--top-k", "50", *use]
+
+
+def check_folder(folder: Path) -> None:
+    """Makes a fault of a file that is not whole, under a final name."""
+    for path in folder.rglob("*"):
+        if path.is_dir() or path.name == "lines.jsonl" or path.suffix == ".partial":
+            continue
+        demand(not path.name.startswith(".vitcop-"), f"{path.name} is left behind")
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            demand(content.endswith(b"IEND\xaeB`\x82"), f"{path.name} is half a picture")
+        elif path.suffix == ".json":
+            json.loads(content)
+        elif path.suffix == ".jsonl":
+            demand(not content or content.endswith(b"\n"), f"{path.name} ends in half a line")
+            [json.loads(line) for line in content.splitlines()]
