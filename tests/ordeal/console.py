@@ -11,6 +11,9 @@ from pathlib import Path
 from ordeal.trials import LONGEST_MESSAGE, demand
 from vitcop_llava.tools.cli import app
 
+PARSER = ("Usage:", "\N{BOX DRAWINGS LIGHT HORIZONTAL} Error \N{BOX DRAWINGS LIGHT HORIZONTAL}")
+"""Of these, one is in what the parser of arguments says."""
+
 HINT = "(--debug shows where)"
 """Ends the message of an error that nobody expected."""
 
@@ -49,7 +52,8 @@ class Console:
     def _check(self, words: list[str], ended: Ended) -> None:
         about = f"{' '.join(words)!r:.300} ended with {ended.code}: {ended.said[-300:]!r}"
         demand(ended.code in (0, 1, 2), about)
-        demand("Traceback (most recent" not in ended.said + ended.out, f"a traceback; {about}")
+        if "--debug" not in words:
+            demand("Traceback (most recent" not in ended.said + ended.out, f"a traceback; {about}")
         as_json = "--json" in words and "--" not in words
         if as_json and ended.out:
             demand(isinstance(json.loads(ended.out), dict), f"not one JSON object; {about}")
@@ -59,9 +63,13 @@ class Console:
             error = str(json.loads(ended.out).get("error", ""))
         else:
             _, found, error = ended.said.partition("Error: ")
-            # Where arguments cannot be parsed, it is the parser that says so, in lines of its own.
-            demand(bool(found) or "Usage:" in ended.said or '"error"' in ended.out, f"no message; {about}")
-        demand("\n" not in error.strip() or "Usage:" in ended.said, f"a message of several lines; {about}")
+            # Where arguments cannot be parsed, it is the parser that says so, in lines of its own; without any, that is
+            # the help.
+            demand(bool(found) or any(mark in ended.said for mark in PARSER) or "Usage:" in ended.out, f"no message; {about}")
+            # A run that goes on tells of each line that cannot be answered. Notes come last, and are folded.
+            error, _, _ = error.partition("\nNote: ")
+            error = max(error.split("\nError: "), key=lambda each: each.count("\n")).strip()
+        demand("\n" not in error or any(mark in ended.said for mark in PARSER), f"a message of several lines; {about}")
         demand(len(error) < LONGEST_MESSAGE, f"a message of {len(error):,} characters; {about}")
         if not self._expects_failures:
             demand(ended.code != 1 or HINT not in ended.said, f"an error that nobody expected; {about}")

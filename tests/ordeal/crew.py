@@ -34,7 +34,7 @@ class Outcome:
 
     number: int
     outcome: str
-    seconds: float
+    seconds: float = LIMIT
     bytes: int = 0
     message: str = ""
     trace: str = ""
@@ -104,11 +104,6 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
         return code
 
-    def quit(self) -> None:
-        """Ends an idle process."""
-        self._process.communicate()
-        self.close()
-
     def log(self) -> str:
         """What libraries printed last."""
         try:
@@ -117,32 +112,47 @@ class Worker:
             return ""
 
 
-def run(kind: str, seed: int, numbers: Iterable[int]) -> Iterator[Outcome]:
-    """Tries inputs one after the other, in as many processes as it takes."""
-    worker: Worker | None = None
-    try:
+class Hand:
+    """Has inputs tried, one after the other, in as many processes as it takes; keeps one from call to call."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._kind = ""
+        self._worker: Worker | None = None
+
+    def run(self, kind: str, numbers: Iterable[int]) -> Iterator[Outcome]:
+        """Tries inputs of one kind."""
+        if kind != self._kind:
+            self.close()
+            self._kind = kind
         for number in numbers:
-            worker = worker or Worker(kind, seed)
-            start = time.monotonic()
-            answer = worker.ask(number, PATIENCE, LIMIT)
-            if answer is None:
-                trace, code = worker.log(), worker.close()
-                worker = None
-                if code is None:  # it was still at work
-                    again = Worker(kind, seed)
-                    answer = again.ask(number, LIMIT, PATIENCE)
-                    trace, code = again.log(), again.close()
-                if answer is None:
-                    message = f"took more than {LIMIT:g} s" if code is None else f"ended its process ({ending(code)})"
-                    answer = {"outcome": "fault", "message": message, "trace": trace}
-            fields = {name: answer[name] for name in ("outcome", "bytes", "message", "trace") if name in answer}
-            yield Outcome(number, seconds=time.monotonic() - start, **fields)
-            if worker is not None and answer.get("is_spent"):
-                worker.quit()
-                worker = None
-    finally:
-        if worker is not None:
-            worker.close()
+            answer = self._try(number)
+            fields = {name: answer[name] for name in ("outcome", "seconds", "bytes", "message", "trace") if name in answer}
+            yield Outcome(number, **fields)
+            if answer.get("is_spent"):
+                self.close()
+
+    def _try(self, number: int) -> dict[str, Any]:
+        self._worker = self._worker or Worker(self._kind, self._seed)
+        answer = self._worker.ask(number, PATIENCE, LIMIT)
+        if answer is not None:
+            return answer
+        trace, code = self._worker.log(), self._worker.close()
+        self._worker = None
+        if code is None:  # it was still at work
+            again = Worker(self._kind, self._seed)
+            answer = again.ask(number, LIMIT, PATIENCE)
+            trace, code = again.log(), again.close()
+            if answer is not None:
+                return answer
+        message = f"took more than {LIMIT:g} s" if code is None else f"ended its process ({ending(code)})"
+        return {"outcome": "fault", "message": message, "trace": trace}
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
 
 def ending(code: int) -> str:

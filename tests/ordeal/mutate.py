@@ -76,7 +76,9 @@ def mutated_json(value: Any, random: Random) -> Any:
     """A copy of JSON content with one to three values or names that are others, gone, or too many."""
     found = {"": deepcopy(value)}
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        parent, key = random.choice([*_places(found)])
+        if not (places := _places(found)):
+            break
+        parent, key = random.choice(places)
         _change(parent, key, random)
     return found.get("")
 
@@ -99,7 +101,7 @@ def _change(parent: Any, key: Any, random: Random) -> None:
     elif what == 5 and isinstance(value, int | float) and not isinstance(value, bool):
         parent[key] = random.choice((value + 1, value - 1, -value, 2 * value, value / 2, str(value), 3 * value, [value]))
     elif what == 6:
-        other_parent, other = random.choice([*_places({"": parent})])
+        other_parent, other = random.choice(_places({"": parent}))
         parent[key] = deepcopy(other_parent[other])
     elif what == 7:
         nested: Any = value

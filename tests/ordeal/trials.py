@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 LOG = "log"
@@ -17,25 +15,6 @@ LONGEST_MESSAGE = 2000
 Trial = Callable[[Random], None]
 """Tries one input. Returns where it was accepted, raises `Refused` where it was refused as documented; any other
 exception is a fault."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of input.
-
-    Attributes:
-        name: in the table and in ``--replay``.
-        prepare: makes material in a folder, once a process, and returns the trial.
-        share: of 1,000 inputs of the whole ordeal, how many are of this kind.
-        short: how many the short form tries.
-        space: bytes of address space that a trial may take beside what its process has.
-    """
-
-    name: str
-    prepare: Callable[[Path], Trial]
-    share: int
-    short: int
-    space: int = 2**31
 
 
 class Refused(Exception):

@@ -12,12 +12,13 @@ import os
 import re
 import resource
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from ordeal.kinds import KINDS
-from ordeal.trials import LOG, Fault, Kind, Refused, Trial, random_of
+from ordeal.kinds import SPACE, USUAL_SPACE, preparation
+from ordeal.trials import LOG, Fault, Refused, Trial, random_of
 
 MOST_MEMORY = 2**30
 """Bytes that a trial may take on top of the process, as docs/reliability.md promises."""
@@ -28,18 +29,19 @@ def main(name: str, seed: int, folder: Path) -> None:
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     faulthandler.enable(log)
-    kind = KINDS[name]
     bench = folder / "bench"
     bench.mkdir()
     os.chdir(bench)
-    trial = kind.prepare(bench)
-    limit_space(kind)
+    trial = preparation(name)(bench)
+    limit_space(SPACE.get(name, USUAL_SPACE))
     watch = Watch()
     say(answers, {"ready": True})
     for line in sys.stdin:
         number = int(line)
         log.truncate(0)
-        say(answers, {"number": number} | attempt(trial, watch, seed, kind.name, number))
+        start = time.monotonic()
+        answer = attempt(trial, watch, seed, name, number)
+        say(answers, answer | {"seconds": time.monotonic() - start})
 
 
 def say(answers: IO[str], content: dict[str, Any]) -> None:
@@ -47,10 +49,10 @@ def say(answers: IO[str], content: dict[str, Any]) -> None:
     answers.flush()
 
 
-def limit_space(kind: Kind) -> None:
+def limit_space(size: int) -> None:
     """Makes allocations beyond what is allowed fail; processes that a trial starts may set limits of their own."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + kind.space, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + size, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

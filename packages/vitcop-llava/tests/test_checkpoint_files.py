@@ -132,6 +132,23 @@ def test_configuration_that_is_none_is_refused(copy: Path, content: str) -> None
     assert "must have a configuration" in refusal(copy)
 
 
+LONG: list[tuple[tuple[str, ...], Any]] = [
+    (("text_config",), [[{"a": [1] * 3000}]]),
+    (("text_config", "model_type"), "x" * 5000),
+    (("model_type",), "x" * 5000),
+    (("text_config", "rms_norm_eps"), False),
+    (("tie_word_embeddings",), "a\0b"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), LONG, ids=lambda part: str(part)[:40])
+def test_refusal_is_a_line_of_bounded_length(copy: Path, keys: tuple[str, ...], value: Any) -> None:
+    edit(copy / "config.json", *keys, value=value)
+    said = refusal(copy)
+    assert "\n" not in said
+    assert len(said) < 1000
+
+
 def test_weights_that_are_too_few_are_refused_before_memory_is_taken(copy: Path) -> None:
     edit(copy / "config.json", "text_config", "vocab_size", value=4_000_000)
     assert "must have weights for the 1,02" in refusal(copy)

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-KILLS = 15
 QUESTION = "What color is the circle?"
 
 SERVER = """
@@ -187,7 +186,13 @@ def outputs(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_half_file_has_a_final_name(
-    server: Server, inputs: Path, checkpoint: Path, tmp_path: Path, name: str
+    server: Server,
+    inputs: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    kills: int,
+    record_property: Callable[[str, object], None],
+    name: str,
 ) -> None:
     command = COMMANDS[name](inputs, checkpoint, tmp_path / "out")
     resume = ["--resume"] if name in ("ask", "compare") else []
@@ -199,8 +204,8 @@ def test_no_half_file_has_a_final_name(
     # A single file is written in a few steps and milliseconds at the very end.
     steps, window = (3, 0.004) if len(wanted) == 1 and not resume else (12, took / 4)
     killed = 0
-    for attempt in range(4 * KILLS):
-        if killed == KILLS:
+    for attempt in range(4 * kills):
+        if killed == kills:
             break
         if attempt % 5 == 0 or not resume:
             clear(out, wanted, keep_old=not resume)
@@ -208,7 +213,9 @@ def test_no_half_file_has_a_final_name(
         moment = {"steps": chance.randint(1, steps)} if by_step else {"seconds": chance.uniform(0, window)}
         killed += server.run([*command, *resume], out, **moment) == -signal.SIGKILL
         check_folder(out)
-    assert killed == KILLS
+    record_property("command", name)
+    record_property("killed", killed)
+    assert killed == kills
     if resume and set(wanted) <= set(outputs(out)):
         clear(out, wanted, keep_old=False)
     assert server.run([*command, *resume], out) == 0

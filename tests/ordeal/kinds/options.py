@@ -22,7 +22,7 @@ NUMBERS = (
     *("1,6", "(1, 6)", "1,,6", "0,5,10", "-1,2", "0.0000001%", "1/3,1/9", "64x64", "0x0", "9999999x1", "\0", "\u202e"),
 )
 PLACES = ("case.png", "case.json", "case.mp4", "none/case.png", "../x\0y", "", ".", "0.png", "new", "/dev/null", "a" * 300)
-FILES = ("0.png", "text.png", "none.png", ".", "/dev/zero", "", "\0", "https://example.org/a.png", "0.mp4", "a" * 5000)
+FILES = ("0.png", "text.jpg", "none.png", ".", "/dev/zero", "", "\0", "https://example.org/a.png", "0.mp4", "a" * 5000)
 OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--retain", "--max-new-tokens", "--frames", "--fps", "--indices", "--start", "--end"), NUMBERS),
     **dict.fromkeys(("--time-limit", "--seed", "--limit", "--batch-size", "--timing", "--scenes", "--top-k"), NUMBERS),
@@ -40,7 +40,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--question": ("Where?", "", "\0", "x" * 5000, "0.png"),
     "--out": PLACES,
 }
-WEIGHED = {"ask": 8, "show": 5, "scene": 5, "bench": 4, "compare": 3, "analyze": 2, "doctor": 1, "none": 1}
+WEIGHED = {"ask": 12, "show": 5, "scene": 8, "bench": 1.5, "compare": 1.5, "analyze": 0.5, "doctor": 1, "none": 1}
 
 
 def prepare(folder: Path) -> Trial:
@@ -49,7 +49,7 @@ def prepare(folder: Path) -> Trial:
     model = checkpoint(folder / "model")
     with_one_model(model)
     Image.linear_gradient("L").resize((60, 60)).save(folder / "0.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.jpg").write_text("no picture")
     good, console = set(folder.iterdir()), Console()
 
     def trial(random: Random) -> None:
@@ -58,8 +58,8 @@ def prepare(folder: Path) -> Trial:
                 raise Refused
         finally:
             left = set(folder.iterdir()) - good
-            for path in left:
-                check_folder(path if path.is_dir() else folder)
+            if left:
+                check_folder(folder)
             for path in left:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

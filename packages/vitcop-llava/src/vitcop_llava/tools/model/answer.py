@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from vitcop_core.shown import told
 from vitcop_llava.tools.media.video_support import Clip
 from vitcop_llava.tools.model.loading import Loaded
+from vitcop_llava.tools.model.processors import ModelError
 
 Medium = Image.Image | Clip
 """What a question can be about."""
@@ -43,11 +45,19 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
         processor: of the model.
         kinds: ``"image"`` or ``"video"`` for each thing that is looked at, in order.
         question: comes after them.
+
+    Raises:
+        ModelError: the template fails.
     """
     if getattr(processor, "chat_template", None):
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
-        prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        try:
+            prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise ModelError(f"model must have a chat template that can be used, got one that fails: {told(error)}") from error
         return prompt
     seen = "".join(f"{_placeholders(processor)[kind]}\n" for kind in kinds)
     return f"USER: {seen}{question} ASSISTANT:"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcop_core.files import open_regular, read_bytes
+from vitcop_core.shown import told
 from vitcop_llava.tools.model.processors import MAX_SIDE, ModelError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -78,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"model must be made of files that can be read, got {path}: {error.strerror or error}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"model must have a configuration that can be used, got that of {folder}: {error}") from error
+        raise ModelError(f"model must have a configuration that can be used, got that of {folder}: {told(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(
             f"model {folder} must have a configuration that is a JSON object, got a {type(config).__name__}"
