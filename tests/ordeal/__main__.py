@@ -36,7 +36,7 @@ MOST_JOURNAL = 2**28
 SEED = 19
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Somebody asked for an end, and the journal holds what was done."""
 
 
@@ -46,12 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay:
         return replay(*options.replay, options.seed)
     counts = SHORT if options.short else {name: options.inputs * share // 1000 for name, share in SHARES.items()}
-    wanted = {"requests": SHORT_REQUESTS, "kills": SHORT_KILLS} if options.short else {"requests": REQUESTS, "kills": KILLS}
+    wanted = (
+        {"requests": SHORT_REQUESTS, "kills": SHORT_KILLS} if options.short else {"requests": REQUESTS, "kills": KILLS}
+    )
     with TemporaryDirectory() as folder:
         out = Path(folder) / "ordeal.json" if options.short else options.out
         try:
             lines = run(out, options.seed, counts, wanted, options.workers)
-        except (KeyboardInterrupt, Stopped):
+        except (KeyboardInterrupt, StoppedError):
             print(f"stopped; what was tried is in {partial_path(out)}, and the same command goes on", file=sys.stderr)
             return 130
         given = "" if options.inputs == 100_000 else f" -- --inputs {options.inputs}"
@@ -117,7 +119,7 @@ def inputs(chunks: list[Chunk], seed: int, workers: int, total: int) -> Iterator
                     if outcome.outcome == "fault":
                         bar.write(f"{chunk.kind} {outcome.number}: {outcome.message}", file=sys.stderr)
                     if stop.is_set():
-                        raise Stopped
+                        raise StoppedError
             finally:
                 hands.put(hand)
             return tried
@@ -149,14 +151,14 @@ def requests(count: int, seed: int) -> dict[str, Any]:
 
 def replay(kind: str, number: str, seed: int) -> int:
     """Tries one input in this process, with whatever it prints and raises."""
-    from ordeal.trials import Refused, random_of
+    from ordeal.trials import RefusedError, random_of
 
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         trial = preparation(kind)(Path(folder))
         try:
             trial(random_of(seed, kind, int(number)))
-        except Refused as refusal:
+        except RefusedError as refusal:
             print(f"refused: {refusal.__cause__ or 'with an exit code'}")
         else:
             print("accepted")
@@ -177,7 +179,10 @@ def described(result: dict[str, Any]) -> str:
         f"{(row['after'] - row['before']) / 2**20:+.1f} MiB"
         for row in result["requests"]
     ]
-    lines += [f"{row['name']}: killed {row['killed']} times{', ' + row['fault'] if row['fault'] else ''}" for row in result["kills"]]
+    lines += [
+        f"{row['name']}: killed {row['killed']} times{', ' + row['fault'] if row['fault'] else ''}"
+        for row in result["kills"]
+    ]
     return "\n".join([*lines, *(f"FAULT: {fault}" for fault in faults_of(result))])
 
 

@@ -38,7 +38,7 @@ class Console:
         self._expects_failures = expects_failures
 
     def run(self, words: list[str]) -> Ended:
-        """Runs a command; `Fault` where it did not end as docs/cli.md says."""
+        """Runs a command; `FaultError` where it did not end as docs/cli.md says."""
         out, said, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             try:
@@ -65,7 +65,10 @@ class Console:
             _, found, error = ended.said.partition("Error: ")
             # Where arguments cannot be parsed, it is the parser that says so, in lines of its own; without any, that is
             # the help.
-            demand(bool(found) or any(mark in ended.said for mark in PARSER) or "Usage:" in ended.out, f"no message; {about}")
+            demand(
+                bool(found) or any(mark in ended.said for mark in PARSER) or "Usage:" in ended.out,
+                f"no message; {about}",
+            )
             # A run that goes on tells of each line that cannot be answered. Notes come last, and are folded.
             error, _, _ = error.partition("\nNote: ")
             error = max(error.split("\nError: "), key=lambda each: each.count("\n")).strip()

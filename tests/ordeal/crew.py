@@ -127,7 +127,9 @@ class Hand:
             self._kind = kind
         for number in numbers:
             answer = self._try(number)
-            fields = {name: answer[name] for name in ("outcome", "seconds", "bytes", "message", "trace") if name in answer}
+            fields = {
+                name: answer[name] for name in ("outcome", "seconds", "bytes", "message", "trace") if name in answer
+            }
             yield Outcome(number, **fields)
             if answer.get("is_spent"):
                 self.close()

@@ -99,7 +99,9 @@ def _change(parent: Any, key: Any, random: Random) -> None:
     elif what == 4:
         del parent[key]
     elif what == 5 and isinstance(value, int | float) and not isinstance(value, bool):
-        parent[key] = random.choice((value + 1, value - 1, -value, 2 * value, value / 2, str(value), 3 * value, [value]))
+        parent[key] = random.choice(
+            (value + 1, value - 1, -value, 2 * value, value / 2, str(value), 3 * value, [value])
+        )
     elif what == 6:
         other_parent, other = random.choice(_places({"": parent}))
         parent[key] = deepcopy(other_parent[other])

@@ -84,9 +84,7 @@ def stored(command: str, seed: int, lines: Sequence[dict[str, Any]]) -> dict[str
 
 def faults_of(result: dict[str, Any]) -> list[str]:
     """What must not have happened, in words."""
-    found = [
-        f"{row['kind']} {number}: {message}" for row in result["inputs"] for number, message in row["faults"]
-    ]
+    found = [f"{row['kind']} {number}: {message}" for row in result["inputs"] for number, message in row["faults"]]
     found += [f"requests: {fault}" for part in result["requests"] for fault in part["faults"]]
     return found + [f"kills: {row['name']}: {row['fault']}" for row in result["kills"] if row["fault"]]
 

@@ -13,15 +13,15 @@ LONGEST_MESSAGE = 2000
 """Characters of an error's message: a file's content has no place in one."""
 
 Trial = Callable[[Random], None]
-"""Tries one input. Returns where it was accepted, raises `Refused` where it was refused as documented; any other
+"""Tries one input. Returns where it was accepted, raises `RefusedError` where it was refused as documented; any other
 exception is a fault."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An input was refused, in a way that is documented."""
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """Something that must not happen happened, and no exception tells of it."""
 
 
@@ -33,14 +33,16 @@ def documented(*errors: type[Exception]) -> Iterator[None]:
     except errors as error:
         said = str(error)
         if not said or len(said) > LONGEST_MESSAGE:
-            raise Fault(f"a {type(error).__name__} with a message of {len(said):,} characters: {said:.200}") from error
-        raise Refused from error
+            raise FaultError(
+                f"a {type(error).__name__} with a message of {len(said):,} characters: {said:.200}"
+            ) from error
+        raise RefusedError from error
 
 
 def demand(condition: bool, what: str) -> None:
     """Makes a fault of a condition that does not hold."""
     if not condition:
-        raise Fault(what)
+        raise FaultError(what)
 
 
 def random_of(seed: int, kind: str, number: int) -> Random:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ordeal.kinds import SPACE, USUAL_SPACE, preparation
-from ordeal.trials import LOG, Fault, Refused, Trial, random_of
+from ordeal.trials import LOG, FaultError, RefusedError, Trial, random_of
 
 MOST_MEMORY = 2**30
 """Bytes that a trial may take on top of the process, as docs/reliability.md promises."""
@@ -68,13 +68,13 @@ class Watch:
         self._before = status("VmRSS")
 
     def stop(self) -> int:
-        """Returns the bytes that the trial took; raises `Fault` for too many, and for handles."""
+        """Returns the bytes that the trial took; raises `FaultError` for too many, and for handles."""
         taken = max(0, status("VmHWM") - self._before)
         if taken > MOST_MEMORY:
-            raise Fault(f"memory: {taken / 2**20:.0f} MiB")
+            raise FaultError(f"memory: {taken / 2**20:.0f} MiB")
         count, self._handles = handles(), min(self._handles, handles())
         if count > self._handles + 8:
-            raise Fault(f"{count - self._handles} files are left open")
+            raise FaultError(f"{count - self._handles} files are left open")
         return taken
 
 
@@ -96,19 +96,19 @@ def attempt(trial: Trial, watch: Watch, seed: int, kind: str, number: int) -> di
     try:
         try:
             trial(random_of(seed, kind, number))
-        except Refused:
+        except RefusedError:
             outcome = {"outcome": "refused"}
         taken = watch.stop()
     except BaseException as error:
         # A process that lost memory or handles would be blamed for what comes next.
-        is_spent = isinstance(error, Fault | MemoryError)
+        is_spent = isinstance(error, FaultError | MemoryError)
         trace = traceback.format_exc()[-6000:]
         return {"outcome": "fault", "message": told(error), "trace": trace, "is_spent": is_spent}
     return outcome | {"bytes": taken}
 
 
 def told(error: BaseException) -> str:
-    said = f"{error}" if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
+    said = f"{error}" if isinstance(error, FaultError) else f"{type(error).__name__}: {error}"
     return " ".join(said.split())[:500]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ordeal.console import Console
 from ordeal.models import checkpoint
 from ordeal.mutate import as_json, mutated, mutated_json
-from ordeal.trials import Refused, Trial, documented
+from ordeal.trials import RefusedError, Trial, documented
 from vitcop_llava.tools.model.loading import WEIGHTS, load
 
 FILES = {
@@ -48,7 +48,7 @@ def prepare(folder: Path) -> Trial:
                 return
             words = ("ask", str(picture), "What color is the circle?", "--model", str(copy), "--device", "cpu")
             if console.run([*words, "--max-new-tokens", "2"]).code:
-                raise Refused
+                raise RefusedError
         finally:
             shutil.rmtree(copy)
 

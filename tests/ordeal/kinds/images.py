@@ -128,7 +128,10 @@ def with_odd_size(data: bytes, random: Random) -> bytes:
     found = bytearray(data)
     place, width = next((at for begin, at in places.items() if data.startswith(begin)), (0, ""))
     if data.startswith(b"\xff\xd8"):
-        place, width = max(0, next((data.find(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in data), 0)) + 5, ">H"
+        place, width = (
+            max(0, next((data.find(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in data), 0)) + 5,
+            ">H",
+        )
     if width:
         size = struct.calcsize(width)
         for at in (place, place + size)[: random.choice((1, 2))]:

@@ -14,7 +14,7 @@ from PIL import Image
 from ordeal.console import Console, Ended, with_one_model
 from ordeal.models import checkpoint
 from ordeal.mutate import as_json, mutated, mutated_json
-from ordeal.trials import Refused, Trial, demand
+from ordeal.trials import RefusedError, Trial, demand
 from vitcop_core.journal import partial_path
 
 KINDS = ("ask", "ask", "ask", "resume", "compare", "analyze")
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> Trial:
                     lines = _leave_journal(place, journals[0], random)
                 ended = _ask(console, place, use, lines, resume=what == "resume")
             if ended.code:
-                raise Refused
+                raise RefusedError
         finally:
             shutil.rmtree(place)
 

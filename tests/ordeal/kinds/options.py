@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from PIL import Image
@@ -14,14 +13,26 @@ from ordeal.console import Console, with_one_model
 from ordeal.kinds.lines import check_folder
 from ordeal.models import checkpoint
 from ordeal.mutate import mutated_text
-from ordeal.trials import Refused, Trial
+from ordeal.trials import RefusedError, Trial
 
 NUMBERS = (
     *("0", "1", "2", "3", "8", "36", "64", "-1", "-0", "1.0", "0.5", "1e3", "1e400", "nan", "inf", "-inf", "10000000"),
     *("9" * 400, "1_0", " 1", "1 ", "１", "0x10", "", "x", "None", "1/3", "1/0", "0/1", "11.1%", "100%", "101%", "all"),
     *("1,6", "(1, 6)", "1,,6", "0,5,10", "-1,2", "0.0000001%", "1/3,1/9", "64x64", "0x0", "9999999x1", "\0", "\u202e"),
 )
-PLACES = ("case.png", "case.json", "case.mp4", "none/case.png", "../x\0y", "", ".", "0.png", "new", "/dev/null", "a" * 300)
+PLACES = (
+    "case.png",
+    "case.json",
+    "case.mp4",
+    "none/case.png",
+    "../x\0y",
+    "",
+    ".",
+    "0.png",
+    "new",
+    "/dev/null",
+    "a" * 300,
+)
 FILES = ("0.png", "text.jpg", "none.png", ".", "/dev/zero", "", "\0", "https://example.org/a.png", "0.mp4", "a" * 5000)
 OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--retain", "--max-new-tokens", "--frames", "--fps", "--indices", "--start", "--end"), NUMBERS),
@@ -55,7 +66,7 @@ def prepare(folder: Path) -> Trial:
     def trial(random: Random) -> None:
         try:
             if console.run(command_line(str(model), random)).code:
-                raise Refused
+                raise RefusedError
         finally:
             left = set(folder.iterdir()) - good
             if left:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ordeal.models import pictures, prompt, tiny_model
 from ordeal.mutate import mutated, mutated_json
-from ordeal.trials import Refused, Trial, demand, documented
+from ordeal.trials import RefusedError, Trial, demand, documented
 from vitcop_llava import FeatureScaleWarning, ImagePrefix, VisionZip, ViTCoP, encode_image, prune
 from vitcop_llava.prefix.sealed_file import DTYPES, read_header, read_tensors, write_sealed
 from vitcop_llava.prefix.store import FORMAT
@@ -43,7 +43,7 @@ def prepare(folder: Path) -> Trial:
             with documented(ValueError):
                 ImagePrefix.load(path, model, other)
             demand(changed == data, "a file was accepted that is not what was written")
-            raise Refused  # nothing was damaged
+            raise RefusedError  # nothing was damaged
         _write_other(path, content, tensors, random)
         with documented(ValueError):
             prefix = ImagePrefix.load(path, model, other)
@@ -69,7 +69,7 @@ def _write_other(path: Path, content: dict[str, Any], tensors: dict[str, Tensor]
     try:
         write_sealed(path, tensors, FORMAT, content)
     except (OSError, ValueError, TypeError, UnicodeError):  # what cannot be written is not handed in
-        raise Refused from None
+        raise RefusedError from None
 
 
 def _change(tensors: dict[str, Tensor], random: Random) -> None:

@@ -93,9 +93,8 @@ def prepare(folder: Path) -> Trial:
         demand(0 < plan.average_tokens <= plan.visual_tokens, f"{method!r} has a plan of {plan.average_tokens}")
         if (layers, tokens) != (LAYERS, PATCHES) or random.random() < 0.5:
             return
-        with documented(ValueError, TypeError):
-            with prune(model, method) as pruner:
-                logits = model(**given).logits
+        with documented(ValueError, TypeError), prune(model, method) as pruner:
+            logits = model(**given).logits
         demand(bool(torch.isfinite(logits).all()), f"{method!r} gives logits that are not finite")
         if pruner.report.pruned:
             demand(pruner.report.rows[0].plan == plan, f"{method!r} keeps other than {plan}")

@@ -33,7 +33,21 @@ SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".ts", ".mov", ".gif", ".flv", ".wm
 ODD: dict[str, tuple[Any, ...]] = {
     "frames": (1, 2, 30, 31, 0, -1, 10**9, 10**400, 2.0, True, "8", float("nan"), [1]),
     "fps": (1, 0.5, 30, 1e-300, 0, -1, float("inf"), float("nan"), 10**400, "2", np.float32(3)),
-    "indices": ([0], [0, 0, 5], [29, 0], [30], [-1], [], [10**30], [0.5], "0", 3, range(0, 20, 7), np.arange(3), [True]),
+    "indices": (
+        [0],
+        [0, 0, 5],
+        [29, 0],
+        [30],
+        [-1],
+        [],
+        [10**30],
+        [0.5],
+        "0",
+        3,
+        range(0, 20, 7),
+        np.arange(3),
+        [True],
+    ),
     "keyframes": (True, False, 1, None, "yes"),
     "start": (0, 0.1, 0.5, 10**9, -1, float("nan"), float("inf"), 10**400, "0"),
     "end": (0.5, 1, 0, -1, 10**9, float("nan"), 1e-320, "1"),
@@ -75,7 +89,7 @@ def _read(path: Path, options: dict[str, Any], is_whole: bool) -> None:
     demand(len(video.seconds) == len(video.indices) == frames, "times or numbers that are not the frames'")
     demand(bool(np.isfinite(video.seconds).all() and (video.seconds >= 0).all()), f"seconds {video.seconds}")
     demand(bool((np.diff(info.seconds) > 0).all()) and info.frames == len(info.seconds), "times that do not ascend")
-    demand(0 <= video.indices.min() and video.indices.max() < info.frames, f"frames {video.indices} of {info.frames}")
+    demand(video.indices.min() >= 0 and video.indices.max() < info.frames, f"frames {video.indices} of {info.frames}")
     if is_whole and frames > 2:  # another look at the same file shows the same
         with documented(VideoError):
             again = open_video(path, time_limit=TIME_LIMIT).frames(video.indices[::2].tolist())

@@ -35,13 +35,16 @@ def _integer(value: int) -> str:
     return repr(value) if digits < _DIGITS else f"{'-' if value < 0 else ''}about 10**{digits}"
 
 
-def told(error: BaseException) -> str:
+def told(error: BaseException, *, with_kind: bool = False) -> str:
     """Return what a message says of another package's error: a line of bounded length, in that error's own words.
 
-    What those leave open, the error's kind tells: where they are a key alone, or nothing.
+    Args:
+        error: What was raised.
+        with_kind: Whether its class stands before its words in any case, and not only where they are a key alone.
     """
     kind, said = type(error).__name__, " ".join(str(error).split())
-    text = f"{kind}: {said}" if said and isinstance(error, KeyError | AssertionError | AttributeError) else said or kind
+    with_kind = with_kind or isinstance(error, KeyError | AssertionError | AttributeError)
+    text = f"{kind}: {said}" if said and with_kind else said or kind
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 

@@ -222,7 +222,9 @@ class _Reader:
         weights = differing(found, wanted)
         if differ or weights:
             # Other weights follow from another model or dtype, and are worth a word only where they are all.
-            reasons = [f"{name} {_cut(found.get(name))} instead of {_cut(wanted[name])}" for name in differ[:4]] or [weights]
+            reasons = [f"{name} {_cut(found.get(name))} instead of {_cut(wanted[name])}" for name in differ[:4]] or [
+                weights
+            ]
             raise ValueError(
                 f"path {self._path} must be made under this model, method and dtype, got {'; '.join(reasons)}"
             )

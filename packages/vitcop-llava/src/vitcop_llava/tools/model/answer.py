@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from vitcop_core.shown import told
 from vitcop_llava.tools.media.video_support import Clip
 from vitcop_llava.tools.model.loading import Loaded
-from vitcop_llava.tools.model.processors import ModelError
+from vitcop_llava.tools.model.processors import ModelError, no_panics
 
 Medium = Image.Image | Clip
 """What a question can be about."""
@@ -57,7 +57,9 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
         except MemoryError:
             raise
         except Exception as error:  # a template is a program, and may fail in any way
-            raise ModelError(f"model must have a chat template that can be used, got one that fails: {told(error)}") from error
+            raise ModelError(
+                f"model must have a chat template that can be used, got one that fails: {told(error)}"
+            ) from error
         return prompt
     seen = "".join(f"{_placeholders(processor)[kind]}\n" for kind in kinds)
     return f"USER: {seen}{question} ASSISTANT:"
@@ -105,7 +107,8 @@ def prepare_batch(loaded: Loaded, asked: Sequence[tuple[Sequence[Medium], str]])
             raise ValueError("model must have a tokenizer with a padding token, got none; ask one question at a time")
         given |= {"padding": True, "padding_side": "left"}
     given |= ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
-    inputs = processor(text=prompts, return_tensors="pt", **given)
+    with no_panics():
+        inputs = processor(text=prompts, return_tensors="pt", **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
         raise ValueError(

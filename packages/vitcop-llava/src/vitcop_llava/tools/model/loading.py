@@ -24,11 +24,12 @@ from vitcop_llava.tools.model.checkpoint_files import (
     WEIGHTS_INDEX,
     check_config,
     check_files,
+    check_generation,
     check_weights,
     find_shards,
     read_config,
 )
-from vitcop_llava.tools.model.processors import ModelError, check_processor, read_processor
+from vitcop_llava.tools.model.processors import ModelError, check_processor, no_panics, read_processor
 
 __all__ = ["DEMO_FOLDER", "DTYPES", "WEIGHTS", "WEIGHTS_INDEX", "HubError", "Loaded", "find_device", "find_source"]
 __all__ += ["is_packaged", "load"]
@@ -108,8 +109,10 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
         check_weights(Path(name), numbers, getattr(config, "quantization_config", None) is not None)
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
     parts = locate(model)
+    check_generation(name, model.generation_config.to_dict())
     try:
-        processor = read_processor(name, parts)
+        with no_panics():
+            processor = read_processor(name, parts)
     except MemoryError:
         raise
     except Exception as error:  # as for the configuration
@@ -117,7 +120,8 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
             f"model must have a processor that can be used, got that of {name}: {told(error)}"
         ) from error
     try:
-        check_processor(name, processor, parts)
+        with no_panics():
+            check_processor(name, processor, parts)
     except (ModelError, MemoryError):
         raise
     except Exception as error:  # whatever its settings are
