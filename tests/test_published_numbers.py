@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ordeal.kinds import SHARES
+from ordeal.result import faults_of
 
 from vitcop_core.presets import equal_budgets
 
@@ -35,6 +37,7 @@ PAGES = {
     "docs/demo-video-model.md": "| layers 1 and 6, both |",
     "docs/kernels.md": "| `Assign` |",
     "docs/howto/video.md": "| vitcop-video, auto |",
+    "docs/reliability.md": "| images |",
 }
 
 
@@ -56,12 +59,27 @@ def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     stored = json.loads(result.read_text())
     command = stored["command"]
     module = (
-        "vitcop_llava." if command.startswith(("vitcop ", "python scripts/")) else command.removeprefix("python -m ")
+        "vitcop_llava."
+        if command.startswith(("vitcop ", "python scripts/", "python3 -m nox "))
+        else command.removeprefix("python -m ")
     )
     package = module.partition(".")[0].replace("_", "-")
     assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
     assert stored["environment"]["processor"]
     assert {"torch", package} <= set(stored["environment"]["packages"])
+
+
+def test_ordeal_was_passed() -> None:
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "ordeal.json").read_text())
+    assert {row["kind"] for row in stored["inputs"]} == set(SHARES)
+    assert sum(row["tried"] for row in stored["inputs"]) >= 100_000
+    for row in stored["inputs"]:
+        assert row["accepted"] > 0
+        assert row["refused"] > 0
+        assert row["accepted"] + row["refused"] == row["tried"]
+    assert faults_of(stored) == []
+    assert stored["requests"][0]["requests"] >= 10_000
+    assert min(row["killed"] for row in stored["kills"]) >= 50
 
 
 def test_demo_model_answers_as_well_as_was_asked_for() -> None:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 where anything happened that must not."""
     options = parse(arguments)
     if options.replay:
-        return replay(*options.replay, options.seed)
+        return replay(options.replay[0], int(options.replay[1]), options.seed)
     counts = SHORT if options.short else {name: options.inputs * share // 1000 for name, share in SHARES.items()}
     wanted = (
         {"requests": SHORT_REQUESTS, "kills": SHORT_KILLS} if options.short else {"requests": REQUESTS, "kills": KILLS}
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(out: Path, seed: int, counts: dict[str, int], wanted: dict[str, int], workers: int) -> list[dict[str, Any]]:
     """Does what the journal beside ``out`` does not have yet; returns its lines."""
     head = {"seed": seed, "inputs": counts, **wanted}
-    lines = [head]
+    lines: list[dict[str, Any]] = [head]
     with suppress(FileNotFoundError):
         found = lines_of(partial_path(out), MOST_JOURNAL)
         if found and found[0] != head:
@@ -149,7 +149,7 @@ def requests(count: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def replay(kind: str, number: str, seed: int) -> int:
+def replay(kind: str, number: int, seed: int) -> int:
     """Tries one input in this process, with whatever it prints and raises."""
     from ordeal.trials import RefusedError, random_of
 
@@ -157,7 +157,7 @@ def replay(kind: str, number: str, seed: int) -> int:
         os.chdir(folder)
         trial = preparation(kind)(Path(folder))
         try:
-            trial(random_of(seed, kind, int(number)))
+            trial(random_of(seed, kind, number))
         except RefusedError as refusal:
             print(f"refused: {refusal.__cause__ or 'with an exit code'}")
         else:

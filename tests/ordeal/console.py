@@ -55,12 +55,13 @@ class Console:
         if "--debug" not in words:
             demand("Traceback (most recent" not in ended.said + ended.out, f"a traceback; {about}")
         as_json = "--json" in words and "--" not in words
-        if as_json and ended.out:
-            demand(isinstance(json.loads(ended.out), dict), f"not one JSON object; {about}")
+        if as_json and "--help" not in words and "--version" not in words:
+            for line in ended.out.splitlines():  # one, but of a batch
+                demand(isinstance(json.loads(line), dict), f"not a JSON object a line; {about}")
         if ended.code == 0:
             return
         if as_json and ended.out:
-            error = str(json.loads(ended.out).get("error", ""))
+            error = str(json.loads(ended.out.splitlines()[-1]).get("error", ""))
         else:
             _, found, error = ended.said.partition("Error: ")
             # Where arguments cannot be parsed, it is the parser that says so, in lines of its own; without any, that is
@@ -83,4 +84,4 @@ def with_one_model(folder: Path) -> None:
     from vitcop_llava.tools.model import loading
 
     loaded = loading.load(str(folder), device="cpu")
-    loading.load = lambda source=None, **_: loaded  # type: ignore[assignment]
+    loading.load = lambda source=None, **_: loaded

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,11 @@ class Worker:
 
     def close(self) -> int | None:
         """Ends the process with its children; returns the signal that had ended it before, or None."""
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            pass
         code = self._process.poll()
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.communicate()
         self._selector.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Commands that write, killed at random moments: the tests of that, with more kills than the test suite has time for."""
+"""Commands that write, killed at random moments: the tests of that, with more kills than the suite has time for."""
 
 from __future__ import annotations
 

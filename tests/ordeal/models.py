@@ -39,7 +39,9 @@ def tiny_model() -> Any:
         bos_token_id=1,
         eos_token_id=None,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, image_seq_length=PATCHES)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: Any = LlavaForConditionalGeneration(config)

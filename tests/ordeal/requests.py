@@ -66,7 +66,7 @@ class Stops(StoppingCriteria):
     def __init__(self, tokens: int, *, raises: bool) -> None:
         self._left, self._raises = tokens, raises
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         self._left -= 1
         if self._left <= 0 and self._raises:
             raise CancelledError

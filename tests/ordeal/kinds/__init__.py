@@ -11,8 +11,8 @@ from ordeal.trials import Trial
 SHARES = {
     "images": 380,
     "videos": 60,
-    "prefixes": 150,
-    "lines": 60,
+    "prefixes": 180,
+    "lines": 30,
     "checkpoints": 20,
     "methods": 200,
     "settings": 100,
@@ -21,14 +21,14 @@ SHARES = {
 """Of 1,000 inputs of the whole ordeal; cheap ones often."""
 
 SHORT = {
-    "images": 300,
-    "videos": 30,
-    "prefixes": 150,
-    "lines": 40,
-    "checkpoints": 15,
-    "methods": 400,
-    "settings": 200,
-    "options": 25,
+    "images": 200,
+    "videos": 15,
+    "prefixes": 100,
+    "lines": 20,
+    "checkpoints": 10,
+    "methods": 300,
+    "settings": 150,
+    "options": 20,
 }
 """In the short form."""
 
@@ -40,6 +40,6 @@ USUAL_SPACE = 2**31
 
 
 def preparation(name: str) -> Callable[[Path], Trial]:
-    """What makes material in a folder, once a process, and returns the trial; nothing of the other kinds is imported."""
+    """What makes material in a folder, once a process, and returns the trial; the other kinds are not imported."""
     prepare: Callable[[Path], Trial] = import_module(f"ordeal.kinds.{name}").prepare
     return prepare

@@ -15,9 +15,9 @@ from ordeal.console import Console, Ended, with_one_model
 from ordeal.models import checkpoint
 from ordeal.mutate import as_json, mutated, mutated_json
 from ordeal.trials import RefusedError, Trial, demand
-from vitcop_core.journal import partial_path
+from vitcop_core.journal import Journal, partial_path
 
-KINDS = ("ask", "ask", "ask", "resume", "compare", "analyze")
+KINDS = ("ask", "ask", "ask", "ask --resume", "compare", "compare --resume", "analyze")
 
 
 def prepare(folder: Path) -> Trial:
@@ -29,7 +29,13 @@ def prepare(folder: Path) -> Trial:
         Image.linear_gradient("L").rotate(90 * number).resize((60, 60)).save(folder / f"{number}.png")
     (folder / "text.png").write_text("no picture")
     console, use = Console(), ["--model", str(model), "--device", "cpu", "--max-new-tokens", "1"]
-    journals = [_journal(console, folder, use, name) for name in ("ask",)]
+    ask = ["ask", "--batch", "run.jsonl", "--out", "answers.jsonl", *use]
+    journals = {
+        "ask --resume": _journal(console, ask, partial_path("answers.jsonl")),
+        "compare --resume": _journal(
+            console, _compare(Path("run.jsonl"), Path("out"), use), partial_path("out/answers.jsonl")
+        ),
+    }
 
     def trial(random: Random) -> None:
         place = folder / "case"
@@ -37,13 +43,19 @@ def prepare(folder: Path) -> Trial:
         try:
             lines, what = damaged_lines(random), random.choice(KINDS)
             (place / "lines.jsonl").write_bytes(lines)
-            if what in ("compare", "analyze"):
-                ended = console.run(_other_command(what, place, use))
+            if what == "compare --resume":
+                (place / "out").mkdir()
+                _leave_journal(place, place / "out" / "answers.jsonl", journals[what], random)
+                ended = console.run([*_compare(place / "lines.jsonl", place / "out", use), "--resume"])
+                check_folder(place)
+            elif what in ("compare", "analyze"):
+                words = _compare if what == "compare" else _analyze
+                ended = console.run(words(place / "lines.jsonl", place / "out", use))
                 check_folder(place)
             else:
-                if what == "resume":
-                    lines = _leave_journal(place, journals[0], random)
-                ended = _ask(console, place, use, lines, resume=what == "resume")
+                if what == "ask --resume":
+                    lines = _leave_journal(place, place / "answers.jsonl", journals[what], random)
+                ended = _ask(console, place, use, lines, resume=what == "ask --resume")
             if ended.code:
                 raise RefusedError
         finally:
@@ -75,27 +87,28 @@ def damaged_lines(random: Random) -> bytes:
     return mutated(data, random) if random.random() < 0.15 else data
 
 
-def _journal(console: Console, folder: Path, use: list[str], name: str) -> tuple[bytes, bytes]:
+def _journal(console: Console, words: list[str], partial: Path) -> tuple[bytes, bytes]:
     """The questions and the journal of a run: what is left of it if it is killed at its end."""
-    lines = [json.dumps({"image": f"{number % 2}.png", "question": "Where?", "id": number}) for number in range(3)]
-    (folder / "run.jsonl").write_text("\n".join(lines))
+    lines = [
+        json.dumps({"image": f"{number % 2}.png", "question": "Where?", "id": number, "answer": "here"})
+        for number in range(3)
+    ]
+    Path("run.jsonl").write_text("\n".join(lines))
     kept: list[bytes] = []
 
-    def keep(journal: Any, *_: Any) -> None:
+    def keep(journal: Journal, *_: Any) -> None:
         kept.append(journal.partial.read_bytes())
 
-    from vitcop_llava.tools.cli import results
-
-    finish, results.Journal.finish = results.Journal.finish, keep  # type: ignore[method-assign]
+    finish, Journal.finish = Journal.finish, keep  # type: ignore[assignment, method-assign]
     try:
-        console.run([name, "--batch", "run.jsonl", "--out", "run-answers.jsonl", *use])
+        console.run(words)
     finally:
-        results.Journal.finish = finish  # type: ignore[method-assign]
-    partial_path("run-answers.jsonl").unlink()
+        Journal.finish = finish  # type: ignore[method-assign]
+    partial.unlink()
     return "\n".join(lines).encode(), kept[0]
 
 
-def _leave_journal(place: Path, run: tuple[bytes, bytes], random: Random) -> bytes:
+def _leave_journal(place: Path, out: Path, run: tuple[bytes, bytes], random: Random) -> bytes:
     questions, journal = run
     (place / "lines.jsonl").write_bytes(questions)
     rows = journal.split(b"\n")
@@ -105,7 +118,7 @@ def _leave_journal(place: Path, run: tuple[bytes, bytes], random: Random) -> byt
             rows[number] = as_json(mutated_json(json.loads(rows[number]), random), random)
         except ValueError:
             rows[number] = random.randbytes(20)
-    partial_path(place / "answers.jsonl").write_bytes(b"\n".join(rows[: random.randrange(1, len(rows) + 1)]))
+    partial_path(out).write_bytes(b"\n".join(rows[: random.randrange(1, len(rows) + 1)]))
     return questions
 
 
@@ -128,12 +141,13 @@ def _ask(console: Console, place: Path, use: list[str], lines: bytes, *, resume:
     return ended
 
 
-def _other_command(what: str, place: Path, use: list[str]) -> list[str]:
-    questions, folder = str(place / "lines.jsonl"), str(place / "out")
-    if what == "compare":
-        more = ("--limit", "2", "--retain", "1/3", "--method", "vitcop", "--timing", "0", "--batch-size", "2")
-        return ["compare", "--questions", questions, "--out", folder, *more, *use]
-    return ["analyze", "--questions", questions, "--out", folder, "--top-k", "50", *use]
+def _compare(questions: Path, out: Path, use: list[str]) -> list[str]:
+    more = ("--limit", "3", "--retain", "1/3", "--method", "vitcop", "--timing", "0", "--batch-size", "1")
+    return ["compare", "--questions", str(questions), "--out", str(out), *more, *use]
+
+
+def _analyze(questions: Path, out: Path, use: list[str]) -> list[str]:
+    return ["analyze", "--questions", str(questions), "--out", str(out), "--top-k", "50", *use]
 
 
 def check_folder(folder: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from PIL import Image
+from typer.main import get_command
 
 from ordeal.console import Console, with_one_model
 from ordeal.kinds.lines import check_folder
 from ordeal.models import checkpoint
 from ordeal.mutate import mutated_text
 from ordeal.trials import RefusedError, Trial
+from vitcop_llava.tools.cli import app
 
 NUMBERS = (
     *("0", "1", "2", "3", "8", "36", "64", "-1", "-0", "1.0", "0.5", "1e3", "1e400", "nan", "inf", "-inf", "10000000"),
@@ -77,6 +81,14 @@ def prepare(folder: Path) -> Trial:
     return trial
 
 
+@cache
+def options_of(name: str) -> tuple[str, ...]:
+    """The options of a command that this kind has values for."""
+    command: Any = get_command(app)
+    found = {option for each in command.commands[name].params for option in each.opts} if name != "none" else {*OPTIONS}
+    return tuple(sorted(found & {*OPTIONS} - {"--help", "--debug"}))
+
+
 def command_line(model: str, random: Random) -> list[str]:
     (name,) = random.choices([*WEIGHED], [*WEIGHED.values()])
     use = ["--model", model, "--device", "cpu"]
@@ -91,8 +103,10 @@ def command_line(model: str, random: Random) -> list[str]:
     }
     words = lines.get(name, [name])
     for _ in range(random.choice((1, 1, 2, 3, 4))):
-        option = random.choice([*OPTIONS])
+        known = options_of(name) if random.random() < 0.9 else OPTIONS
+        option = random.choice([*known])
         values = OPTIONS[option]
+        words = words or [""]
         given = [option, random.choice(values)] if values else [option]
         what = random.random()
         if what < 0.75:

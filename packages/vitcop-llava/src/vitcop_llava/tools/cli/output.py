@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-
 _LONGEST_MESSAGE = 1500
 """Characters: the hundred names of a family's settings fit, and a question that came instead of one does not."""
 

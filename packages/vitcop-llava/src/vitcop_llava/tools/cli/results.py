@@ -155,7 +155,7 @@ def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
             f"--resume must go on with the same options and versions, got {partial} of another run; --force starts "
             "again"
         )
-    good = {result["line"]: result for result in results if "error" not in result}
+    good = {result["line"]: result for result in results if _is_answer(result)}
     with _open_lines(path) as lines:
         for number, line in numbered_lines(lines):
             if number in good and not _is_result_of(good[number], line):
@@ -164,6 +164,11 @@ def results_of(path: Path, out: Path, run: Mapping[str, Any]) -> dict[int, Any]:
                     "starts again"
                 )
     return good
+
+
+def _is_answer(result: Any) -> bool:
+    """Return whether a line of a journal is a result that stays: whoever had the file may have changed it."""
+    return isinstance(result, dict) and type(result.get("line")) is int and isinstance(result.get("answer"), str)
 
 
 def _is_result_of(result: Mapping[str, Any], line: bytes) -> bool:

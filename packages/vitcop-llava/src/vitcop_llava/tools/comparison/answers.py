@@ -95,7 +95,23 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         raise ValueError(
             f"resume must go on with the same settings, questions and versions, got {found} of another run"
         )
-    return {line["number"]: line for line in lines if isinstance(line, dict) and isinstance(line.get("number"), int)}
+    return {line["number"]: line for line in lines if _is_result(line)}
+
+
+def _is_result(line: Any) -> bool:
+    """Return whether a line of a file of answers is what `_stored` makes: whoever had the file may have changed it."""
+    if not isinstance(line, dict) or type(line.get("number")) is not int:
+        return False
+    if "error" in line:
+        return isinstance(line["error"], str)
+    sizes, said = line.get("sizes"), line.get("said")
+    are_counts = isinstance(sizes, list) and all(isinstance(size, list) and _are_counts(size) for size in sizes)
+    has_answers = isinstance(said, dict) and all(isinstance(answer, str) for answer in said.values())
+    return are_counts and has_answers and _are_counts([line.get("text_tokens")])
+
+
+def _are_counts(numbers: Sequence[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**31 for number in numbers)
 
 
 def _stored(result: Answered | Fault) -> dict[str, Any]:
