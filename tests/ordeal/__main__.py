@@ -29,7 +29,7 @@ from ordeal.result import Chunk, Tried, chunks_of, faults_of, stored
 from vitcop_core.files import write_text
 from vitcop_core.journal import Journal, lines_of, partial_path
 
-CHUNK = 250
+CHUNK = 100
 REQUESTS, SHORT_REQUESTS = 10_000, 300
 KILLS, SHORT_KILLS = 50, 0
 MOST_JOURNAL = 2**28
