@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -92,8 +93,11 @@ def run(out: Path, seed: int, counts: dict[str, int], wanted: dict[str, int], wo
 
         done = {(line["inputs"]["kind"], line["inputs"]["first"]) for line in lines[1:] if "inputs" in line}
         left = [each for each in chunks_of(counts, CHUNK) if (each.kind, each.first) not in done]
-        for tried in inputs(left, seed, workers, sum(counts.values())):
-            add(inputs=asdict(tried))
+        with stopping() as stop:
+            for tried in inputs(left, seed, workers, sum(counts.values()), stop):
+                add(inputs=asdict(tried))
+            if stop.is_set():
+                raise StoppedError
         if not any("requests" in line for line in lines[1:]):
             add(requests=requests(wanted["requests"], seed))
         if wanted["kills"] and not any("kills" in line for line in lines[1:]):
@@ -102,15 +106,15 @@ def run(out: Path, seed: int, counts: dict[str, int], wanted: dict[str, int], wo
     return lines[1:]
 
 
-def inputs(chunks: list[Chunk], seed: int, workers: int, total: int) -> Iterator[Tried]:
-    """Tries inputs in several processes, and shows how it goes."""
-    stop, hands = Event(), SimpleQueue[Hand]()
+def inputs(chunks: list[Chunk], seed: int, workers: int, total: int, stop: Event) -> Iterator[Tried]:
+    """Tries inputs in several processes until all are tried or ``stop`` is set, and shows how it goes."""
+    hands = SimpleQueue[Hand]()
     for _ in range(workers):
         hands.put(Hand(seed))
     done = total - sum(chunk.count for chunk in chunks)
     with tqdm(total=total, initial=done, desc="inputs", unit="input", mininterval=1, smoothing=0.05) as bar:
 
-        def work(chunk: Chunk) -> Tried:
+        def work(chunk: Chunk) -> Tried | None:
             hand, tried = hands.get(), Tried(chunk.kind, chunk.first)
             try:
                 for outcome in hand.run(chunk.kind, range(chunk.first, chunk.first + chunk.count)):
@@ -119,24 +123,43 @@ def inputs(chunks: list[Chunk], seed: int, workers: int, total: int) -> Iterator
                     if outcome.outcome == "fault":
                         bar.write(f"{chunk.kind} {outcome.number}: {outcome.message}", file=sys.stderr)
                     if stop.is_set():
-                        raise StoppedError
+                        return None  # what is half done is tried again
             finally:
                 hands.put(hand)
             return tried
 
         with ThreadPoolExecutor(workers) as pool:
-            waiting: set[Future[Tried]] = set()
-            try:
-                for chunk in chunks:
-                    waiting.add(pool.submit(work, chunk))
-                    if len(waiting) >= workers:
-                        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                        yield from (each.result() for each in finished)
-                yield from (each.result() for each in wait(waiting).done)
-            finally:
-                stop.set()
+            waiting: set[Future[Tried | None]] = set()
+            for chunk in chunks:
+                if stop.is_set():
+                    break
+                waiting.add(pool.submit(work, chunk))
+                if len(waiting) >= workers:
+                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from whole(finished)
+            yield from whole(wait(waiting).done)
     while not hands.empty():
         hands.get().close()
+
+
+def whole(finished: set[Future[Tried | None]]) -> Iterator[Tried]:
+    """The chunks of which every input was tried."""
+    for each in finished:
+        tried = each.result()
+        if tried is not None:
+            yield tried
+
+
+@contextmanager
+def stopping() -> Iterator[Event]:
+    """Makes a request to stop, by Ctrl-C or SIGTERM, an event: what runs ends where nothing is lost."""
+    stop = Event()
+    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def requests(count: int, seed: int) -> dict[str, Any]:

@@ -10,25 +10,25 @@ from ordeal.trials import Trial
 
 SHARES = {
     "images": 380,
-    "videos": 60,
+    "videos": 20,
     "prefixes": 180,
-    "lines": 30,
-    "checkpoints": 20,
-    "methods": 200,
-    "settings": 100,
-    "options": 30,
+    "lines": 10,
+    "checkpoints": 10,
+    "methods": 270,
+    "settings": 120,
+    "options": 10,
 }
 """Of 1,000 inputs of the whole ordeal; cheap ones often."""
 
 SHORT = {
     "images": 200,
-    "videos": 15,
+    "videos": 12,
     "prefixes": 100,
-    "lines": 20,
-    "checkpoints": 10,
-    "methods": 300,
-    "settings": 150,
-    "options": 20,
+    "lines": 16,
+    "checkpoints": 9,
+    "methods": 200,
+    "settings": 120,
+    "options": 16,
 }
 """In the short form."""
 
