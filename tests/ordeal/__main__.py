@@ -134,8 +134,9 @@ def inputs(chunks: list[Chunk], seed: int, workers: int, total: int, stop: Event
                 if stop.is_set():
                     break
                 waiting.add(pool.submit(work, chunk))
-                if len(waiting) >= workers:
-                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                while len(waiting) >= (workers if chunk is not chunks[-1] else 1):
+                    # A signal that another thread got is heard when this one wakes.
+                    finished, waiting = wait(waiting, 0.2, FIRST_COMPLETED)
                     yield from whole(finished)
             yield from whole(wait(waiting).done)
     while not hands.empty():
