@@ -28,6 +28,9 @@ torch.set_num_threads(1)
 import matplotlib.figure, transformers
 import vitcop_llava.tools.analysis.report, vitcop_llava.tools.benchmark.run, vitcop_llava.tools.comparison.plot
 import vitcop_llava.tools.comparison.run, vitcop_llava.tools.model.loading, vitcop_llava.prefix.image_prefix
+import vitcop_llava.tools.media.video_support as video
+if support := video.find_support():
+    import vitcop_video.demo.files
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vitcop_llava.tools.cli import app
 
@@ -137,6 +140,12 @@ def is_whole(path: Path) -> bool:
         return content.endswith(b"IEND\xaeB`\x82")
     if path.suffix == ".json":
         return bool(json.loads(content))
+    if path.suffix == ".mp4":
+        kinds, place = list[bytes](), 0
+        while place < len(content):
+            kinds.append(content[place + 4 : place + 8])
+            place += int.from_bytes(content[place : place + 4], "big")
+        return place == len(content) and b"moov" in kinds
     if path.suffix == ".jsonl":
         return content.endswith(b"\n") and all(json.loads(line) for line in content.splitlines())
     return content.endswith(b"\n")
@@ -157,6 +166,7 @@ Command = Callable[[Path, Path, Path], list[str]]
 
 COMMANDS: dict[str, Command] = {
     "scene": lambda inputs, model, out: ["scene", "--out", f"{out}/scene.png", "--force"],
+    "scene --clip": lambda inputs, model, out: ["scene", "--clip", "--out", f"{out}/clip.mp4", "--force"],
     "show": lambda inputs, model, out: ["show", f"{inputs}/0.png", "--out", f"{out}/show.png", "--force", *use(model)],
     "bench": lambda inputs, model, out: [
         *("bench", "--repeats", "1", "--new-tokens", "1", "--method", "vitcop", "--retain", "1/3"),
@@ -194,6 +204,8 @@ def test_no_half_file_has_a_final_name(
     record_property: Callable[[str, object], None],
     name: str,
 ) -> None:
+    if name == "scene --clip":
+        pytest.importorskip("vitcop_video")
     command = COMMANDS[name](inputs, checkpoint, tmp_path / "out")
     resume = ["--resume"] if name in ("ask", "compare") else []
     out, chance = tmp_path / "out", random.Random(name)

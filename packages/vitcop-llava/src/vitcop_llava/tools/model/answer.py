@@ -156,7 +156,8 @@ def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=clock
         )
     tokens = output[0, inputs["input_ids"].shape[1] :]
-    text = loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    with no_panics():
+        text = loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     first, last = clock.times[0], clock.times[-1]
     return Answer(text, len(tokens), first - clock.start, last - first)
 
