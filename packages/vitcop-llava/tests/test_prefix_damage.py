@@ -299,6 +299,39 @@ def test_kill_leaves_the_name_absent_or_whole(
     record_property("killed", kills)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("identity", "config.model_type"), "x" * 9000),
+        (("identity", "config.text_config.num_hidden_layers"), [1] * 3000),
+        (("report", "row", "x" * 9000), 1),
+        (("report", "row"), {"x" * 9000: 1}),
+        (("report", "note"), [1] * 3000),
+        (("groups",), ["x" * 9000]),
+        (("version",), "x" * 9000),
+    ],
+    ids=lambda part: str(part)[:40],
+)
+def test_refusal_is_short_whatever_is_in_the_file(
+    whole: bytes, model: Any, budget: Any, tmp_path: Path, place: tuple[str, ...], value: Any
+) -> None:
+    path = tmp_path / "odd"
+    path.write_bytes(whole)
+    with path.open("rb") as stream:
+        header = read_header(stream)
+        tensors = read_tensors(stream, header)
+    content = json.loads(header.metadata["vitcop-image-prefix"])
+    del content["sha256"]
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    write_sealed(path, tensors, "vitcop-image-prefix", content)
+    with pytest.raises(ValueError, match="path ") as caught:
+        ImagePrefix.load(path, model, budget())
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
 def test_half_written_file_is_refused(whole: bytes, refuse: Callable[[bytes], str], tmp_path: Path) -> None:
     """What safetensors' own writer left behind loaded: zeros at the end. Each such beginning is refused."""
     for kept in random.Random(1).sample(range(header_size(whole), len(whole)), 20):

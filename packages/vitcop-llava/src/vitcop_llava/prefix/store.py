@@ -168,7 +168,7 @@ def _check_size(path: str | os.PathLike[str], header: Header, parts: Parts) -> N
 
 def _require(path: str | os.PathLike[str], condition: bool, what: str, expected: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"path {path} must be a prefix whose {what} is {expected}, got {got}")
+        raise ValueError(f"path {path} must be a prefix whose {what} is {expected}, got {_cut(got)}")
 
 
 class _Reader:
