@@ -160,7 +160,7 @@ def test_compare_asks_again_what_it_could_not_have_found(checkpoint: Path) -> No
         {"said": {"other": "red"}},
         {"said": said | {"more": "red"}},
         {"sizes": [[60]]},
-        {"sizes": [[]]},
+        {"sizes": []},
     ):
         path.write_text("\n".join([header, json.dumps(json.loads(first) | other), *rest, ""]))
         again = compare_json(checkpoint, *SHORT, *FEW, "--out", "whole", "--resume")

@@ -173,6 +173,8 @@ class Asker:
     def could_have_found(self, results: Sequence[Answered | Fault]) -> bool:
         """Return whether every answer of a batch is by the variants that fit its sizes, and by no others."""
         answered = [result for result in results if isinstance(result, Answered)]
+        if not all(len(each.sizes) == max(1, len(each.item.images)) for each in answered):  # a scene is a picture
+            return False
         try:
             names = {
                 variant.name
