@@ -20,7 +20,17 @@ def run(kills: int) -> list[dict[str, Any]]:
     """Kills each command so often; returns a row for each: its name, how often it was killed, seconds, and a fault."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--kills={kills}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--kills={kills}",
+            "-o",
+            "junit_family=xunit1",
+        ]
         done = subprocess.run(
             [*command, f"--junitxml={report}", *TESTS], cwd=ROOT, capture_output=True, text=True, check=False
         )
