@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,14 @@ from ordeal.mutate import as_json, mutated, mutated_json
 from ordeal.trials import RefusedError, Trial, demand
 from vitcop_core.journal import Journal, partial_path
 
-KINDS = ("ask", "ask", "ask", "ask --resume", "compare", "compare --resume", "analyze")
+Words = Callable[[Path, Path, list[str]], list[str]]
+
+ANSWERING: dict[str, Words] = {
+    "ask": lambda questions, out, use: ["ask", "--batch", str(questions), "--out", str(out), *use],
+}
+"""Commands that answer every line, by the file of questions, that of the results, and the model."""
+
+KINDS = (*ANSWERING, *ANSWERING, *(f"{name} --resume" for name in ANSWERING), "compare", "compare --resume", "analyze")
 
 
 def prepare(folder: Path) -> Trial:
@@ -29,33 +37,28 @@ def prepare(folder: Path) -> Trial:
         Image.linear_gradient("L").rotate(90 * number).resize((60, 60)).save(folder / f"{number}.png")
     (folder / "text.png").write_text("no picture")
     console, use = Console(), ["--model", str(model), "--device", "cpu", "--max-new-tokens", "1"]
-    ask = ["ask", "--batch", "run.jsonl", "--out", "answers.jsonl", *use]
-    journals = {
-        "ask --resume": _journal(console, ask, partial_path("answers.jsonl")),
-        "compare --resume": _journal(
-            console, _compare(Path("run.jsonl"), Path("out"), use), partial_path("out/answers.jsonl")
-        ),
-    }
+    questions, out = Path("run.jsonl"), Path("answers.jsonl")
+    journals = {name: _journal(console, words(questions, out, use), out) for name, words in ANSWERING.items()}
+    journals["compare"] = _journal(console, _compare(questions, Path("out"), use), Path("out/answers.jsonl"))
 
     def trial(random: Random) -> None:
         place = folder / "case"
         place.mkdir()
         try:
             lines, what = damaged_lines(random), random.choice(KINDS)
-            (place / "lines.jsonl").write_bytes(lines)
-            if what == "compare --resume":
-                (place / "out").mkdir()
-                _leave_journal(place, place / "out" / "answers.jsonl", journals[what], random)
-                ended = console.run([*_compare(place / "lines.jsonl", place / "out", use), "--resume"])
-                check_folder(place)
-            elif what in ("compare", "analyze"):
-                words = _compare if what == "compare" else _analyze
-                ended = console.run(words(place / "lines.jsonl", place / "out", use))
-                check_folder(place)
-            else:
-                if what == "ask --resume":
-                    lines = _leave_journal(place, place / "answers.jsonl", journals[what], random)
-                ended = _ask(console, place, use, lines, resume=what == "ask --resume")
+            name, _, resume = what.partition(" ")
+            out = place / ("out" if name in ("compare", "analyze") else "answers.jsonl")
+            if resume:
+                journal = out / "answers.jsonl" if name == "compare" else out
+                journal.parent.mkdir(exist_ok=True)
+                lines = _leave_journal(journal, journals[name], random)
+            questions = place / "lines.jsonl"
+            questions.write_bytes(lines)
+            words = {"compare": _compare, "analyze": _analyze, **ANSWERING}[name](questions, out, use)
+            ended = console.run([*words, *filter(None, [resume])])
+            check_folder(place)
+            if name in ANSWERING:
+                _check_results(ended, out, lines, resume=bool(resume))
             if ended.code:
                 raise RefusedError
         finally:
@@ -87,7 +90,7 @@ def damaged_lines(random: Random) -> bytes:
     return mutated(data, random) if random.random() < 0.15 else data
 
 
-def _journal(console: Console, words: list[str], partial: Path) -> tuple[bytes, bytes]:
+def _journal(console: Console, words: list[str], out: Path) -> tuple[bytes, bytes]:
     """The questions and the journal of a run: what is left of it if it is killed at its end."""
     lines = [
         json.dumps({"image": f"{number % 2}.png", "question": "Where?", "id": number, "answer": "here"})
@@ -104,13 +107,13 @@ def _journal(console: Console, words: list[str], partial: Path) -> tuple[bytes, 
         console.run(words)
     finally:
         Journal.finish = finish  # type: ignore[method-assign]
-    partial.unlink()
+    partial_path(out).unlink()
     return "\n".join(lines).encode(), kept[0]
 
 
-def _leave_journal(place: Path, out: Path, run: tuple[bytes, bytes], random: Random) -> bytes:
+def _leave_journal(out: Path, run: tuple[bytes, bytes], random: Random) -> bytes:
+    """Puts a changed journal beside a file of results; returns the questions of its run."""
     questions, journal = run
-    (place / "lines.jsonl").write_bytes(questions)
     rows = journal.split(b"\n")
     for _ in range(random.choice((1, 1, 2))):
         number = random.randrange(len(rows))
@@ -122,14 +125,11 @@ def _leave_journal(place: Path, out: Path, run: tuple[bytes, bytes], random: Ran
     return questions
 
 
-def _ask(console: Console, place: Path, use: list[str], lines: bytes, *, resume: bool) -> Ended:
-    out = place / "answers.jsonl"
-    words = ["ask", "--batch", str(place / "lines.jsonl"), "--out", str(out), *use, *(["--resume"] if resume else [])]
-    ended = console.run(words)
-    check_folder(place)
+def _check_results(ended: Ended, out: Path, lines: bytes, *, resume: bool) -> None:
+    """Makes a fault of results that are not one a line."""
     demand(out.exists() or ended.code == 2, f"ended with {ended.code} without results: {ended.said[-300:]!r}")
     if not out.exists():
-        return ended
+        return
     demand(not partial_path(out).exists(), "a journal is left beside the results")
     results = [json.loads(line) for line in out.read_bytes().splitlines()]
     asked = [number for number, line in enumerate(lines.split(b"\n"), 1) if line.strip()]
@@ -138,7 +138,6 @@ def _ask(console: Console, place: Path, use: list[str], lines: bytes, *, resume:
         demand(("error" in each) != ("answer" in each), f"a result without error and answer, or with both: {each}")
     failed = any("error" in each for each in results)
     demand(ended.code == int(failed) or resume, f"ended with {ended.code}; failed: {failed}")
-    return ended
 
 
 def _compare(questions: Path, out: Path, use: list[str]) -> list[str]:
