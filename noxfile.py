@@ -333,6 +333,14 @@ def newest(session: nox.Session) -> None:
     run_suite_on(session, NEWEST_TORCH, NEWEST_OTHERS)
 
 
+@nox.session
+def ordeal(session: nox.Session) -> None:
+    """Try 100,000 damaged inputs, 10,000 requests and 50 kills of every command; -- --short takes a minute."""
+    install_group(session, "test")
+    install_packages(session, CORE, LLAVA, VIDEO)
+    session.run("python", "-m", "ordeal", *session.posargs, env=ONE_THREAD | {"PYTHONPATH": str(ROOT / "tests")})
+
+
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Build, check and measure on a GPU, with the Python and torch that are there; -- [--second] FOLDER."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ordeal.kinds import SHARES
+from ordeal.result import faults_of
 
 from vitcop_core.presets import equal_budgets
 
@@ -36,6 +38,7 @@ PAGES = {
     "docs/kernels.md": "| `Assign` |",
     "docs/howto/many-questions.md": "| pruned | 16 |",
     "docs/howto/video.md": "| vitcop-video, auto |",
+    "docs/reliability.md": "| images |",
 }
 
 
@@ -57,7 +60,9 @@ def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
     stored = json.loads(result.read_text())
     command = stored["command"]
     module = (
-        "vitcop_llava." if command.startswith(("vitcop ", "python scripts/")) else command.removeprefix("python -m ")
+        "vitcop_llava."
+        if command.startswith(("vitcop ", "python scripts/", "python3 -m nox "))
+        else command.removeprefix("python -m ")
     )
     package = module.partition(".")[0].replace("_", "-")
     assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
@@ -70,6 +75,19 @@ def test_batches_are_as_fast_as_was_asked_for() -> None:
     best = [row for row in rows if row["batch_size"] == 16 and row["retain"] is not None]
     assert [row["threads"] for row in best] == [1, 2]
     assert min(row["speedup"] for row in best) >= 3
+
+
+def test_ordeal_was_passed() -> None:
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "ordeal.json").read_text())
+    assert {row["kind"] for row in stored["inputs"]} == set(SHARES)
+    assert sum(row["tried"] for row in stored["inputs"]) >= 100_000
+    for row in stored["inputs"]:
+        assert row["accepted"] > 0
+        assert row["refused"] > 0
+        assert row["accepted"] + row["refused"] == row["tried"]
+    assert faults_of(stored) == []
+    assert stored["requests"][0]["requests"] >= 10_000
+    assert min(row["killed"] for row in stored["kills"]) >= 50
 
 
 def test_demo_model_answers_as_well_as_was_asked_for() -> None:

@@ -43,6 +43,7 @@ PAGES = (
     HERE.parent / "kernels.md",
     HERE.parent / "howto" / "many-questions.md",
     HERE.parent / "howto" / "video.md",
+    HERE.parent / "reliability.md",
 )
 IMAGES = HERE.parent / "images"
 
@@ -328,6 +329,40 @@ def clip_kinds(stored: Stored) -> str:
     return markdown_table(heads, [[row.variant, *(f"{row.accuracy(kind):.1%}" for kind in asked)] for row in rows])
 
 
+def ordeal_table(stored: Stored) -> str:
+    """Tabulate what was tried in the ordeal, kind by kind."""
+    lines = [
+        [
+            row["kind"],
+            *(f"{row[name]:,}" for name in ("tried", "accepted", "refused")),
+            str(len(row["faults"])),
+            f"{row['slowest']:.1f} s",
+            f"{row['bytes'] / 2**20:.0f} MiB",
+            f"{row['seconds']:,.0f} s",
+        ]
+        for row in stored["inputs"]
+    ]
+    total, place = sum(row["tried"] for row in stored["inputs"]), stored["environment"]
+    headings = ["kind", "tried", "accepted", "refused", "faults", "slowest", "most memory", "in all"]
+    return (
+        f"{markdown_table(headings, lines)}\n\n{total:,} inputs with the seed {stored['seed']}, on {machine(stored)}, "
+        f"torch {place['packages']['torch']}, transformers {place['packages']['transformers']}. `{stored['command']}`."
+    )
+
+
+def ordeal_requests(stored: Stored) -> str:
+    """Say what came of the requests from several threads, and of the kills."""
+    (run,) = stored["requests"]
+    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(run["kinds"].items()))
+    growth = (run["after"] - run["before"]) / 2**20
+    lines = [[row["name"], str(row["killed"]), row["fault"] or "none"] for row in stored["kills"]]
+    return (
+        f"{run['requests']:,} requests from {run['threads']} threads ({kinds}), {len(run['faults'])} faults; after the "
+        f"first tenth, memory grew by {growth:.1f} MiB, to {run['after'] / 2**20:.0f} MiB.\n\n"
+        f"{markdown_table(['killed', 'times', 'faults'], lines)}"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "comparison": ("demo-comparison.json", comparison_table),
     "kinds": ("demo-comparison.json", kinds),
@@ -360,6 +395,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "clips": ("demo-video-accuracy.json", clips_table),
     "clip-methods": ("demo-clips.json", ablation_table),
     "clip-kinds": ("demo-video-accuracy.json", clip_kinds),
+    "ordeal": ("ordeal.json", ordeal_table),
+    "ordeal-requests": ("ordeal.json", ordeal_requests),
     "kernels": ("kernels-cpu.json", kernels_table),
     "registers": ("ptxas.json", registers_table),
 }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,25 @@ def test_a_file_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == "grün \\udcff".encode()
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
     assert names(tmp_path) == ["a.bin", "a.json", "a.txt"]
+
+
+def test_reading_takes_the_memory_of_the_file_and_not_of_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 5000)
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "a", 2**31) == b"x" * 5000
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_a_file_that_says_it_is_empty_is_read_to_its_end() -> None:
+    path = Path("/proc/self/status")
+    assert path.stat().st_size == 0
+    assert read_bytes(path, 2**20).startswith(b"Name:")
+    with pytest.raises(OSError, match="must have at most 20 bytes, and has more"):
+        read_bytes(path, 20)
 
 
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:

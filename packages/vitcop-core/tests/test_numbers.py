@@ -39,7 +39,7 @@ from vitcop_core import (
 from vitcop_core.checks import check_choice, check_finite, check_flag, check_int, check_positive
 from vitcop_core.diagnostics import cutoff_scale
 from vitcop_core.methods import BudgetedMethod
-from vitcop_core.shown import shown
+from vitcop_core.shown import shown, told
 
 HUGE = 10**400
 ODD: dict[str, Any] = {
@@ -383,6 +383,20 @@ def test_float32_is_read_as_what_it_was_written_for() -> None:
 def test_shown_is_bounded(value: Any) -> None:
     assert len(shown(value)) <= 500
     assert "10**" in shown(value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Error(s) in loading:\n\tsize mismatch"), "Error(s) in loading: size mismatch"),
+        (KeyError("swoosh"), "KeyError: 'swoosh'"),
+        (AssertionError(), "AssertionError"),
+        (TypeError("x" * 9000), "x" * 497 + "..."),
+    ],
+    ids=["lines", "key", "nothing", "long"],
+)
+def test_an_error_of_others_is_told_in_a_line(error: Exception, said: str) -> None:
+    assert told(error) == said
 
 
 def test_shown_is_repr_of_what_is_short() -> None:

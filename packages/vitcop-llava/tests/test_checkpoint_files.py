@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PaliGemmaConfig
 
-from vitcop_llava.tools.model.checkpoint_files import check_config
+from vitcop_llava.tools.model.checkpoint_files import check_config, check_generation
 from vitcop_llava.tools.model.loading import DEMO_FOLDER, find_source, load
 from vitcop_llava.tools.model.processors import ModelError
 
@@ -132,6 +132,23 @@ def test_configuration_that_is_none_is_refused(copy: Path, content: str) -> None
     assert "must have a configuration" in refusal(copy)
 
 
+LONG: list[tuple[tuple[str, ...], Any]] = [
+    (("text_config",), [[{"a": [1] * 3000}]]),
+    (("text_config", "model_type"), "x" * 5000),
+    (("model_type",), "x" * 5000),
+    (("text_config", "rms_norm_eps"), False),
+    (("tie_word_embeddings",), "a\0b"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), LONG, ids=lambda part: str(part)[:40])
+def test_refusal_is_a_line_of_bounded_length(copy: Path, keys: tuple[str, ...], value: Any) -> None:
+    edit(copy / "config.json", *keys, value=value)
+    said = refusal(copy)
+    assert "\n" not in said
+    assert len(said) < 1000
+
+
 def test_weights_that_are_too_few_are_refused_before_memory_is_taken(copy: Path) -> None:
     edit(copy / "config.json", "text_config", "vocab_size", value=4_000_000)
     assert "must have weights for the 1,02" in refusal(copy)
@@ -206,6 +223,36 @@ def test_class_that_is_not_supported_is_said_before_what_is_missing(tmp_path: Pa
 def test_processor_setting_that_makes_no_sense_is_refused(copy: Path, keys: tuple[str, ...], value: Any) -> None:
     edit(copy / "processor_config.json", *keys, value=value)
     assert "model " in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("eos_token_id", "2", "eos_token_id is token ids, got '2'"),
+        ("eos_token_id", {"a": 2}, "eos_token_id is token ids, got {'a': 2}"),
+        ("pad_token_id", False, "pad_token_id is token ids, got False"),
+        ("bos_token_id", 10**30, "bos_token_id is token ids, got"),
+        ("suppress_tokens", [1, None], "suppress_tokens is token ids, got [1, None]"),
+        ("output_hidden_states", "x", "output_hidden_states is True or False, got 'x'"),
+        ("repetition_penalty", [1.1], "repetition_penalty is a number, got [1.1]"),
+        ("max_length", "long", "max_length is an integer, got 'long'"),
+    ],
+)
+def test_setting_of_generation_of_another_kind_is_refused(copy: Path, key: str, value: Any, said: str) -> None:
+    edit(copy / "generation_config.json", key, value=value)
+    assert said in refusal(copy)
+
+
+def test_settings_of_generation_of_real_checkpoints_pass() -> None:
+    settings: dict[str, Any] = {"eos_token_id": [151645, 151643], "temperature": 1e-6, "repetition_penalty": 1.05}
+    settings |= {"top_k": 50, "top_p": None, "num_assistant_tokens_schedule": "constant", "pad_token_id": 32001}
+    check_generation("real", settings | {"cache_implementation": "hybrid", "do_sample": True, "max_length": 4096})
+
+
+def test_tokenizer_that_panics_is_refused(copy: Path) -> None:
+    """tokenizers is written in Rust, whose panics are no `Exception`."""
+    edit(copy / "tokenizer.json", "post_processor", "special_tokens", value={})
+    assert "model must have a tokenizer that can be used, got one that fails: " in refusal(copy)
 
 
 def test_real_configurations_pass() -> None:

@@ -119,6 +119,15 @@ def test_ask_names_a_chat_template_without_images(checkpoint: Path, image: Path,
     assert "a chat template with a place for each of 1 images, got 0" in result.stderr
 
 
+@pytest.mark.parametrize("template", ["{% if %}", "{{ messages[9].role }}", "{{ 1 / 0 }}", "{{ [] + 1 }}"])
+def test_ask_names_a_chat_template_that_fails(checkpoint: Path, image: Path, tmp_path: Path, template: str) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "chat_template.jinja").write_text(template)
+    result = ask(image, QUESTION, "--model", folder)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: model must have a chat template that can be used, got one that fails: ")
+
+
 def test_ask_refuses_more_images_than_the_context_holds(checkpoint: Path, image: Path) -> None:
     result = ask(*[image] * 15, QUESTION, "--model", checkpoint)
     assert result.exit_code == 2

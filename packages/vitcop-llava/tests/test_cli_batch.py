@@ -264,6 +264,22 @@ def test_batch_asks_failed_lines_again(
     assert [line["line"] for line in results(out.read_text()) if "answer" in line] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "7", '{"answer": "red"}', '{"line": "2", "answer": "red"}', '{"line": 2}', '{"line": 2, "answer": null}'],
+)
+def test_line_of_a_journal_that_is_no_result_is_asked_again(
+    checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments: list[object] = ["--batch", three, "--out", out, "--model", checkpoint]
+    interrupted(arguments, 2, monkeypatch)
+    header, first, _ = partial_path(out).read_text().splitlines()
+    partial_path(out).write_text("\n".join([header, first, line, ""]))
+    assert run(*arguments, "--resume").exit_code == 0
+    assert [each["line"] for each in results(out.read_text())] == [1, 2, 3]
+
+
 def test_force_keeps_the_old_results_until_the_new_are_whole(
     checkpoint: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,24 @@ def test_compare_resumes_what_was_interrupted(checkpoint: Path, monkeypatch: pyt
     assert Path("part/answers.jsonl").read_text() == Path("whole/answers.jsonl").read_text()
 
 
+def test_compare_asks_again_what_it_could_not_have_found(checkpoint: Path) -> None:
+    whole = compare_json(checkpoint, *SHORT, *FEW, "--out", "whole")["comparison"]
+    path = Path("whole/answers.jsonl")
+    answers = path.read_text()
+    header, first, *rest = answers.splitlines()
+    said = json.loads(first)["said"]
+    for other in (
+        {"said": {"other": "red"}},
+        {"said": said | {"more": "red"}},
+        {"sizes": [[60]]},
+        {"sizes": []},
+    ):
+        path.write_text("\n".join([header, json.dumps(json.loads(first) | other), *rest, ""]))
+        again = compare_json(checkpoint, *SHORT, *FEW, "--out", "whole", "--resume")
+        assert again["comparison"] == whole
+        assert path.read_text() == answers
+
+
 def test_compare_takes_methods_with_settings(checkpoint: Path) -> None:
     given = ("--method", "ViTCoP(layers=(1, 6)), fastv", "--method", "vitcop(compat='official')", "--retain", "20%")
     rows = compare_json(checkpoint, *given, *SHORT)["comparison"]["variants"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vitcop_llava.tools.cli import app, output
-from vitcop_llava.tools.cli.output import add_row, make_table, print_result
+from vitcop_llava.tools.cli.output import add_row, make_table, print_error, print_result
 
 HEADINGS = ["method", "prefill (ms)", "token/question", "share kept", "accuracy, %", "visual tokens", "peak memory"]
 ROWS = [["ViTCoP, layers 1 and 6", "13.9 ± 0.2 ms", "a/very/long/path/of/words", "100.0 %", "1", "2", "3.25 MiB"]]
@@ -44,6 +44,14 @@ def test_no_cell_is_torn_apart(width: int, is_terminal: bool, monkeypatch: pytes
         assert all(len(line.rstrip()) <= width for line in lines)
     else:
         assert len(lines) == 7  # title, headings, rule, row and caption with blank lines: a pipe gets one table
+
+
+def test_an_error_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("image must be a file, got a\nb\r\n" + "x" * 9000)
+    said = capsys.readouterr().err
+    assert said.startswith("Error: image must be a file, got a b xxx")
+    assert said.count("\n") == 1
+    assert len(said) < 1600
 
 
 def test_long_cells_are_wrapped_at_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,22 @@ def test_answer_file_resumes_whole_batches(tmp_path: Path) -> None:
     assert path.read_text() == whole
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("number", "1"), ("sizes", None), ("sizes", [5]), ("sizes", [[9, "9"]]), ("text_tokens", "7"), ("said", ["red"])],
+)
+def test_line_that_is_no_answer_is_asked_again(tmp_path: Path, field: str, value: Any) -> None:
+    items = demo_questions(2).items
+    batches, header, path = chunks(items, 1), {"model": "x"}, tmp_path / "answers.jsonl"
+    with AnswerFile(path, header, batches, resume=False) as file:
+        for item in items:
+            file.add([Answered(item, ((9, 9),), 7, {"unpruned": "red"})])
+    first, changed, last = partial_path(path).read_text().splitlines()
+    partial_path(path).write_text("\n".join([first, json.dumps(json.loads(changed) | {field: value}), last, ""]))
+    with AnswerFile(path, header, batches, resume=True) as again:
+        assert [again.found(batch) is None for batch in batches] == [True, False]
+
+
 def test_answer_file_refuses_another_run(tmp_path: Path) -> None:
     path, batches = tmp_path / "answers.jsonl", chunks(demo_questions(2).items, 2)
     with (

@@ -71,6 +71,8 @@ def test_cuts_inside_the_language_model_are_refused(model: Any, pictures: Make, 
 def test_what_cannot_be_embedded_is_refused(model: Any, pictures: Make) -> None:
     with pytest.raises(ValueError, match="method must be given where the model is not being pruned, got None"):
         vitcop_llava.embed_images(model, pixel_values=pictures())
+    with pytest.raises(TypeError, match="pixel_values must be a tensor, got list"):
+        vitcop_llava.embed_images(model, METHODS[0], pixel_values=pictures().tolist())
     inputs = given([[3, WIDE_ONE, 5]], "qwen3")
     with pytest.raises(ValueError, match="model must number its tokens along one axis to embed images"):
         vitcop_llava.embed_images(build_qwen("qwen3"), DivPrune(retention_ratio=1 / 2), **inputs)

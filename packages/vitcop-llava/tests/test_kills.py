@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-KILLS = 15
 QUESTION = "What color is the circle?"
 
 SERVER = """
@@ -30,6 +29,9 @@ import matplotlib.figure, transformers
 import vitcop_llava.tools.analysis.report, vitcop_llava.tools.batch.answerer, vitcop_llava.tools.benchmark.run
 import vitcop_llava.tools.comparison.plot
 import vitcop_llava.tools.comparison.run, vitcop_llava.tools.model.loading, vitcop_llava.prefix.image_prefix
+import vitcop_llava.tools.media.video_support as video
+if support := video.find_support():
+    import vitcop_video.demo.files
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vitcop_llava.tools.cli import app
 
@@ -139,6 +141,12 @@ def is_whole(path: Path) -> bool:
         return content.endswith(b"IEND\xaeB`\x82")
     if path.suffix == ".json":
         return bool(json.loads(content))
+    if path.suffix == ".mp4":
+        kinds, place = list[bytes](), 0
+        while place < len(content):
+            kinds.append(content[place + 4 : place + 8])
+            place += int.from_bytes(content[place : place + 4], "big")
+        return place == len(content) and b"moov" in kinds
     if path.suffix == ".jsonl":
         return content.endswith(b"\n") and all(json.loads(line) for line in content.splitlines())
     return content.endswith(b"\n")
@@ -159,6 +167,7 @@ Command = Callable[[Path, Path, Path], list[str]]
 
 COMMANDS: dict[str, Command] = {
     "scene": lambda inputs, model, out: ["scene", "--out", f"{out}/scene.png", "--force"],
+    "scene --clip": lambda inputs, model, out: ["scene", "--clip", "--out", f"{out}/clip.mp4", "--force"],
     "show": lambda inputs, model, out: ["show", f"{inputs}/0.png", "--out", f"{out}/show.png", "--force", *use(model)],
     "bench": lambda inputs, model, out: [
         *("bench", "--repeats", "1", "--new-tokens", "1", "--method", "vitcop", "--retain", "1/3"),
@@ -192,8 +201,16 @@ def outputs(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_half_file_has_a_final_name(
-    server: Server, inputs: Path, checkpoint: Path, tmp_path: Path, name: str
+    server: Server,
+    inputs: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    kills: int,
+    record_property: Callable[[str, object], None],
+    name: str,
 ) -> None:
+    if name == "scene --clip":
+        pytest.importorskip("vitcop_video")
     command = COMMANDS[name](inputs, checkpoint, tmp_path / "out")
     resume = ["--resume"] if name in ("ask", "batch", "compare") else []
     out, chance = tmp_path / "out", random.Random(name)
@@ -204,8 +221,8 @@ def test_no_half_file_has_a_final_name(
     # A single file is written in a few steps and milliseconds at the very end.
     steps, window = (3, 0.004) if len(wanted) == 1 and not resume else (12, took / 4)
     killed = 0
-    for attempt in range(4 * KILLS):
-        if killed == KILLS:
+    for attempt in range(4 * kills):
+        if killed == kills:
             break
         if attempt % 5 == 0 or not resume:
             clear(out, wanted, keep_old=not resume)
@@ -213,7 +230,9 @@ def test_no_half_file_has_a_final_name(
         moment = {"steps": chance.randint(1, steps)} if by_step else {"seconds": chance.uniform(0, window)}
         killed += server.run([*command, *resume], out, **moment) == -signal.SIGKILL
         check_folder(out)
-    assert killed == KILLS
+    record_property("command", name)
+    record_property("killed", killed)
+    assert killed == kills
     if resume and set(wanted) <= set(outputs(out)):
         clear(out, wanted, keep_old=False)
     assert server.run([*command, *resume], out) == 0

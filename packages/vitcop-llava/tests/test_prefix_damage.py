@@ -261,7 +261,7 @@ start = time.perf_counter()
 prefix.save(path)
 wanted, each = path.read_bytes(), time.perf_counter() - start
 found = {"whole": 0, "absent": 0, "left": 0, "refused": 0}
-for _ in range(25):
+for _ in range(int(sys.argv[2])):
     path.unlink(missing_ok=True)
     if not (child := os.fork()):
         while True:
@@ -285,14 +285,51 @@ print(json.dumps(found))
 """
 
 
-def test_kill_leaves_the_name_absent_or_whole(tmp_path: Path) -> None:
+def test_kill_leaves_the_name_absent_or_whole(
+    tmp_path: Path, kills: int, record_property: Callable[[str, object], None]
+) -> None:
     """What it leaves beside it is refused, or all there, and the next save removes it."""
-    command = [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-c", KILLS, str(tmp_path), str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("names") == ["image"]
-    assert found["whole"] + found["absent"] == 25
+    assert found["whole"] + found["absent"] == kills
+    record_property("command", "ImagePrefix.save")
+    record_property("killed", kills)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("identity", "config.model_type"), "x" * 9000),
+        (("identity", "config.text_config.num_hidden_layers"), [1] * 3000),
+        (("report", "row", "x" * 9000), 1),
+        (("report", "row"), {"x" * 9000: 1}),
+        (("report", "note"), [1] * 3000),
+        (("groups",), ["x" * 9000]),
+        (("version",), "x" * 9000),
+    ],
+    ids=lambda part: str(part)[:40],
+)
+def test_refusal_is_short_whatever_is_in_the_file(
+    whole: bytes, model: Any, budget: Any, tmp_path: Path, place: tuple[str, ...], value: Any
+) -> None:
+    path = tmp_path / "odd"
+    path.write_bytes(whole)
+    with path.open("rb") as stream:
+        header = read_header(stream)
+        tensors = read_tensors(stream, header)
+    content = json.loads(header.metadata["vitcop-image-prefix"])
+    del content["sha256"]
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    write_sealed(path, tensors, "vitcop-image-prefix", content)
+    with pytest.raises(ValueError, match="path ") as caught:
+        ImagePrefix.load(path, model, budget())
+    assert len(str(caught.value)) < 1000 + len(str(path))
 
 
 def test_half_written_file_is_refused(whole: bytes, refuse: Callable[[bytes], str], tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def test_prompt_and_images_that_disagree_are_refused(model: Any, prompt: Make, p
         vitcop_llava.encode_image(model, prompt(3, "image", "image"), pictures(1), method=budget())
 
 
+@pytest.mark.parametrize("pixels", [None, 0.5, "image.png", [[0.0]]], ids=str)
+def test_pictures_that_are_no_tensor_are_refused(model: Any, prompt: Make, budget: Any, pixels: Any) -> None:
+    with pytest.raises(TypeError, match="pixel_values must be a tensor, got"):
+        vitcop_llava.encode_image(model, prompt(3, "image"), pixels, method=budget())
+
+
 def test_prompt_of_several_rows_or_with_padding_is_refused(
     model: Any, prompt: Make, pictures: Make, budget: Any
 ) -> None:

@@ -149,7 +149,10 @@ def read_bytes(path: StrPath, limit: int) -> bytes:
         OSError: As for `open_regular`; or the file is larger, with ``errno.EFBIG``.
     """
     with told_of(path), open_regular(path) as stream:
-        content = stream.read(limit + 1)
+        # A buffer of the size that is asked for is made at once: never more than the file has.
+        content = stream.read(min(os.fstat(stream.fileno()).st_size, limit) + 1)
+        while len(content) <= limit and (rest := stream.read(min(2**16, limit + 1 - len(content)))):
+            content += rest  # it grew, or is one of the system's, which say that they are empty
         if len(content) > limit:
             raise OSError(errno.EFBIG, f"must have at most {_size(limit)}, and has more", os.fspath(path))
         return content

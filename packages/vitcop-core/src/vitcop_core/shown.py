@@ -35,6 +35,19 @@ def _integer(value: int) -> str:
     return repr(value) if digits < _DIGITS else f"{'-' if value < 0 else ''}about 10**{digits}"
 
 
+def told(error: BaseException, *, with_kind: bool = False) -> str:
+    """Return what a message says of another package's error: a line of bounded length, in that error's own words.
+
+    Args:
+        error: What was raised.
+        with_kind: Whether its class stands before its words in any case, and not only where they are a key alone.
+    """
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    with_kind = with_kind or isinstance(error, KeyError | AssertionError | AttributeError)
+    text = f"{kind}: {said}" if said and with_kind else said or kind
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
 def shown(value: object) -> str:
     """Return what a message says of a value that it refuses.
 

@@ -71,6 +71,12 @@ def read_shared(batch_num_images: Any, images: int) -> list[int] | None:
     return counts
 
 
+def check_pixels(pixel_values: Any) -> None:
+    """Raise ``TypeError`` unless the pictures are a tensor, as processors return them."""
+    if not isinstance(pixel_values, Tensor):
+        raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
+
+
 def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pixel_values: Any, tile_size: int) -> None:
     """Raise unless the pixels are tiles of as many images as there are sizes, and enough of them.
 
@@ -84,8 +90,7 @@ def check_sizes(sizes: Sequence[tuple[int, int]], tilings: Sequence[Tiling], pix
         TypeError: There are no pixels.
         ValueError: They disagree.
     """
-    if not isinstance(pixel_values, Tensor):
-        raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
+    check_pixels(pixel_values)
     shape, needed = tuple(pixel_values.shape), [len(tiling.boxes) for tiling in tilings]
     if len(shape) not in (4, 5) or shape[-2:] != (tile_size, tile_size):
         raise ValueError(

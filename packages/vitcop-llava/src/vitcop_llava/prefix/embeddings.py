@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitcop_core import Method
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.families.image_sizes import check_pixels
 from vitcop_llava.hooks.active import encoding_ahead
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.state import EncodedImages
@@ -39,7 +40,7 @@ def embed_images(model: nn.Module, method: Method | None = None, **inputs: Any) 
         For each image ``[k, d]`` in the language model's dtype, in the order of its placeholders.
 
     Raises:
-        TypeError: The model is of another family, or ``method`` is none.
+        TypeError: The model is of another family, ``method`` is none, or ``pixel_values`` no tensor.
         ValueError: The method also cuts inside the language model, the model's positions have several axes, the images
             do not fit, or the method is missing, or another than the model is being pruned with.
     """
@@ -58,6 +59,8 @@ def embed_images(model: nn.Module, method: Method | None = None, **inputs: Any) 
     base: Any = parts.base
     known = inspect.signature(type(base).get_image_features).parameters
     given = {name: value for name, value in inputs.items() if name in known}
+    if "pixel_values" in given:  # or the model says that it is missing
+        check_pixels(given["pixel_values"])
     with nullcontext() if active is not None or method is None else prune(model, method):
         settings, owner = active_settings(parts.base), active_owner(parts.base)
         assert settings is not None  # it is being pruned now

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 from vitcop_core import Method
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
+from vitcop_llava.families.image_sizes import check_pixels
 from vitcop_llava.prefix.store import Identity, StoredPrefix, identity_of, read_prefix, write_prefix
 from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
 from vitcop_llava.report import Report
@@ -240,6 +241,7 @@ def encode_image(
             "so one pruned image cannot serve several; use ViTCoP with saliency='key_norm'"
         )
     _check_prompt(input_ids, attention_mask, parts)
+    check_pixels(pixel_values)
     cache = DynamicCache()
     images = {"pixel_values": pixel_values} | ({} if image_sizes is None else {"image_sizes": image_sizes})
     with nullcontext() if is_active else prune(model, method), torch.no_grad(), finished_calls() as calls:

@@ -168,7 +168,7 @@ def _check_size(path: str | os.PathLike[str], header: Header, parts: Parts) -> N
 
 def _require(path: str | os.PathLike[str], condition: bool, what: str, expected: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"path {path} must be a prefix whose {what} is {expected}, got {got}")
+        raise ValueError(f"path {path} must be a prefix whose {what} is {expected}, got {_cut(got)}")
 
 
 class _Reader:
@@ -222,7 +222,9 @@ class _Reader:
         weights = differing(found, wanted)
         if differ or weights:
             # Other weights follow from another model or dtype, and are worth a word only where they are all.
-            reasons = [f"{name} {found.get(name)} instead of {wanted[name]}" for name in differ[:4]] or [weights]
+            reasons = [f"{name} {_cut(found.get(name))} instead of {_cut(wanted[name])}" for name in differ[:4]] or [
+                weights
+            ]
             raise ValueError(
                 f"path {self._path} must be made under this model, method and dtype, got {'; '.join(reasons)}"
             )
@@ -284,6 +286,12 @@ class _Reader:
             shift = _packed_before(plan, index)
             layer.describe(places, len(ids), dropped, tail, has_padding=False, group=group, shift=shift)
         return layer
+
+
+def _cut(value: object) -> str:
+    """Return a part of an identity as a message shows it: a file's may be anything of any length."""
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _ints(stored: Any) -> Iterator[int]:

@@ -45,9 +45,9 @@ from vitcop_llava.tools.cli.running import (
 if TYPE_CHECKING:
     from vitcop_core import Method
     from vitcop_llava.tools.batch import Answerer, Outcome, Row
-    from vitcop_llava.tools.cli.options import Budget
     from vitcop_llava.tools.cli.requests import Questions
     from vitcop_llava.tools.media.video_support import Sampling
+    from vitcop_llava.tools.model.budget import Budget
     from vitcop_llava.tools.model.loading import Loaded
 
     Outcomes = Generator[dict[int, Outcome]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from vitcop_llava.tools.cli.output import OutputError, print_error, print_json, silence_stdout
+from vitcop_llava.tools.cli.output import OutputError, one_line, print_error, print_json, silence_stdout
 
 MISTAKE, FAILURE = 2, 1
 
@@ -99,7 +99,7 @@ def _report(error: Exception, as_json: bool, debug: bool) -> int:
     else:
         message, code = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, FAILURE
     if as_json and not isinstance(error, OutputError):
-        print_json({"error": message, "exit_code": code})
+        print_json({"error": one_line(message), "exit_code": code})
     else:
         hint = "" if debug or code == MISTAKE else " (--debug shows where)"
         print_error(message + hint)

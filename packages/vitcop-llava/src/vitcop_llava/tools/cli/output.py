@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+_LONGEST_MESSAGE = 1500
+"""Characters: the hundred names of a family's settings fit, and a question that came instead of one does not."""
+
 
 class OutputError(Exception):
     """A result that could not be written or printed, through no fault of the caller."""
@@ -83,13 +86,19 @@ def print_note(text: str) -> None:
     Console(stderr=True).print(Text.assemble(("Note: ", "yellow"), printable(text)))
 
 
+def one_line(text: str) -> str:
+    """Return a message as one line of bounded length, whatever names and texts of others are in it."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 3]}..."
+
+
 def print_error(text: str) -> None:
-    """Print an error on stderr."""
+    """Print an error on stderr, in one line."""
     _print_error(Console(stderr=True), text)
 
 
 def _print_error(console: Console, text: str) -> None:
-    console.print(Text.assemble(("Error: ", "bold red"), printable(text)), soft_wrap=True)
+    console.print(Text.assemble(("Error: ", "bold red"), printable(one_line(text))), soft_wrap=True)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def results_of(questions: Questions, out: Path, run: Mapping[str, Any]) -> dict[
             f"--resume must go on with the same options and versions, got {partial} of another run; --force starts "
             "again"
         )
-    good = {result["line"]: result for result in results if "error" not in result}
+    good = {result["line"]: result for result in results if _is_answer(result)}
     unseen = set(good)
     for number, line in questions.lines():
         unseen.discard(number)
@@ -174,6 +174,11 @@ def results_of(questions: Questions, out: Path, run: Mapping[str, Any]) -> dict[
             "--force starts again"
         )
     return good
+
+
+def _is_answer(result: Any) -> bool:
+    """Return whether a line of a journal is a result that stays: whoever had the file may have changed it."""
+    return isinstance(result, dict) and type(result.get("line")) is int and isinstance(result.get("answer"), str)
 
 
 def _is_result_of(result: Mapping[str, Any], questions: Questions, line: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class AnswerFile:
         header: What identifies the run.
         batches: The questions as they are asked; what an interruption left of a batch is asked again.
         resume: Take over what an earlier run of the same header wrote, if there is one.
+        fits: Whether the results of a batch can be what this run would have found; others are asked again.
 
     Raises:
         ValueError: What is there is of another run.
@@ -56,11 +57,22 @@ class AnswerFile:
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], batches: Sequence[Sequence[Item]], *, resume: bool
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        batches: Sequence[Sequence[Item]],
+        *,
+        resume: bool,
+        fits: Callable[[Sequence[Answered | Fault]], bool] = lambda results: True,
     ) -> None:
         written = _read(path, header) if resume else {}
-        numbers = [[item.number for item in batch] for batch in batches]
-        self._lines = {n: written[n] for batch in numbers if all(n in written for n in batch) for n in batch}
+        self._lines = {
+            item.number: written[item.number]
+            for batch in batches
+            if all(item.number in written for item in batch)
+            and fits([_restored(written[item.number], item) for item in batch])
+            for item in batch
+        }
         self._journal = Journal(path, [dict(header), *self._lines.values()])
 
     def found(self, items: Sequence[Item]) -> list[Answered | Fault] | None:
@@ -74,8 +86,9 @@ class AnswerFile:
         self._journal.add(*map(_stored, results))
 
     def finish(self) -> None:
-        """Give the file its name: all answers are in it."""
-        self._journal.finish()
+        """Give the file its name: all answers are in it, in the order of the questions."""
+        header, *lines = lines_of(self._journal.partial, MAX_BYTES)
+        self._journal.finish([header, *sorted(lines, key=lambda line: line["number"])])
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +106,23 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         raise ValueError(
             f"resume must go on with the same settings, questions and versions, got {found} of another run"
         )
-    return {line["number"]: line for line in lines if isinstance(line, dict) and isinstance(line.get("number"), int)}
+    return {line["number"]: line for line in lines if _is_result(line)}
+
+
+def _is_result(line: Any) -> bool:
+    """Return whether a line of a file of answers is what `_stored` makes: whoever had the file may have changed it."""
+    if not isinstance(line, dict) or type(line.get("number")) is not int:
+        return False
+    if "error" in line:
+        return isinstance(line["error"], str)
+    sizes, said = line.get("sizes"), line.get("said")
+    are_counts = isinstance(sizes, list) and all(isinstance(size, list) and _are_counts(size) for size in sizes)
+    has_answers = isinstance(said, dict) and all(isinstance(answer, str) for answer in said.values())
+    return are_counts and has_answers and _are_counts([line.get("text_tokens")])
+
+
+def _are_counts(numbers: Sequence[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**31 for number in numbers)
 
 
 def _stored(result: Answered | Fault) -> dict[str, Any]:
@@ -138,6 +167,21 @@ class Asker:
         # Scenes are of the demo model, whose tower has one size.
         side: int = getattr(self._loaded.parts.vision_tower.config, "image_size", 0)
         return item.open(side, self._sampling)
+
+    def could_have_found(self, results: Sequence[Answered | Fault]) -> bool:
+        """Return whether every answer of a batch is by the variants that fit its sizes, and by no others."""
+        answered = [result for result in results if isinstance(result, Answered)]
+        if not all(len(each.sizes) == max(1, len(each.item.images)) for each in answered):  # a scene is a picture
+            return False
+        try:
+            names = {
+                variant.name
+                for variant, counter in self._counters.items()
+                if all(_can_plan(counter, each.sizes) for each in answered)
+            }
+        except Exception:  # sizes of no picture, in whatever way
+            return False
+        return all(names == {*each.said} for each in answered)
 
     def answer(self, items: Sequence[Item]) -> list[Answered | Fault]:
         """Ask every variant the questions, as one batch; those that cannot be asked are faults."""

@@ -87,7 +87,7 @@ def run(
     header |= {"max_new_tokens": options.max_new_tokens, "variants": {each.name: repr(each.method) for each in able}}
     header |= {"sampling": asdict(options.sampling), "packages": environment()["packages"]}
     asker = Asker(loaded, able, options.max_new_tokens, options.sampling)
-    with AnswerFile(folder / ANSWERS, header, batches, resume=resume) as file:
+    with AnswerFile(folder / ANSWERS, header, batches, resume=resume, fits=asker.could_have_found) as file:
         with _bar(len(questions.items), "questions") as bar:
             for batch in ask_all(asker, batches, file):
                 for result in batch:

@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from vitcop_core.shown import told
 from vitcop_llava.tools.media.video_support import Clip
 from vitcop_llava.tools.model.loading import Loaded
+from vitcop_llava.tools.model.processors import ModelError, no_panics
 
 Medium = Image.Image | Clip
 """What a question can be about."""
@@ -43,11 +45,21 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
         processor: of the model.
         kinds: ``"image"`` or ``"video"`` for each thing that is looked at, in order.
         question: comes after them.
+
+    Raises:
+        ModelError: the template fails.
     """
     if getattr(processor, "chat_template", None):
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
-        prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        try:
+            prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise ModelError(
+                f"model must have a chat template that can be used, got one that fails: {told(error)}"
+            ) from error
         return prompt
     seen = "".join(f"{placeholders(processor)[kind]}\n" for kind in kinds)
     return f"USER: {seen}{question} ASSISTANT:"
@@ -118,7 +130,8 @@ def encode(loaded: Loaded, prompts: Sequence[str], media: Sequence[Sequence[Medi
             raise ValueError("model must have a tokenizer with a padding token, got none; ask one question at a time")
         given |= {"padding": True, "padding_side": "left"}
     given |= ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
-    inputs = processor(text=[*prompts], return_tensors="pt", **given)
+    with no_panics():
+        inputs = processor(text=[*prompts], return_tensors="pt", **given)
     length, most = inputs["input_ids"].shape[1], getattr(loaded.parts.config, "max_position_embeddings", None)
     if most is not None and length >= most:
         raise ValueError(
@@ -166,7 +179,8 @@ def generate(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answer:
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=clock
         )
     tokens = output[0, inputs["input_ids"].shape[1] :]
-    text = loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    with no_panics():
+        text = loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     first, last = clock.times[0], clock.times[-1]
     return Answer(text, len(tokens), first - clock.start, last - first)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitcop_core.files import open_regular, read_bytes
+from vitcop_core.shown import shown, told
 from vitcop_llava.tools.model.processors import MAX_SIDE, ModelError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,6 +41,23 @@ _LIMITS = [
     )
 ]
 _MAX_LIST = 4096
+
+# What a setting of generation is by its name. All of them reach transformers' generate, which takes them as they are.
+_COUNT = r"(max|min)_(new_tokens|length)|num_(beams|beam_groups|return_sequences|assistant_tokens)|top_k"
+_FLAG = r"output_\w+|return_dict_in_generate|use_cache|do_sample|renormalize_logits|remove_invalid_values|low_memory"
+_NUMBER = r"temperature|(repetition|length|diversity)_penalty|(top|min|typical)_[ph]|\w+_cutoff|guidance_scale|max_time"
+_GENERATION: list[tuple[re.Pattern[str], str, Callable[[Any], bool]]] = [
+    (re.compile(_COUNT), "an integer", lambda value: type(value) is int and abs(value) < 2**31),
+    (re.compile(_FLAG), "True or False", lambda value: type(value) is bool),
+    (re.compile(_NUMBER), "a number", lambda value: type(value) in (int, float) and abs(value) < 1e300),
+    (
+        re.compile(r"\w+_token_id|(begin_)?suppress_tokens"),
+        "token ids",
+        lambda value: all(
+            type(each) is int and abs(each) < 2**31 for each in (value if type(value) is list else [value])
+        ),
+    ),
+]
 
 
 def check_files(folder: Path) -> None:
@@ -78,7 +96,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"model must be made of files that can be read, got {path}: {error.strerror or error}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"model must have a configuration that can be used, got that of {folder}: {error}") from error
+        raise ModelError(
+            f"model must have a configuration that can be used, got that of {folder}: {told(error)}"
+        ) from error
     if not isinstance(config, dict):
         raise ModelError(
             f"model {folder} must have a configuration that is a JSON object, got a {type(config).__name__}"
@@ -116,6 +136,20 @@ def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
             yield from _numbers(key, found)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield key, value
+
+
+def check_generation(name: str, settings: Mapping[str, Any]) -> None:
+    """Check that settings of generation are of their kinds; what is None is not set.
+
+    Raises:
+        ModelError: One is not.
+    """
+    for key, value in settings.items():
+        for pattern, expected, fits in _GENERATION:
+            if value is not None and pattern.fullmatch(key) and not fits(value):
+                raise ModelError(
+                    f"model {name} must have a generation configuration whose {key} is {expected}, got {shown(value)}"
+                )
 
 
 def find_shards(folder: Path) -> list[str]:

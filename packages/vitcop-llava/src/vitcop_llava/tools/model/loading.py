@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
 
+from vitcop_core.shown import told
 from vitcop_llava.families import Parts, load_families, locate
 from vitcop_llava.tools.demo.questions import vocabulary
 from vitcop_llava.tools.media.video_support import find_support
@@ -23,11 +24,12 @@ from vitcop_llava.tools.model.checkpoint_files import (
     WEIGHTS_INDEX,
     check_config,
     check_files,
+    check_generation,
     check_weights,
     find_shards,
     read_config,
 )
-from vitcop_llava.tools.model.processors import ModelError, check_processor, read_processor
+from vitcop_llava.tools.model.processors import ModelError, check_processor, no_panics, read_processor
 
 __all__ = ["DEMO_FOLDER", "DTYPES", "WEIGHTS", "WEIGHTS_INDEX", "HubError", "Loaded", "find_device", "find_source"]
 __all__ += ["is_packaged", "load"]
@@ -107,20 +109,23 @@ def _load(name: str, where: torch.device, dtype: str) -> Loaded:
         check_weights(Path(name), numbers, getattr(config, "quantization_config", None) is not None)
     model = _read_weights(name, _dtype_of(config, dtype, where)).to(where)
     parts = locate(model)
+    check_generation(name, model.generation_config.to_dict())
     try:
-        processor = read_processor(name, parts)
+        with no_panics():
+            processor = read_processor(name, parts)
     except MemoryError:
         raise
     except Exception as error:  # as for the configuration
         raise _of_hub(name, error) or ModelError(
-            f"model must have a processor that can be used, got that of {name}: {error}"
+            f"model must have a processor that can be used, got that of {name}: {told(error)}"
         ) from error
     try:
-        check_processor(name, processor, parts)
+        with no_panics():
+            check_processor(name, processor, parts)
     except (ModelError, MemoryError):
         raise
     except Exception as error:  # whatever its settings are
-        raise ModelError(f"model must have a processor that can be used, got that of {name}: {error}") from error
+        raise ModelError(f"model must have a processor that can be used, got that of {name}: {told(error)}") from error
     words = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
     # Or: a demo model that someone trained again.
     is_demo = is_packaged(name) or words == set(vocabulary())
@@ -219,7 +224,7 @@ def _read_config(name: str) -> PreTrainedConfig:
         raise
     except Exception as error:  # whatever is in the file, it is the checkpoint's
         raise _of_hub(name, error) or ModelError(
-            f"model must have a configuration that can be used, got that of {name}: {error}"
+            f"model must have a configuration that can be used, got that of {name}: {told(error)}"
         ) from error
 
 
@@ -253,7 +258,7 @@ def _skeleton(name: str, config: PreTrainedConfig) -> nn.Module:
         raise
     except Exception as error:  # a part is not what the family has, because of some setting
         raise ModelError(
-            f"model must have a configuration that can be used, got that of {name}: {_told(error)}"
+            f"model must have a configuration that can be used, got that of {name}: {told(error)}"
         ) from error
     return model
 
@@ -271,15 +276,9 @@ def _build(name: str, config: PreTrainedConfig) -> nn.Module:
             except Exception as error:  # whatever the settings are, they are the checkpoint's
                 if not str(error).startswith("Unrecognized configuration class"):
                     raise ModelError(
-                        f"model must have a configuration that can be used, got that of {name}: {_told(error)}"
+                        f"model must have a configuration that can be used, got that of {name}: {told(error)}"
                     ) from error
     raise ModelError(f"model must be of a family that is supported, got a {config.model_type}")
-
-
-def _told(error: Exception) -> str:
-    """Return an error's own words, after its kind where they say little: a key, or nothing."""
-    kind = type(error).__name__
-    return f"{kind}: {error}" if isinstance(error, KeyError | AssertionError | AttributeError) else str(error) or kind
 
 
 def _dtype_of(config: PreTrainedConfig, dtype: str, device: torch.device) -> torch.dtype | str:
@@ -297,7 +296,7 @@ def _read_weights(name: str, dtype: torch.dtype | str) -> Any:
         raise
     except Exception as error:  # whatever is in the files, it is the checkpoint's
         raise _of_hub(name, error) or ModelError(
-            f"model must have weights that can be used, got those of {name}: {error}"
+            f"model must have weights that can be used, got those of {name}: {told(error)}"
         ) from error
     model, info = loaded
     # transformers fills in what is missing with random numbers, and the model then answers nonsense.

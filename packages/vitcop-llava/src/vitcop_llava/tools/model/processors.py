@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from vitcop_core.shown import told
 from vitcop_llava.families import Parts
 from vitcop_llava.families.base import Squares, VideoParts
 from vitcop_llava.families.grids import GRIDS
@@ -22,6 +25,21 @@ MAX_SIDE = 4096
 
 class ModelError(ValueError):
     """A model that cannot be used, or a place that holds none: the message says why."""
+
+
+@contextmanager
+def no_panics() -> Iterator[None]:
+    """Make an error of a panic in tokenizers' Rust, which is no ``Exception``.
+
+    Raises:
+        ModelError: There was one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"model must have a tokenizer that can be used, got one that fails: {told(error)}") from error
 
 
 def read_processor(name: str, parts: Parts) -> Any:
@@ -145,7 +163,7 @@ def _check_squares(name: str, processor: Any, parts: Parts, squares: Squares) ->
         inputs = processor(images=[picture], text=[processor.image_token], return_tensors="pt")
     except Exception as error:
         raise ModelError(
-            f"model must have a processor that reads a plain image, got {type(error).__name__}: {error}"
+            f"model must have a processor that reads a plain image, got {told(error, with_kind=True)}"
         ) from error
     ((_, rows, columns),) = inputs[GRIDS["image"]].tolist()
     shape = (rows * columns, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
@@ -162,7 +180,7 @@ def _check_image(processor: Any, parts: Parts, side: int) -> None:
     try:
         inputs = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
     except Exception as error:
-        why = f"{type(error).__name__}: {error}{_explain(processor, parts)}"
+        why = f"{told(error, with_kind=True)}{_explain(processor, parts)}"
         raise ModelError(f"model must have a processor that reads a plain image, got {why}") from error
     tiling = Tiling(parts.grid) if parts.anyres is None else parts.anyres.tile(side, side)
     tiles = () if parts.anyres is None else (len(tiling.boxes),)
@@ -200,7 +218,7 @@ def _check_clip(processor: Any, video: VideoParts) -> None:
         inputs = processor(text=processor.video_token, videos=[np.zeros((2, side, side, 3), np.uint8)])
     except Exception as error:
         raise ModelError(
-            f"model must have a processor that reads a plain clip, got {type(error).__name__}: {error}"
+            f"model must have a processor that reads a plain clip, got {told(error, with_kind=True)}"
         ) from error
     shape = tuple(inputs["pixel_values_videos"].shape)
     if shape != (1, 2, 3, side, side):
