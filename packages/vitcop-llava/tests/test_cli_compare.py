@@ -156,12 +156,13 @@ def test_compare_asks_again_what_it_could_not_have_found(checkpoint: Path) -> No
     answers = path.read_text()
     header, first, *rest = answers.splitlines()
     said = json.loads(first)["said"]
-    for other in (
+    others: list[dict[str, Any]] = [
         {"said": {"other": "red"}},
         {"said": said | {"more": "red"}},
         {"sizes": [[60]]},
         {"sizes": []},
-    ):
+    ]
+    for other in others:
         path.write_text("\n".join([header, json.dumps(json.loads(first) | other), *rest, ""]))
         again = compare_json(checkpoint, *SHORT, *FEW, "--out", "whole", "--resume")
         assert again["comparison"] == whole
