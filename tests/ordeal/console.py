@@ -54,13 +54,13 @@ class Console:
         demand(ended.code in (0, 1, 2), about)
         if "--debug" not in words:
             demand("Traceback (most recent" not in ended.said + ended.out, f"a traceback; {about}")
-        as_json = "--json" in words and "--" not in words
+        as_json = asks_for_json(words)
         if as_json and "--help" not in words and "--version" not in words:
             for line in ended.out.splitlines():  # one, but of a batch
                 demand(isinstance(json.loads(line), dict), f"not a JSON object a line; {about}")
         if ended.code == 0:
             return
-        if as_json and ended.out:
+        if (as_json and ended.out) or '"error": ' in ended.out:
             error = str(json.loads(ended.out.splitlines()[-1]).get("error", ""))
         else:
             _, found, error = ended.said.partition("Error: ")
@@ -77,6 +77,13 @@ class Console:
         demand(len(error) < LONGEST_MESSAGE, f"a message of {len(error):,} characters; {about}")
         if not self._expects_failures:
             demand(ended.code != 1 or HINT not in ended.said, f"an error that nobody expected; {about}")
+
+
+def asks_for_json(words: list[str]) -> bool:
+    """Whether JSON is asked for; "--json" may also stand where a value is due, or after all options."""
+    options = words[: words.index("--")] if "--" in words else words
+    places = [place for place, word in enumerate(options) if word == "--json"]
+    return any(place == 0 or not options[place - 1].startswith("-") for place in places)
 
 
 def with_one_model(folder: Path) -> None:

@@ -239,7 +239,7 @@ def test_ask_names_bounds_that_it_takes(checkpoint: Path, image: Path, method: s
         assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("model", ["./none", "{empty}"])
+@pytest.mark.parametrize("model", ["./none", "{empty}", "e" * 400, "~nobody-of-this-name/model", "a\0b"])
 def test_ask_names_a_model_that_is_none(image: Path, tmp_path: Path, model: str) -> None:
     result = ask(image, QUESTION, "--model", model.format(empty=tmp_path))
     assert result.exit_code == 2

@@ -124,6 +124,7 @@ def test_batch_reports_a_bad_line_and_goes_on(
     ("arguments", "said"),
     [
         (["--batch", "none.jsonl"], "--batch must be an existing file of JSON lines, got none.jsonl"),
+        (["--batch", "9" * 400], "path must be a name that the system takes, got 999"),
         (["--batch", "{batch}", "{image}", QUESTION], "--batch must be given alone"),
         (["--batch", "{batch}", "--out", "{batch}"], "--out must not be the file of --batch"),
         (["--batch", "{batch}", "--out", "{batch}", "--force"], "--out must not be the file of --batch"),

@@ -42,6 +42,10 @@ def cannot_write(option: str, path: Path, error: OSError) -> Exception:
     return OutputError(f"{option}: cannot write {said}")
 
 
+# Of names that not even a look at whether there is such a file is allowed for.
+_REFUSED_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM})
+
+
 @contextmanager
 def mistakes(about: str = "") -> Iterator[None]:
     """Turn a ``ValueError`` or ``TypeError`` inside into a mistake of the user's.
@@ -94,6 +98,9 @@ def _report(error: Exception, as_json: bool, debug: bool) -> int:
         message, code = str(parsing()), int(getattr(error, "exit_code", MISTAKE))
     elif isinstance(error, UserError):
         message, code = str(error), MISTAKE
+    elif isinstance(error, OSError) and error.errno in _REFUSED_NAMES and error.filename is not None:
+        message = f"path must be a name that the system takes, got {error.filename}: {error.strerror}"
+        code = MISTAKE
     elif type(error).__module__.startswith("vitcop_"):  # our own failures say what they are
         message, code = str(error), FAILURE
     else:

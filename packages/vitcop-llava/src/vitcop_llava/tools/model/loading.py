@@ -172,11 +172,15 @@ def find_source(source: str | None) -> str:
                 "name a local folder or a hub id such as llava-hf/llava-1.5-7b-hf"
             )
         return str(DEMO_FOLDER)
-    folder = Path(source).expanduser()
-    if source and folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user that there is not
+        raise ModelError(f"model must be a folder or a hub id, got {source!r:.80}: {told(error)}") from error
+    if source and is_folder:
         _check_folder(folder)
         return str(folder)
-    if folder.is_file():
+    if is_file:
         raise ModelError(f"model must be a folder or a hub id, got the file {source}")
     if not _HUB_ID.fullmatch(source):
         raise ModelError(
