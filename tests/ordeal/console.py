@@ -63,7 +63,9 @@ class Console:
         if (as_json and ended.out) or '"error": ' in ended.out:
             error = str(json.loads(ended.out.splitlines()[-1]).get("error", ""))
         else:
-            _, found, error = ended.said.partition("Error: ")
+            # Where it is wanted, a traceback comes first.
+            split = ended.said.rpartition if "--debug" in words else ended.said.partition
+            _, found, error = split("Error: ")
             # Where arguments cannot be parsed, it is the parser that says so, in lines of its own; without any, that is
             # the help.
             demand(
