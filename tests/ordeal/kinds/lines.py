@@ -22,6 +22,7 @@ Words = Callable[[Path, Path, list[str]], list[str]]
 
 ANSWERING: dict[str, Words] = {
     "ask": lambda questions, out, use: ["ask", "--batch", str(questions), "--out", str(out), *use],
+    "batch": lambda questions, out, use: ["batch", str(questions), "--out", str(out), "--batch-size", "2", *use],
 }
 """Commands that answer every line, by the file of questions, that of the results, and the model."""
 

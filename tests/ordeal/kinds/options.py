@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -54,8 +55,21 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--questions": FILES,
     "--question": ("Where?", "", "\0", "x" * 5000, "0.png"),
     "--out": PLACES,
+    "--prompt": ("Where?", "", "x" * 5000),
+    "--workers": ("0", "-1", "x", ""),
+    "--ray": ("", "nowhere:1", "auto"),
 }
-WEIGHED = {"ask": 12, "show": 5, "scene": 8, "bench": 1.5, "compare": 1.5, "analyze": 0.5, "doctor": 1, "none": 1}
+WEIGHED = {
+    "ask": 12,
+    "batch": 6,
+    "show": 5,
+    "scene": 8,
+    "bench": 1.5,
+    "compare": 1.5,
+    "analyze": 0.5,
+    "doctor": 1,
+    "none": 1,
+}
 
 
 def prepare(folder: Path) -> Trial:
@@ -65,6 +79,8 @@ def prepare(folder: Path) -> Trial:
     with_one_model(model)
     Image.linear_gradient("L").resize((60, 60)).save(folder / "0.png")
     (folder / "text.jpg").write_text("no picture")
+    question = {"image": "0.png", "question": "Where?"}
+    (folder / "lines.jsonl").write_text(f"{json.dumps(question)}\n{json.dumps(question)}\n")
     good, console = set(folder.iterdir()), Console()
 
     def trial(random: Random) -> None:
@@ -96,6 +112,7 @@ def command_line(model: str, random: Random) -> list[str]:
     lines: dict[str, list[str]] = {
         "ask": ["ask", "0.png", "Where?", *use, "--max-new-tokens", "1"],
         "show": ["show", "0.png", *use, "--out", "case.png"],
+        "batch": ["batch", "lines.jsonl", "--out", "case.jsonl", *use, "--max-new-tokens", "1"],
         "scene": ["scene", "--out", "case.png"],
         "bench": ["bench", "--shape", "small", "--repeats", "1", "--new-tokens", "1", "--brief", *short],
         "compare": ["compare", "--limit", "2", "--timing", "0", "--max-new-tokens", "1", "--out", "out", *short, *use],
