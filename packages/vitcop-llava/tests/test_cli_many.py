@@ -124,6 +124,7 @@ def test_bad_lines_have_errors_and_the_others_answers(run: Any, images: list[Pat
         (["{file}", "--prompt", " "], "--prompt must be a text that is not empty"),
         (["{empty}", "--prompt", "x"], "SOURCE must be a folder with images or videos in it"),
         (["{file}", "--out", "{file}"], "--out must not be the file of SOURCE"),
+        (["{file}", "--out", ""], "--out must be"),
         (["{file}", "--out", "none/out.jsonl"], "there is no folder none"),
         (["{file}", "--retain", "1%"], "--retain 1.0%: it must be from "),
         (["{file}", "--model", "no/such/folder"], "model must be an existing folder"),

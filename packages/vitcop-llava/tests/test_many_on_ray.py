@@ -26,8 +26,16 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'vitcop-lla
 QUESTION = "What color is the circle?"
 LINES = 240
 SUPPORT = Path(__file__).parent / "support"
-# Whoever starts Ray hands on where modules are found; and these tests ask nobody about anything.
-QUIET = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+# Whoever starts Ray hands on where modules are found; and these tests ask nobody about anything. Ray's processes do not
+# start where its files are in a virtual environment, as the temporary folder of a nox session is.
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TMPDIR": "/tmp",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+}
+PATIENCE = 240
+"""Seconds until a run counts as hanging."""
 
 
 def run(*words: object, **more: Any) -> Any:
@@ -85,13 +93,16 @@ def written(out: Path) -> int:
 
 
 def wait_for(out: Path, lines: int, process: Any) -> None:
-    while written(out) < lines and process.poll() is None:
+    end = time.monotonic() + PATIENCE
+    while written(out) < lines and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
-    assert process.poll() is None
+    if written(out) < lines or process.poll() is not None:
+        process.kill()
+        raise AssertionError(f"{written(out)} lines of {lines}, exit code {process.poll()}")
 
 
 def finish(process: Any) -> Any:
-    told = json.loads(process.communicate(timeout=240)[0])
+    told = json.loads(process.communicate(timeout=PATIENCE)[0])
     return process.returncode, told
 
 

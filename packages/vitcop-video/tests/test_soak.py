@@ -29,7 +29,7 @@ def test_reading_over_and_over_leaves_nothing(tmp_path: Path, reader: str, cycle
     assert {"read", "VideoError", "FileNotFoundError", "IsADirectoryError"} <= set(result.outcomes)
     assert result.after.handles == result.before.handles
     assert result.after.threads <= result.before.threads
-    assert result.after.children == result.before.children == 0
+    assert result.after.children == result.before.children
     assert result.after.resident - result.before.resident < 16 * 2**20
 
 

@@ -157,10 +157,16 @@ def check_folder(folder: Path) -> None:
             continue
         demand(not path.name.startswith(".vitcop-"), f"{path.name} is left behind")
         content = path.read_bytes()
-        if path.suffix == ".png":
+        if content.startswith(b"\x89PNG"):
             demand(content.endswith(b"IEND\xaeB`\x82"), f"{path.name} is half a picture")
-        elif path.suffix == ".json":
-            json.loads(content)
-        elif path.suffix == ".jsonl":
+        elif path.suffix in {".png", ".json", ".jsonl"} and not _is_json(content):  # names are the user's
             demand(not content or content.endswith(b"\n"), f"{path.name} ends in half a line")
-            [json.loads(line) for line in content.splitlines()]
+            demand(all(_is_json(line) for line in content.splitlines()), f"{path.name} has half a line")
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True

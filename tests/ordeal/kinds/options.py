@@ -89,10 +89,12 @@ def prepare(folder: Path) -> Trial:
                 raise RefusedError
         finally:
             left = set(folder.iterdir()) - good
-            if left:
-                check_folder(folder)
-            for path in left:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            try:
+                if left:
+                    check_folder(folder)
+            finally:
+                for path in left:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     return trial
 

@@ -40,6 +40,8 @@ Identity = dict[str, str]
 """What a prefix belongs to, by name: model class, method, dtype, configuration, and the model's fingerprint."""
 
 FORMAT, VERSION = "vitcop-image-prefix", 3
+_LONGEST = 300
+"""Characters of what a message quotes."""
 
 # What a configuration says of running, printing and training a model, and not of what it computes.
 _NOT_COMPUTED = frozenset(
@@ -222,9 +224,7 @@ class _Reader:
         weights = differing(found, wanted)
         if differ or weights:
             # Other weights follow from another model or dtype, and are worth a word only where they are all.
-            reasons = [f"{name} {_cut(found.get(name))} instead of {_cut(wanted[name])}" for name in differ[:4]] or [
-                weights
-            ]
+            reasons = [f"{name} {_difference(found.get(name), wanted[name])}" for name in differ[:4]] or [weights]
             raise ValueError(
                 f"path {self._path} must be made under this model, method and dtype, got {'; '.join(reasons)}"
             )
@@ -288,10 +288,20 @@ class _Reader:
         return layer
 
 
+def _difference(found: object, wanted: object) -> str:
+    """Return how two parts of identities differ: long ones from a little before the place where they do."""
+    texts = str(found), str(wanted)
+    pairs = enumerate(zip(*texts, strict=False))
+    first = max(next((place for place, (own, other) in pairs if own != other), min(map(len, texts))) - 60, 0)
+    if first and max(map(len, texts)) > _LONGEST:
+        texts = f"...{texts[0][first:]}", f"...{texts[1][first:]}"
+    return f"{_cut(texts[0])} instead of {_cut(texts[1])}"
+
+
 def _cut(value: object) -> str:
     """Return a part of an identity as a message shows it: a file's may be anything of any length."""
     text = str(value)
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _ints(stored: Any) -> Iterator[int]:

@@ -130,15 +130,15 @@ def check_results(out: Path, path: Path, option: str, *, force: bool, resume: bo
         )
     if out.exists() and out.samefile(path):
         raise UserError(f"--out must not be the file of {option}, {path}")
+    try:
+        check_writable(out, overwrite=force or resume)
+    except OSError as error:
+        raise cannot_write("--out", out, error) from error
     if not force and not resume and partial_path(out).exists():
         raise UserError(
             f"--out must not be what an interrupted run left, got {partial_path(out)}; --resume goes on with it, "
             "--force starts again"
         )
-    try:
-        check_writable(out, overwrite=force or resume)
-    except OSError as error:
-        raise cannot_write("--out", out, error) from error
 
 
 @dataclass(frozen=True)
