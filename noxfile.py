@@ -362,7 +362,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def figures(session: nox.Session) -> None:
     """Make the tables and pictures of README and docs again, from the stored results and the demo models."""
-    install_packages(session, CORE, CUDA, LLAVA, VIDEO)
+    install_packages(session, *RELEASED)
     session.run("python", "docs/benchmarks/render.py")
     session.run("python", "scripts/checkpoints.py")
     folder = session.create_tmp()

@@ -39,6 +39,7 @@ PAGES = {
     "docs/howto/many-questions.md": "| pruned | 16 |",
     "docs/howto/video.md": "| vitcop-video, auto |",
     "docs/reliability.md": "| images |",
+    "docs/howto/vllm.md": "| earlyvitcop, 64 |",
 }
 
 
@@ -65,7 +66,7 @@ def test_stored_result_names_command_machine_and_versions(result: Path) -> None:
         else command.removeprefix("python -m ")
     )
     package = module.partition(".")[0].replace("_", "-")
-    assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video"}
+    assert package in {"vitcop-cuda", "vitcop-llava", "vitcop-video", "vitcop-vllm"}
     assert stored["environment"]["processor"]
     assert {"torch", package} <= set(stored["environment"]["packages"])
 

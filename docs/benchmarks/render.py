@@ -32,6 +32,7 @@ from vitcop_llava.tools.comparison.stored import StoredComparison, reached, unpr
 from vitcop_llava.tools.markdown import markdown_table
 from vitcop_video.bench import ReaderTimes
 from vitcop_video.demo.evaluate import VariantScore
+from vitcop_vllm.bench import table as served_table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -44,6 +45,7 @@ PAGES = (
     HERE.parent / "howto" / "many-questions.md",
     HERE.parent / "howto" / "video.md",
     HERE.parent / "reliability.md",
+    HERE.parent / "howto" / "vllm.md",
 )
 IMAGES = HERE.parent / "images"
 
@@ -387,6 +389,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "many": ("many-demo-cpu.json", many_table),
     "decoding": ("decoding-llava-1.5-7b-h100.json", decoding_table),
     "model-check": ("model-check-h100.json", check_table),
+    "served": ("vllm-cpu.json", served_table),
     "kernels-gpu": ("kernels-h100.json", kernels_table),
     "layers": ("layers-llava-1.5-7b-h100.json", layers_table),
     "host": ("host-narrow-cpu.json", host_table),

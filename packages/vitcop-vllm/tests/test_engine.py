@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest_vllm import EARLY, ENGINE, ONE, REFUSED, TEXT, TWO, ZIP, pictures
-from PIL import Image
+from conftest_vllm import EARLY, ENGINE, ONE, REFUSED, TEXT, TWO, ZIP, Job, expected, pictures
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -19,25 +18,8 @@ from transformers import (
 import vitcop_llava
 from vitcop_core import find_method
 
-Job = tuple[str, list[Image.Image]]
 LAYER0: dict[str, Any] = {"method": "earlyvitcop(cutoff_distance=3.0, ranking='layer0')", "retained_tokens": 36}
 DIVERSE: dict[str, Any] = {"method": "divprune", "retained_tokens": 36}
-
-
-def expected(folder: Path, kind: Any, jobs: list[Job], settings: dict[str, Any] | None) -> list[list[int]]:
-    """Greedy tokens by transformers."""
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    processor = AutoProcessor.from_pretrained(folder)
-    given = dict(settings or {"method": "vitcop", "retention_ratio": 1})
-    method = find_method(given.pop("method"), **given)
-    found = []
-    with vitcop_llava.prune(model, method), torch.no_grad():
-        for prompt, images in jobs:
-            inputs = processor(text=prompt, images=images or None, return_tensors="pt")
-            answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-            found.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
-    return found
 
 
 def answers(engine: Any, jobs: list[Job], settings: dict[str, Any] | None = None) -> list[list[int]]:

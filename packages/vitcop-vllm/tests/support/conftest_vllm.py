@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from transformers import AutoProcessor
+
+import vitcop_llava
+from vitcop_core import find_method
+
+Job = tuple[str, list[Image.Image]]
+"""A prompt and its images."""
 
 ONE = "USER: <image>\nwhat color is the circle ? ASSISTANT:"
 TWO = "USER: <image>\n <image>\nwhat color is the circle ? ASSISTANT:"
@@ -46,3 +55,19 @@ def pictures(sizes: list[tuple[int, int]], seed: int = 0) -> list[Image.Image]:
     return [
         Image.fromarray(noise).resize(size, Image.Resampling.NEAREST) for noise, size in zip(coarse, sizes, strict=True)
     ]
+
+
+def expected(folder: Path, kind: Any, jobs: list[Job], settings: dict[str, Any] | None) -> list[list[int]]:
+    """Greedy tokens by transformers."""
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    processor = AutoProcessor.from_pretrained(folder)
+    given = dict(settings or {"method": "vitcop", "retention_ratio": 1})
+    method = find_method(given.pop("method"), **given)
+    found = []
+    with vitcop_llava.prune(model, method), torch.no_grad():
+        for prompt, images in jobs:
+            inputs = processor(text=prompt, images=images or None, return_tensors="pt")
+            answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+            found.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
+    return found
