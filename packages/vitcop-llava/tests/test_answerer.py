@@ -172,6 +172,20 @@ def test_row_that_fails_alone_is_told_of(rows: list[Row], ask: Any, monkeypatch:
     assert [outcome.error for outcome in ask(rows[:3])] == ["RuntimeError"] * 3
 
 
+def test_tokenizer_that_panics_is_an_error_of_its_rows(
+    loaded: Loaded, rows: list[Row], ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """As PyO3 raises it: no `Exception`."""
+
+    def panic(*given: Any, **more: Any) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(loaded.processor.tokenizer, "batch_decode", panic)
+    (outcome,) = ask(rows[:1])
+    assert outcome.error == "model must have a tokenizer that can be used, got one that fails: index out of bounds"
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [

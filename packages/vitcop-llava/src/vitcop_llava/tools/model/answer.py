@@ -196,7 +196,8 @@ def generate_batch(loaded: Loaded, inputs: Any, max_new_tokens: int) -> list[str
     with torch.inference_mode():
         output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     words = output[:, inputs["input_ids"].shape[1] :]
-    decoded = loaded.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
+    with no_panics():
+        decoded = loaded.processor.tokenizer.batch_decode(words, skip_special_tokens=True)
     return [answer.strip() for answer in decoded]
 
 
