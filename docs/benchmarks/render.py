@@ -15,6 +15,7 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from vitcop_core.environment import machine_of
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.report import draw_growth, kernels_table, registers_table
 from vitcop_llava.tools.benchmark.decoding import Decoding
@@ -55,8 +56,7 @@ Stored = dict[str, Any]
 
 def machine(stored: Stored | StoredComparison) -> str:
     """Say what a result was measured on."""
-    place = stored["environment"]
-    return str(place["accelerator"] or f"{place['cores']} cores of {place['processor']}")
+    return machine_of(stored["environment"])
 
 
 def comparison_table(stored: StoredComparison) -> str:

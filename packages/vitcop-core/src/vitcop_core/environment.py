@@ -40,6 +40,11 @@ def environment_of(packages: Iterable[str]) -> Environment:
     }
 
 
+def machine_of(environment: Environment) -> str:
+    """Return what tables call the machine: its accelerator, or its cores where there is none."""
+    return environment["accelerator"] or f"{environment['cores']} cores of {environment['processor']}"
+
+
 def package_version(package: str) -> str | None:
     """Return the version of an installed distribution; None where there is none."""
     try:

@@ -35,6 +35,11 @@ def _integer(value: int) -> str:
     return repr(value) if digits < _DIGITS else f"{'-' if value < 0 else ''}about 10**{digits}"
 
 
+def shortened(text: str, limit: int = 500) -> str:
+    """Return a text of at most so many characters: of a longer one the beginning, and dots."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def told(error: BaseException, *, with_kind: bool = False) -> str:
     """Return what a message says of another package's error: a line of bounded length, in that error's own words.
 
@@ -44,8 +49,7 @@ def told(error: BaseException, *, with_kind: bool = False) -> str:
     """
     kind, said = type(error).__name__, " ".join(str(error).split())
     with_kind = with_kind or isinstance(error, KeyError | AssertionError | AttributeError)
-    text = f"{kind}: {said}" if said and with_kind else said or kind
-    return text if len(text) <= 500 else f"{text[:497]}..."
+    return shortened(f"{kind}: {said}" if said and with_kind else said or kind)
 
 
 def shown(value: object) -> str:
@@ -54,8 +58,7 @@ def shown(value: object) -> str:
     Args:
         value: Anything. Of a long sequence the first items are shown, of a long text or number its size.
     """
-    text = _Shown().repr(value)
-    return text if len(text) <= 500 else f"{text[:497]}..."
+    return shortened(_Shown().repr(value))
 
 
 def shown_with_type(value: object) -> str:

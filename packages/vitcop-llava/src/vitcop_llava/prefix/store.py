@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitcop_core import Plan
 from vitcop_core.files import open_regular
+from vitcop_core.shown import shortened
 from vitcop_llava.families import Parts
 from vitcop_llava.prefix.sealed_file import (
     DTYPES,
@@ -300,8 +301,7 @@ def _difference(found: object, wanted: object) -> str:
 
 def _cut(value: object) -> str:
     """Return a part of an identity as a message shows it: a file's may be anything of any length."""
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return shortened(str(value), _LONGEST)
 
 
 def _ints(stored: Any) -> Iterator[int]:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import fields
 from importlib import import_module
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 from vitcop_llava.tools.batch.processes import TRIES, Make, WorkerError
 from vitcop_llava.tools.batch.rows import Outcome, Row, columns_of, rows_of
 
-_OUTCOME = ("answer", "error", "visual_tokens", "average_tokens")
 _HERE = ("local", "127.0.0.1")
 """The address that starts a cluster on this machine, and where that one listens: to no other machine."""
 _PATIENCE = 10
@@ -134,7 +134,7 @@ def _run(
             rows = found.to_pylist()
             if (failure := rows[0]["failure"]) is not None:
                 raise pickle.loads(failure)
-            yield {row["line"]: Outcome(*(row[name] for name in _OUTCOME)) for row in rows}
+            yield {row["line"]: Outcome(**{each.name: row[each.name] for each in fields(Outcome)}) for row in rows}
     except ray.exceptions.RayError as error:
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise WorkerError(f"Ray: {last[0]}") from error

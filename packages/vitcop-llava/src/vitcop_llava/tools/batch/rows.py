@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -66,8 +66,7 @@ def rows_of(columns: Mapping[str, Any]) -> list[Row]:
 
 def columns_of(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return outcomes as columns, by the names of the fields."""
-    names = ("answer", "error", "visual_tokens", "average_tokens")
-    return {name: [getattr(outcome, name) for outcome in outcomes] for name in names}
+    return {each.name: [getattr(outcome, each.name) for outcome in outcomes] for each in fields(Outcome)}
 
 
 def chunks(rows: Iterable[tuple[int, Row]], size: int) -> Iterator[dict[int, Row]]:

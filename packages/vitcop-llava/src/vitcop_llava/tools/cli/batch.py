@@ -26,7 +26,7 @@ from vitcop_llava.tools.cli.media import (
     parse_sampling,
 )
 from vitcop_llava.tools.cli.methods import MethodName, parse_method
-from vitcop_llava.tools.cli.options import AsJson, Debug, Dtype, Force, Model, Retain, parse_budget
+from vitcop_llava.tools.cli.options import AsJson, Debug, Dtype, Force, Model, Resume, Retain, parse_budget
 from vitcop_llava.tools.cli.output import Meter, print_json, print_note, print_result
 from vitcop_llava.tools.cli.requests import QuestionFile, QuestionFolder, Request, check_results, fields_of, survey
 from vitcop_llava.tools.cli.results import Output, interrupted, results_of
@@ -86,10 +86,6 @@ Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; auto finds it, local starts one here."),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", metavar="", help="Continue an interrupted run of the same options, if there is one.")
-]
-
 WINDOW = 8
 """How many batches are made of neighboring lines at a time: among so many, those of a batch are alike in size."""
 

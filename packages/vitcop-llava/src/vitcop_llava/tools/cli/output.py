@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from vitcop_core.shown import shortened
+
 _LONGEST_MESSAGE = 1500
 """Characters: the hundred names of a family's settings fit, and a question that came instead of one does not."""
 
@@ -88,8 +90,7 @@ def print_note(text: str) -> None:
 
 def one_line(text: str) -> str:
     """Return a message as one line of bounded length, whatever names and texts of others are in it."""
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 3]}..."
+    return shortened(" ".join(text.split()), _LONGEST_MESSAGE)
 
 
 def print_error(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitcop_core.environment import machine_of
 from vitcop_llava.tools.comparison.stored import (
     Comparison,
     Measurements,
@@ -136,6 +137,5 @@ def markdown(result: StoredComparison) -> str:
     lines += ["## Settings", compared["matching"], settings, f"`{result['command']}`"]
     place = result["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in place["packages"].items() if version)
-    where = place["accelerator"] or f"{place['cores']} cores of {place['processor']}"
-    lines.append(f"{where}, {place['system']}, Python {place['python']}, {packages}.")
+    lines.append(f"{machine_of(place)}, {place['system']}, Python {place['python']}, {packages}.")
     return "\n\n".join(lines) + "\n"
