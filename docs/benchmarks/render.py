@@ -23,7 +23,15 @@ from vitcop_llava.tools.benchmark.host import HostCost
 from vitcop_llava.tools.benchmark.layers import LayerTimes
 from vitcop_llava.tools.benchmark.many import Way
 from vitcop_llava.tools.benchmark.plot import draw_prefill
-from vitcop_llava.tools.benchmark.report import BUSY_HEADINGS, HEADINGS, PART_HEADINGS, as_bytes, busy_cells, part_cells
+from vitcop_llava.tools.benchmark.report import (
+    BUSY_HEADINGS,
+    HEADINGS,
+    PART_HEADINGS,
+    as_bytes,
+    as_seconds,
+    busy_cells,
+    part_cells,
+)
 from vitcop_llava.tools.benchmark.report import cells as bench_cells
 from vitcop_llava.tools.benchmark.result import BenchRow
 from vitcop_llava.tools.benchmark.tower import TowerTimes
@@ -217,7 +225,7 @@ def decoding_table(stored: Stored) -> str:
     """Tabulate a token of ``generate`` in several caches, unpruned and pruned."""
     lines = []
     for row in (Decoding(**row) for row in stored["rows"]):
-        times = (f"{1e3 * each:.3g} ms" for each in (statistics.median(row.prefill), row.token_median))
+        times = map(as_seconds, (statistics.median(row.prefill), row.token_median))
         lines.append([row.method or "unpruned", row.mode, *times, f"{row.over_floor:.2f}", as_bytes(row.cache_bytes)])
     headings = ["", "cache", "to the first token", "a token", "of reading the weights", "cache at the end"]
     return (
@@ -388,6 +396,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bench-13b-captured": ("bench-llava-next-13b-captured-h100.json", bench_table),
     "many": ("many-demo-cpu.json", many_table),
     "decoding": ("decoding-llava-1.5-7b-h100.json", decoding_table),
+    "decoding-cpu": ("decoding-llava-1.5-7b-4-layers-cpu.json", decoding_table),
     "model-check": ("model-check-h100.json", check_table),
     "served": ("vllm-cpu.json", served_table),
     "kernels-gpu": ("kernels-h100.json", kernels_table),
