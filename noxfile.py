@@ -93,7 +93,7 @@ def typecheck(session: nox.Session) -> None:
     install_torchcodec(session)
     session.run(
         "mypy",
-        *("noxfile.py", "docs/conf.py", "docs/benchmarks/render.py", "scripts"),
+        *("noxfile.py", "conftest.py", "docs/conf.py", "docs/benchmarks/render.py", "scripts"),
         *(f"{package}/src" for package in RELEASED),
     )
     # One run a folder: test modules are no packages, and their names repeat.
@@ -192,13 +192,18 @@ def vllm(session: nox.Session) -> None:
 @nox.session
 def lmms(session: nox.Session) -> None:
     """Test the models and tasks for lmms-eval beside it, in an environment of its own; arguments after -- to pytest."""
-    install_group(session, "lmms")
     install_packages(session, CORE, LLAVA, VIDEO)
-    # What it asks for: torchvision, which breaks transformers beside a torch for CPUs, and an older PyAV than ours.
-    install(session, "--no-deps", "lmms-eval")
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(session.create_tmp())}
+    offline = install_lmms_eval(session)
     # What lmms-eval and its libraries warn of is none of our business.
     session.run("pytest", "-W", "default", *(session.posargs or ["tests_lmms"]), env=ONE_THREAD | offline)
+
+
+def install_lmms_eval(session: nox.Session) -> dict[str, str]:
+    """Install lmms-eval; return the environment in which it looks for nothing on a network."""
+    install_group(session, "lmms")
+    # What it asks for: torchvision, which breaks transformers beside a torch for CPUs, and an older PyAV than ours.
+    install(session, "--no-deps", "lmms-eval")
+    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(session.create_tmp())}
 
 
 # What goes through the kernels in a process that sanitizers watch.
@@ -338,7 +343,9 @@ def ordeal(session: nox.Session) -> None:
     """Try 100,000 damaged inputs, 10,000 requests and 50 kills of every command; -- --short takes a minute."""
     install_group(session, "test")
     install_packages(session, CORE, LLAVA, VIDEO)
-    session.run("python", "-m", "ordeal", *session.posargs, env=ONE_THREAD | {"PYTHONPATH": str(ROOT / "tests")})
+    offline = install_lmms_eval(session)
+    path = {"PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "-m", "ordeal", *session.posargs, env=ONE_THREAD | offline | path)
 
 
 @nox.session(venv_backend="none")

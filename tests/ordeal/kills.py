@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = (
     "packages/vitcop-llava/tests/test_kills.py",
     "packages/vitcop-llava/tests/test_prefix_damage.py::test_kill_leaves_the_name_absent_or_whole",
+    "tests_lmms/test_kills.py",
 )
 
 
@@ -27,6 +28,8 @@ def run(kills: int) -> list[dict[str, Any]]:
             "-q",
             "-p",
             "no:cacheprovider",
+            "-W",
+            "default",  # what lmms-eval warns of is none of our business
             f"--kills={kills}",
             "-o",
             "junit_family=xunit1",

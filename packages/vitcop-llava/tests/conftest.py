@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = 99
 PATCHES = 144
-KILLS = 15
-"""Of each command that writes; `nox -s ordeal` has time for more."""
 NEXT_TILE = 48
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [144, 48], [48, 144]]
 # What selects the patches of a tower, and nothing else.
@@ -51,18 +49,6 @@ TEXT_CONFIGS = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
 }
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("vitcop-llava")
-    group.addoption("--kills", type=int, default=KILLS, help="how often each command that writes is killed")
-
-
-@pytest.fixture(scope="session")
-def kills(request: pytest.FixtureRequest) -> int:
-    """How often something that writes is killed."""
-    found: int = request.config.getoption("--kills", default=KILLS)  # unknown where pytest was given no folder
-    return found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitcop_core.files import read_bytes, write_text
+from vitcop_core.files import read_bytes, write_text, write_whole
 from vitcop_llava.tools.demo.questions import KINDS, NUMBERS, questions_about
 from vitcop_llava.tools.demo.scenes import CELLS, COLORS, MARKS, SHAPES, render, sample_scene
 from vitcop_llava.tools.media.video_support import need_support
@@ -47,7 +47,8 @@ def prepare_scenes(folder: Path, scenes: int = 12) -> list[str]:
     pictures.mkdir(parents=True, exist_ok=True)
     for seed in range(scenes):
         scene, path = sample_scene(seed), pictures / f"{seed}.png"
-        render(scene).save(path)
+        with write_whole(path) as stream:
+            render(scene).save(stream, format="PNG")
         for question in questions_about(scene)[:6]:
             row = {"image": str(path.resolve()), "question": question.text, "answer": question.answer}
             rows.append({"id": len(rows), "kind": question.kind, **row, "choices": _CHOICES[question.kind]})
