@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import vitcop_core.ops  # noqa: F401  (defines the operators that the kernels are for)
 from vitcop_cuda._load import load, load_cuda
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["BuildInformation", "build_information", "reason"]
 
 

@@ -52,7 +52,7 @@ __all__ = [
     "tile_image",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when first asked for: the command line must not wait seconds for torch and transformers to print its help.
 _HOMES = {

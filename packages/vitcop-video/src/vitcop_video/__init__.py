@@ -23,7 +23,7 @@ __all__ = [
     "read_video",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when first asked for: decoders come with libraries that take their time.
 _HOMES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["register"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _CLASSES = {
     "LlavaForConditionalGeneration": "vitcop_vllm.llava:PrunedLlava",
