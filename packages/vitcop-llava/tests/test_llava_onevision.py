@@ -628,8 +628,68 @@ def test_models_that_cannot_be_pruned_are_refused(
         vitcop_llava.prune(model, METHODS["vitcop"])
 
 
-def test_analysis_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="model must make its visual tokens of one patch or square each to be observed"
-    ):
-        observe(build(), **given([[3, LARGE, 5]]))
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("row", [[2, LARGE, 3], [2, WIDE, 3], [2, SMALL, 1, LARGE, 3], [2, "clip3", 3]], ids=str)
+def test_an_observation_is_the_attention_map(tower: str, row: Row) -> None:
+    model, inputs = build(tower, "eager"), given([row])
+    (seen,) = observe(build(tower), **inputs)
+    ids = inputs["input_ids"][0]
+    anyres, video = layouts()
+    if VIDEO in ids:
+        tilings = [video.clip(3)]
+    else:
+        sizes = [part for part in row if isinstance(part, tuple)]
+        tilings = [anyres.tile(*size) if len(sizes) == 1 else anyres.untiled for size in sizes]
+    columns, visual = [*((ids == IMAGE) | (ids == VIDEO)).nonzero()[:, 0].tolist()], list[int]()
+    for tiling in tilings:
+        own, columns = columns[: tiling.placeholders], columns[tiling.placeholders :]
+        visual += [column for place, column in enumerate(own) if place not in tiling.newline_places]
+    maps = model(**inputs, output_attentions=True).attentions
+    paid = torch.stack([each[0].mean(0)[-1, visual] for each in maps])
+    torch.testing.assert_close(torch.from_numpy(seen.attention), paid, atol=1e-6, rtol=1e-4)
+    assert (seen.grid, seen.has_cls) == (tilings[0].grid, tower == "clip")
+    assert len(seen.cutoffs) == len(tilings[0].units)
+
+
+@pytest.mark.parametrize("size", [LARGE, (115, 77), WIDE])
+def test_an_observation_ranks_interpolated_tokens_as_stage_one_does(size: tuple[int, int]) -> None:
+    model, inputs = build(), given([[2, size, 3]])
+    (seen,) = observe(model, **inputs)
+    saliency, _ = shown(model, inputs["pixel_values"][0])
+    tiling = layouts()[0].tile(*size)
+    if tiling.is_interpolated:
+        wanted = [paid[:, 0] for _, paid, _ in per_unit(tiling, saliency[..., None]) if len(paid)]
+    else:
+        boxes = zip(saliency.view(-1, 5, 5), tiling.boxes, strict=True)
+        wanted = [unit[top:bottom, left:right].flatten() for unit, (top, bottom, left, right) in boxes]
+        wanted = [unit for unit in wanted if len(unit)]
+    assert len(seen.cls_attention) == len(wanted)
+    for found, own in zip(seen.cls_attention, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), own, atol=1e-6, rtol=1e-4)
+
+
+def test_an_observation_ranks_the_tokens_of_frames() -> None:
+    model, inputs = build(), given([[2, "clip3", 3]])
+    (seen,) = observe(model, **inputs)
+    across, saliency = weights(5, 3), shown(model, inputs["pixel_values_videos"][0])[0]
+    wanted = torch.einsum("ri,cj,fij->frc", across, across, saliency.view(3, 5, 5)).flatten(1)
+    assert len(seen.cls_attention) == 3
+    for found, own in zip(seen.cls_attention, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), own, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [[[3, WIDE, 5], [2, SMALL, 1, LARGE, 3], [1, LARGE, 9]], PROMPTS["clips"]], ids=len)
+def test_an_observation_of_a_batch_is_that_of_its_rows(rows: list[Row]) -> None:
+    together = observe(build(), **given(rows))
+    for found, row in zip(together, rows, strict=True):
+        (alone,) = observe(build(), **given([row]))
+        for name in ("attention", "text_attention", "key_norms"):
+            wanted = torch.from_numpy(getattr(alone, name))
+            torch.testing.assert_close(torch.from_numpy(getattr(found, name)), wanted, atol=1e-5, rtol=1e-3)
+        assert [len(unit) for unit in found.cls_attention] == [len(unit) for unit in alone.cls_attention]
+        assert found.cutoffs == pytest.approx(alone.cutoffs)
+
+
+def test_clips_of_several_lengths_are_observed_one_prompt_at_a_time() -> None:
+    with pytest.raises(ValueError, match="pixel_values_videos must be clips of one length to an unpruned model"):
+        observe(build(), **given([["clip3", 4], [2, "clip2", 5]]))

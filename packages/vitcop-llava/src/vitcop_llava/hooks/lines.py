@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vitcop_llava.families import Parts
 from vitcop_llava.families.tiling import Tiling
-from vitcop_llava.hooks.state import EncodedImages
 from vitcop_llava.sequence.segment import on_device
 
 
-def mixed_units(encoded: EncodedImages, parts: Parts) -> tuple[int, ...]:
-    """Return the units of a call, by number, whose tokens the model mixes of several patches behind the projector."""
+def mixed_units(tilings: Iterable[Tiling], parts: Parts) -> tuple[int, ...]:
+    """Return the units, by number, whose tokens the model mixes of several patches behind the projector."""
+    mixes_frames = parts.video is not None and parts.video.pool is None
     found, start = list[int](), 0
-    for image in encoded.images:
-        stop = start + len(image.tiling.boxes)
-        if image.tiling.is_interpolated:
+    for tiling in tilings:
+        stop = start + len(tiling.boxes)
+        if tiling.is_interpolated:
             found += range(start + 1, stop)  # all but the base
-        elif encoded.kind == "video" and parts.video is not None and parts.video.pool is None:
+        elif tiling.frames and mixes_frames:
             found += range(start, stop)
         start = stop
     return tuple(found)

@@ -7,7 +7,7 @@ the weights with which the model interpolates. All patches of these units go thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class MixedStage:
         Returns:
             The features, those that the method made in their places.
         """
-        units = mixed_units(tower.encoded, self._parts)
+        units = mixed_units(tower.encoded.tilings, self._parts)
         if not units:
             return features
         return decide_mixed(self._method, self._view(tower, units), tower.encoded, units, features, self._parts.grid)
@@ -91,7 +91,7 @@ def decide_mixed(
     Returns:
         The features, those that the method made in their places.
     """
-    layouts = _layouts(encoded, seen.keys.device)
+    layouts = mixed_layouts(encoded.tilings, seen.keys.device)
     most = max(layout.width for layout in layouts)
     frames = tuple(layout.tiling.frames for layout in layouts)
     seen = replace(
@@ -99,7 +99,7 @@ def decide_mixed(
         positions=_joined([layout.positions(seen.keys.device) for layout in layouts], most),
         hidden=_joined([layout.take(features[layout.number]) for layout in layouts], most),
         frames=frames if all(frames) else None,
-        mix=_mixing(layouts, most, grid),
+        mix=mixing(layouts, grid),
     )
     kept, made = run_stage_one(method, seen, encoded, units)
     if made is None or kept is None:
@@ -112,22 +112,28 @@ def decide_mixed(
     return found
 
 
-def _layouts(encoded: EncodedImages, device: torch.device) -> list[_Tiles | _Frames]:
+def mixed_layouts(tilings: Iterable[Tiling], device: torch.device) -> list[Tiles | Frames]:
     """Return how the tokens of each image or clip lie that has such units, in order."""
-    found, start = list[_Tiles | _Frames](), 0
-    for number, image in enumerate(encoded.images):
-        if image.tiling.frames:
-            found.append(_Frames(number, start, image.tiling))
-        elif image.tiling.is_interpolated:
-            found.append(_Tiles(number, start, image.tiling, tile_index(image.tiling, device)))
+    found, start = list[Tiles | Frames](), 0
+    for number, tiling in enumerate(tilings):
+        if tiling.frames:
+            found.append(Frames(number, start, tiling))
+        elif tiling.is_interpolated:
+            found.append(Tiles(number, start, tiling, tile_index(tiling, device)))
         else:
             continue
         start += found[-1].units
     return found
 
 
-def _mixing(layouts: Sequence[_Tiles | _Frames], most: int, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """Return what averages ``[C, M, ...]`` over the patches of each token: ``[C, m, ...]``."""
+def mixing(layouts: Sequence[Tiles | Frames], grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Return what averages ``[C, M, ...]`` over the patches of each token: ``[C, m, ...]``.
+
+    Args:
+        layouts: Of the C units.
+        grid: Rows and columns of patches of a unit.
+    """
+    most = max(layout.width for layout in layouts)
 
     def mix(values: Tensor) -> Tensor:
         flat = values.flatten(2) if values.ndim > 2 else values[..., None]
@@ -139,7 +145,7 @@ def _mixing(layouts: Sequence[_Tiles | _Frames], most: int, grid: tuple[int, int
 
 
 @dataclass(frozen=True, eq=False)
-class _Frames:
+class Frames:
     """A clip, each frame of which is interpolated to the grid of its tiling.
 
     Attributes:
@@ -154,6 +160,7 @@ class _Frames:
 
     @property
     def units(self) -> int:
+        """How many units it has: frames."""
         return self.tiling.frames
 
     @property
@@ -182,7 +189,7 @@ class _Frames:
 
 
 @dataclass(frozen=True, eq=False)
-class _Tiles:
+class Tiles:
     """An image, the merged grid of whose tiles is interpolated; its tokens belong to the tile that their center is in.
 
     Attributes:
@@ -199,6 +206,7 @@ class _Tiles:
 
     @property
     def units(self) -> int:
+        """How many units it has: tiles."""
         return self.index.shape[0]
 
     @property

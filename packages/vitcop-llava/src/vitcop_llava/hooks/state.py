@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcop_core import Plan
+from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.kept import Kept, PlannedImage
 from vitcop_llava.hooks.reading import HostPrompt
 from vitcop_llava.hooks.runs import Prefill, Run, Trace
@@ -45,6 +46,11 @@ class EncodedImages:
     cutoff: float | Tensor | None = None
     unreplayed: str | None = None
     units: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def tilings(self) -> list[Tiling]:
+        """How each of the images lies."""
+        return [image.tiling for image in self.images]
 
     @property
     def codes(self) -> Tensor | None:

@@ -121,7 +121,7 @@ class FeatureHooks:
         encoded = EncodedImages(self._owner)
         if anyres is not None:
             sizes = read_sizes(given.get("image_sizes"))
-            tilings = _tilings(given, anyres, sizes)
+            tilings = image_tilings(given, anyres, sizes)
             check_sizes(sizes, tilings, given.get("pixel_values"), anyres.tile_size)
             # From here on they are numbers on the host: transformers need not read them back once more for every image.
             given["image_sizes"] = sizes
@@ -233,7 +233,7 @@ class FeatureHooks:
             encoded.coded = whole_codes(encoded.images, features[0].device)
 
 
-def _tilings(given: dict[str, Any], anyres: Anyres, sizes: Sequence[tuple[int, int]]) -> list[Tiling]:
+def image_tilings(given: dict[str, Any], anyres: Anyres, sizes: Sequence[tuple[int, int]]) -> list[Tiling]:
     """Return how the images of a call lie, and put what tells them apart on the host."""
     if not anyres.tiles_one:
         return [anyres.tile(*size) for size in sizes]
@@ -294,7 +294,7 @@ class VisionHooks:
         if not encoded.images:
             encoded.images = self._planner.images([self._parts.tiling] * features.shape[0])
         self._check(tower, features)
-        mixed = mixed_units(encoded, self._parts)
+        mixed = mixed_units(encoded.tilings, self._parts)
         if len(mixed) == features.shape[0]:
             return None  # what becomes of these is decided when they are tokens
         own = [unit for unit in range(features.shape[0]) if unit not in {*mixed}] if mixed else None

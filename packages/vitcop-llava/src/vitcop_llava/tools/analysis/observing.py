@@ -6,7 +6,8 @@ has; what is kept of a layer is a number or two for each token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,10 +25,12 @@ from vitcop_core.methods import patch_saliency
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.decoder import as_heads, check_scoring, rotate
+from vitcop_llava.hooks.lines import mixed_units
+from vitcop_llava.hooks.mixing import mixed_layouts, mixing
 from vitcop_llava.hooks.squares import as_squares, order_of, projected_states, square_view
 from vitcop_llava.pruner import active_settings
 from vitcop_llava.sequence.rotary import row_attention
-from vitcop_llava.sequence.segment import take
+from vitcop_llava.sequence.segment import on_device, take
 from vitcop_llava.tools.analysis.prompts import Prompt, lay_out_prompt
 
 Array = NDArray[np.float32]
@@ -46,8 +49,8 @@ class Observation:
         text_attention: ``[L, n]`` float32, the same of all text tokens after the last image, mean over them.
         key_norms: ``[L, n]`` float32, what ViTCoP ranks by in a cut before the layer that follows.
         cls_attention: For each unit (image, tile or frame), ``[m]`` float32: what CLS pays to those of its patches
-            that the model uses, sum over heads, in the layer that Stage I reads; pooled where the model pools. Of a
-            tower without a CLS token what each of them receives, mean over heads and tokens.
+            that the model uses, sum over heads, in the layer that Stage I reads; pooled or interpolated where the model
+            makes its tokens so. Of a tower without a CLS token what each of them receives, mean over heads and tokens.
         grid: Rows and columns of the first unit, whose tokens come first.
         has_cls: Whether the tower has a CLS token.
         cutoffs: For each unit of the first image or clip, the cutoff distance that ``cutoff_distance="auto"`` finds
@@ -70,9 +73,15 @@ def found_cutoffs(seen: VisionView, saliency: Tensor, counts: Sequence[int]) -> 
         seen: The units.
         saliency: ``[C, m]``, what their tokens are ranked by.
         counts: How many of the m tokens are each unit's own.
+
+    Returns:
+        A distance for each; nan for a unit without tokens.
     """
     features, found = seen.key_features(), list[float]()
     for unit, count in enumerate(counts):
+        if not count:
+            found.append(math.nan)
+            continue
         best = ops.top_tokens(saliency[unit, None, :count], max(1, int(_BEST * count)))
         found += ops.auto_cutoff(features[unit, best]).tolist()
     return found
@@ -100,11 +109,6 @@ def observe(model: nn.Module, **inputs: Any) -> list[Observation]:
         raise ValueError("model must not be pruned while it is observed; remove() the pruner first")
     if parts.scored is None:
         raise ValueError(f"model must have a vision tower that Stage I can read, got {parts.obstacle}")
-    if parts.mixes_tokens:
-        raise ValueError(
-            "model must make its visual tokens of one patch or square each to be observed, got a "
-            f"{type(model).__name__}, which interpolates them behind its projector"
-        )
     check_scoring(parts.decoder_layers[0].self_attn)
     prompt = lay_out_prompt(parts, inputs)
     recorder = _Recorder(parts, parts.scored, prompt)
@@ -148,21 +152,35 @@ class _Recorder:
         self._projections[name] = output
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        source, heads = self._prompt.sources[len(self._saliencies)], self._scored.heads
+        source, heads, scored = self._prompt.sources[len(self._saliencies)], self._scored.heads, self._scored
         projected = (self._projections.pop(f"vision {name}") for name in ("q_proj", "k_proj"))
         queries, keys = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in projected)
-        rows, columns = source.tilings[0].grid
-        seen = VisionView(
-            query_cls=queries[:, :, 0] if self._scored.has_cls else None,
-            keys=keys,
-            scale=self._scored.scale,
-            positions=keys.new_empty(0),
-            hidden=keys.new_empty((keys.shape[0], rows * columns, 0)),
-            pool=source.pool,
-            grid=self._parts.grid,
-            queries=lambda: queries,
-        )
-        self._rank(seen, ((rows, columns),) * keys.shape[0])
+
+        def view(units: Sequence[int], tokens: int, **more: Any) -> VisionView:
+            own = on_device(units, keys.device)
+            return VisionView(
+                query_cls=queries[own, :, 0] if scored.has_cls else None,
+                keys=keys[own],
+                scale=scored.scale,
+                positions=keys.new_empty(0),
+                hidden=keys.new_empty((len(units), tokens, 0)),
+                queries=lambda: queries[own],
+                **more,
+            )
+
+        mixed = mixed_units(source.tilings, self._parts)
+        whole = [unit for unit in range(keys.shape[0]) if unit not in {*mixed}]
+        ranked = dict[int, tuple[Array, float]]()
+        if whole:
+            grid = source.tilings[0].grid
+            seen = view(whole, grid[0] * grid[1], pool=source.pool, grid=self._parts.grid)
+            ranked |= zip(whole, self._rank(seen, [grid[0] * grid[1]] * len(whole)), strict=True)
+        if mixed:
+            layouts = mixed_layouts(source.tilings, keys.device)
+            counts = [count for tiling in source.tilings for count in tiling.counts]
+            seen = view(mixed, max(layout.width for layout in layouts), mix=mixing(layouts, self._parts.grid))
+            ranked |= zip(mixed, self._rank(seen, [counts[unit] for unit in mixed]), strict=True)
+        self._note([ranked[unit] for unit in range(keys.shape[0])], {*mixed})
 
     def _before_scored(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._tower = (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
@@ -174,18 +192,26 @@ class _Recorder:
         normed, rotary = self._tower
         states = projected_states(self._scored, normed)
         seen = square_view(parts, states, rotary, squares, units, order_of(parts, units, squares.device))
-        self._rank(seen, units)
+        self._note(self._rank(seen, [rows * columns for rows, columns in units]))
 
-    def _rank(self, seen: VisionView, units: Sequence[tuple[int, int]]) -> None:
-        """Note what the tokens of each unit are ranked by, and which cutoff distance fits its best ones."""
+    def _rank(self, seen: VisionView, counts: Sequence[int]) -> list[tuple[Array, float]]:
+        """Return what the tokens of each unit are ranked by, and which cutoff distance fits its best ones."""
         pooled = patch_saliency(seen, "auto")
         if not bool(pooled.isfinite().all()):
             raise ValueError(
                 "model must give finite attention in its vision tower, got others in this dtype; try float32"
             )
-        self._cutoffs.append(found_cutoffs(seen, pooled, [rows * columns for rows, columns in units]))
-        found = zip(pooled.float().cpu().numpy(), units, strict=True)
-        self._saliencies.append([unit[: rows * columns].reshape(rows, columns) for unit, (rows, columns) in found])
+        own = (unit[:count] for unit, count in zip(pooled.float().cpu().numpy(), counts, strict=True))
+        return [*zip(own, found_cutoffs(seen, pooled, counts), strict=True)]
+
+    def _note(self, ranked: Sequence[tuple[Array, float]], mixed: Container[int] = ()) -> None:
+        """Take down what was found of the units of a source; of those that are not ``mixed``, as far as it is used."""
+        source, used = self._prompt.sources[len(self._saliencies)], list[Array]()
+        lying = [(tiling.grid, box) for tiling in source.tilings for box in tiling.boxes]
+        for unit, ((saliency, _), (grid, (top, bottom, left, right))) in enumerate(zip(ranked, lying, strict=True)):
+            used.append(saliency if unit in mixed else saliency.reshape(grid)[top:bottom, left:right].ravel())
+        self._saliencies.append(used)
+        self._cutoffs.append([cutoff for _, cutoff in ranked])
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._rotary = kwargs["position_embeddings"]
@@ -230,7 +256,7 @@ class _Recorder:
             source, image = members.images[0]
             start = sum(len(tiling.boxes) for tiling in self._prompt.sources[source].tilings[:image])
             stop = start + len(self._prompt.sources[source].tilings[image].boxes)
-            cutoffs = tuple(self._cutoffs[source][start:stop])
+            cutoffs = tuple(cutoff for cutoff in self._cutoffs[source][start:stop] if not math.isnan(cutoff))
             found.append(
                 Observation(
                     **kept, cls_attention=tuple(seen), grid=members.grid, has_cls=self._scored.has_cls, cutoffs=cutoffs
@@ -239,16 +265,7 @@ class _Recorder:
         return found
 
     def _units(self, number: int) -> list[list[Array]]:
-        """Return, by image or clip of a source, what CLS pays to the patches that the model uses of each unit."""
-        source, given = self._prompt.sources[number], iter(self._saliencies[number])
-        found = []
-        for tiling in source.tilings:
-            own = zip(tiling.boxes, (next(given) for _ in tiling.boxes), strict=True)
-            found.append(
-                [
-                    unit[top:bottom, left:right].ravel()
-                    for (top, bottom, left, right), unit in own
-                    if bottom > top and right > left
-                ]
-            )
-        return found
+        """Return, by image or clip of a source, what the tokens are ranked by of each unit that has any."""
+        given = iter(self._saliencies[number])
+        tilings = self._prompt.sources[number].tilings
+        return [[unit for _ in tiling.boxes if (unit := next(given)).size] for tiling in tilings]

@@ -20,6 +20,7 @@ from vitcop_llava.families.image_sizes import check_sizes, read_sizes
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice
 from vitcop_llava.hooks.counting import count_images, either
+from vitcop_llava.hooks.vision import image_tilings
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class PromptMedia:
     Attributes:
         kind: ``"image"`` or ``"video"``.
         tilings: How each lies in units.
-        pool: Side of the square of patches that each token stands for.
+        pool: Side of the square of patches that each token stands for; 1 where tokens are patches or interpolated.
         where: ``[B, L]`` bool, the placeholders.
         counts: How many images or clips each row has.
     """
@@ -114,11 +115,17 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
     elif kind == "video":
         assert parts.video is not None  # else it is none of the model's kinds
         frames, given[PIXELS[kind]] = read_clips(pixels, parts.video.frame_size)
-        assert parts.video.pool is not None  # other models are not observed
-        tilings, pool = [parts.video.clip(count) for count in frames], parts.video.pool
+        if parts.video.ending and len({*frames}) > 1:
+            raise ValueError(
+                f"{PIXELS[kind]} must be clips of one length to an unpruned model of this kind, got {frames} frames; "
+                "observe one prompt at a time"
+            )
+        tilings, pool = [parts.video.clip(count) for count in frames], parts.video.pool or 1
+        if parts.video.ending and not isinstance(pixels, Tensor):
+            given[PIXELS[kind]] = torch.stack([*pixels])
     elif parts.anyres is not None:
         sizes = read_sizes(given.get("image_sizes"))
-        tilings = [parts.anyres.tile(*size) for size in sizes]
+        tilings = image_tilings(dict(given), parts.anyres, sizes)
         check_sizes(sizes, tilings, pixels, parts.anyres.tile_size)
     else:
         tilings = [parts.tiling] * len(pixels)

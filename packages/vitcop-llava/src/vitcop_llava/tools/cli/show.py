@@ -95,9 +95,6 @@ def show(
     media = open_media([image], sampling, notes.add)
     chosen = parse_method(method, budget)  # imports torch, so after what is known without it
     loaded = open_model(model, device, dtype, notes, for_video=has_video([image]))
-    if loaded.parts.mixes_tokens:
-        kind = type(loaded.model).__name__
-        raise UserError(f"--model must be one whose tokens are patches, for them to have places, got a {kind}")
     with quiet(notes):
         inputs = prepare_inputs(loaded, media, question, notes)
         answer, survivors = _run(loaded, inputs, chosen, budget, MAX_NEW_TOKENS if question else 1)
@@ -135,12 +132,23 @@ def _draw(loaded: Loaded, image: Medium, inputs: Any, survivors: Survivors, capt
     from vitcop_llava.families.grids import GRIDS
     from vitcop_llava.tools.media.video_support import Clip
     from vitcop_llava.tools.pictures.contact_sheet import contact_sheet
-    from vitcop_llava.tools.pictures.survivors import as_seen, squares_picture, survival_picture, tiled_picture
+    from vitcop_llava.tools.pictures.survivors import (
+        as_seen,
+        resized,
+        squares_picture,
+        survival_picture,
+        tiled_picture,
+    )
 
     if isinstance(image, Clip):
-        assert loaded.parts.video is not None  # `prepare` refuses clips otherwise
-        views = [as_seen(loaded.processor.frame_processor, fromarray(frame)) for frame in image.frames]
-        return contact_sheet(views, image.seconds.tolist(), survivors, loaded.parts.video.grid, caption)
+        video = loaded.parts.video
+        assert video is not None  # `prepare` refuses clips otherwise
+        frames = [fromarray(frame) for frame in image.frames]
+        if video.pool is None:  # it takes frames as they are, and makes a grid of tokens of each
+            views = [resized(frame, video.grid) for frame in frames]
+        else:
+            views = [as_seen(loaded.processor.frame_processor, frame) for frame in frames]
+        return contact_sheet(views, image.seconds.tolist(), survivors, video.grid, caption)
     if loaded.parts.squares is not None:
         ((_, rows, columns),) = inputs[GRIDS["image"]].tolist()
         return squares_picture(image, survivors, loaded.parts.squares.image(rows, columns).grid, caption)

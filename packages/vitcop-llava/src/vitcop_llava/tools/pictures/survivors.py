@@ -52,12 +52,12 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
         raise ValueError(f"survivors must be of one image of {tiling.tokens} patches, got {survivors.patches}")
     grids = [
         ("Small, as a whole", 0, base, tiling.grid),
-        ("In tiles", base, tiling.tokens, (bottom - top, right - left)),
+        ("In tiles", base, tiling.tokens, tiling.lines if tiling.is_interpolated else (bottom - top, right - left)),
     ]
     sheets = []
     for title, start, stop, (rows, columns) in grids:
         if start < stop:
-            view = _resized(image, (rows, columns))
+            view = resized(image, (rows, columns))
             last = caption if stop == tiling.tokens else ""
             part = survivors.part(start, stop)
             sheets.append(survival_picture(view, part, (rows, columns), last, title, Looks.of(survivors)))
@@ -79,10 +79,11 @@ def squares_picture(image: Image.Image, survivors: Survivors, grid: tuple[int, i
     Raises:
         ValueError: where the survivors are not of one image with that grid.
     """
-    return survival_picture(_resized(image, grid), survivors, grid, caption)
+    return survival_picture(resized(image, grid), survivors, grid, caption)
 
 
-def _resized(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+def resized(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+    """Return an image whose sides are multiples of a grid's, for a panel."""
     rows, columns = grid
     cell = -(-PANEL // max(grid))
     return image.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
