@@ -9,6 +9,7 @@ from typing import Any
 
 from vitcop_llava.tools.lmms.visuals import Clipping, gather, read_visual
 from vitcop_llava.tools.model.answer import Medium, placeholders
+from vitcop_llava.tools.model.templates import render_chat
 
 PLACE = "<image>"
 """What stands for a picture in the texts of tasks, whatever the model's own placeholder is."""
@@ -99,7 +100,7 @@ def render(processor: Any, turns: Sequence[Turn], template: str | None = None) -
         given = own if isinstance(own, str) or not own else own.get("default")
     if given and given != VICUNA:
         chat = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in placed]
-        text = processor.apply_chat_template(chat, chat_template=given, add_generation_prompt=True, tokenize=False)
+        text = render_chat(processor, chat, given)
     else:
         text = _plain(processor, placed, _SYSTEM if given == VICUNA else "")
     media = tuple(part for turn in turns for part in turn.parts if not isinstance(part, str))

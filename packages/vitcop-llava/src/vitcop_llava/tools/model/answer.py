@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from vitcop_core.shown import told
 from vitcop_llava.tools.media.video_support import Clip
 from vitcop_llava.tools.model.loading import Loaded
-from vitcop_llava.tools.model.processors import ModelError, no_panics
+from vitcop_llava.tools.model.processors import no_panics
+from vitcop_llava.tools.model.templates import render_chat
 
 Medium = Image.Image | Clip
 """What a question can be about."""
@@ -47,20 +47,12 @@ def build_prompt(processor: Any, kinds: Sequence[str], question: str) -> str:
         question: comes after them.
 
     Raises:
-        ModelError: the template fails.
+        ModelError: the template fails, or does not end.
     """
     if getattr(processor, "chat_template", None):
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
-        try:
-            prompt: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        except MemoryError:
-            raise
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise ModelError(
-                f"model must have a chat template that can be used, got one that fails: {told(error)}"
-            ) from error
-        return prompt
+        return render_chat(processor, chat)
     seen = "".join(f"{placeholders(processor)[kind]}\n" for kind in kinds)
     return f"USER: {seen}{question} ASSISTANT:"
 
