@@ -115,14 +115,14 @@ def _source(parts: Parts, kind: str, given: dict[str, Any]) -> PromptMedia:
     elif kind == "video":
         assert parts.video is not None  # else it is none of the model's kinds
         frames, given[PIXELS[kind]] = read_clips(pixels, parts.video.frame_size)
-        if parts.video.ending and len({*frames}) > 1:
-            raise ValueError(
-                f"{PIXELS[kind]} must be clips of one length to an unpruned model of this kind, got {frames} frames; "
-                "observe one prompt at a time"
-            )
+        if parts.video.ending:  # the unpruned model ends each clip with a newline, so it must not see them as one
+            if len({*frames}) > 1:
+                raise ValueError(
+                    f"{PIXELS[kind]} must be clips of one length to an unpruned model of this kind, got {frames} "
+                    "frames; observe one prompt at a time"
+                )
+            given[PIXELS[kind]] = given[PIXELS[kind]].flatten(0, 1).unflatten(0, (len(frames), -1))
         tilings, pool = [parts.video.clip(count) for count in frames], parts.video.pool or 1
-        if parts.video.ending and not isinstance(pixels, Tensor):
-            given[PIXELS[kind]] = torch.stack([*pixels])
     elif parts.anyres is not None:
         sizes = read_sizes(given.get("image_sizes"))
         tilings = image_tilings(dict(given), parts.anyres, sizes)

@@ -47,12 +47,12 @@ def tiled_picture(image: Image.Image, survivors: Survivors, tiling: Tiling, capt
     Raises:
         ValueError: where the survivors are not of one image tiled like that.
     """
-    base, (top, bottom, left, right) = tiling.counts[0], tiling.window
+    base, lines = tiling.counts[0], tiling.newlines - tiling.ending
     if survivors.patches != tiling.tokens:
         raise ValueError(f"survivors must be of one image of {tiling.tokens} patches, got {survivors.patches}")
     grids = [
         ("Small, as a whole", 0, base, tiling.grid),
-        ("In tiles", base, tiling.tokens, tiling.lines if tiling.is_interpolated else (bottom - top, right - left)),
+        ("In tiles", base, tiling.tokens, (lines, tiling.line_width)),
     ]
     sheets = []
     for title, start, stop, (rows, columns) in grids:
