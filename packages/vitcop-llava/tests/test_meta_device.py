@@ -87,6 +87,17 @@ def test_pruned_model_reads_nothing_back(
     assert last.keys.shape[2] < whole - PLACEHOLDERS[family] // 2  # it was pruned, and not passed by
 
 
+def test_what_ran_there_concerns_no_later_call(models: Any, build: Callable[..., Any], no_check: None) -> None:
+    answer(models["llava"], METHODS["ViTCoP"], inputs("llava", 1))
+    model, generator = build(), torch.Generator().manual_seed(0)
+    ids = torch.tensor([[1, 4, 5, *[99] * PLACEHOLDERS["llava"], 7, 8]])
+    pixels = torch.randn(1, 3, 96, 96, generator=generator)
+    how: Any = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    plain = model.generate(input_ids=ids, pixel_values=pixels, **how)
+    with vitcop_llava.prune(model, ViTCoP(retention_ratio=1)):
+        assert torch.equal(model.generate(input_ids=ids, pixel_values=pixels, **how), plain)
+
+
 READS: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda seen: seen.sum().item(),
     "bool": lambda seen: bool((seen > 0).any()),

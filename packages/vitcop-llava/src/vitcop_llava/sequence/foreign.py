@@ -25,9 +25,12 @@ _known: WeakSet[Cache] = WeakSet()
 
 
 def remember(layers: Sequence[HeldLayer]) -> None:
-    """Remember the prefill that has just filled ``layers``: the last key of its first row, without waiting for it."""
+    """Remember the prefill that has just filled ``layers``: the last key of its first row, without waiting for it.
+
+    A prefill on the meta device is not remembered: its keys have no values to compare.
+    """
     keys = layers[-1].held_keys if layers else None
-    if keys is not None and layers[-1].columns is not None:
+    if keys is not None and not keys.is_meta and layers[-1].columns is not None:
         _prefills.append((keys.shape[2], keys[0, :, -1].detach().clone()))
 
 
@@ -51,11 +54,11 @@ def check_foreign(cache: object) -> None:
 
 
 def _holds_prefill(keys: Tensor | None) -> bool:
-    if keys is None or keys.device.type == "meta":
+    if keys is None or keys.is_meta:
         return False
     for length, key in [*_prefills]:
         if keys.shape[2] >= length and keys[0, :, length - 1].shape == key.shape:
-            held = keys[0, :, length - 1]
+            held = keys[0, :, length - 1].detach()
             if torch.allclose(held.float(), key.to(held.device).float(), rtol=1e-2, atol=1e-3):
                 return True
     return False
