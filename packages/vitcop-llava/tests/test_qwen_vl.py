@@ -304,21 +304,6 @@ def test_cls_is_refused(family: str) -> None:
         vitcop_llava.prune(build(family), ViTCoP(retention_ratio=1 / 3, vision_saliency="cls"))
 
 
-def test_features_of_merged_tokens_are_the_mean_of_their_group() -> None:
-    from vitcop_core import Selection
-    from vitcop_llava.sequence.deepstack import Deepstack
-    from vitcop_llava.sequence.segment import Segment
-
-    columns = torch.arange(6)[None]
-    segment = Segment(columns, None, range(1, 5), None, columns)
-    where = torch.tensor([[False, True, True, True, True, False]])
-    features = torch.tensor([[1.0], [3.0], [10.0], [30.0]])
-    left = Deepstack(where, [features], segment)
-    left.cut(4, Selection(torch.tensor([[1, 2]]), torch.zeros(1, 2, 1), None, torch.tensor([[0, 0, 1, 1]])))
-    after = Segment(columns[:, :4], None, range(1, 3), None, columns[:, :4])
-    assert left.add(torch.zeros(1, 4, 1), after).flatten().tolist() == [0, 2, 20, 0]
-
-
 class Waits(TorchFunctionMode):
     """Counts the calls that read values from the device, whoever makes them."""
 

@@ -206,6 +206,9 @@ class VisionSelection:
         spans: How many units that follow each other share their clusters, span by span; None where none do.
         cutoff: The cutoff distance that they were clustered by: a number, or ``[groups]`` float32 where one was found
             for each unit or span. None where nothing was clustered by one.
+        merge: How ``hidden`` was made: takes ``[C, m, d]`` of any width and gives ``[C, keep, d]``. What a model has
+            beside the features of the same patches, as Qwen3-VL, is reduced by it. None where ``hidden`` is, or where
+            it was made of other things; then what stands beside it is that of the patches at ``index``.
     """
 
     index: Tensor
@@ -215,6 +218,7 @@ class VisionSelection:
     counts: Tensor | None = None
     spans: tuple[int, ...] | None = None
     cutoff: float | Tensor | None = None
+    merge: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

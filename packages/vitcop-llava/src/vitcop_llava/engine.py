@@ -107,7 +107,7 @@ def _entering(method: Method, tiling: Tiling, seen: VisionView, encoded: Encoded
     places, made = run_stage_one(method, seen, encoded)
     flat = seen.hidden.flatten(0, 1)
     assert places is not None  # something is left out
-    kept = flat.index_select(0, places) if made is None else made
+    kept = flat.index_select(0, places) if made is None else made[0]
     if not tiling.tiles[0]:
         return kept
     # Units one after the other become the lines of the tiles' merged grid.
@@ -124,7 +124,7 @@ def _interpolated(
     features = seen.hidden
     places, made = run_stage_one(method, _units(seen, slice(1)), encoded, (0,))
     if places is not None and made is not None:
-        features = features.flatten(0, 1).index_copy(0, places, made.to(features.dtype)).view_as(features)
+        features = features.flatten(0, 1).index_copy(0, places, made[0].to(features.dtype)).view_as(features)
     tokens = parts.pack(parts.project(features))
     tiles = replace(_units(seen, slice(1, None)), entry_keys=parts.keys)
     if tiles.hidden_cls is not None:

@@ -24,6 +24,7 @@ from vitcop_core.methods._vision import (
     top_patches,
 )
 from vitcop_core.methods.base import unit_counts
+from vitcop_core.ops.co_prune import group_means
 from vitcop_core.plan import Plan, VisionCut, identity_plan
 from vitcop_core.tokens import VisionSelection, VisionView
 
@@ -153,8 +154,16 @@ class EarlyViTCoP(BudgetedMethod):
         else:
             norms = -saliency.gather(1, index.clamp(max=patches - 1))
         cut = ops.co_prune(hidden, found.labels, norms, keep, width, lengths=entering, counts=keeps)
+        slot = cut.slot
+        assert slot is not None  # of co_prune it never is
         place = index.gather(1, cut.index.clamp(max=most - 1)).masked_fill(cut.index == most, patches)
-        return VisionSelection(index=place, clusters=None, saliency=saliency, hidden=cut.hidden, cutoff=distance)
+
+        def merge(values: Tensor) -> Tensor:
+            return group_means(take_patches(values, index), slot, keep)
+
+        return VisionSelection(
+            index=place, clusters=None, saliency=saliency, hidden=cut.hidden, cutoff=distance, merge=merge
+        )
 
     def _entering(self, keep: Count, tokens: Count) -> Count:
         """Return how many of a unit's tokens are clustered where so many are kept."""

@@ -135,18 +135,20 @@ class VisionZip(BudgetedMethod):
         )
         is_dominant = _marked(dominant, offered.shape[1])
         groups = _contextual_groups(keys, valid_tokens(ranked, seen.lengths) & ~is_dominant, merged, clusters)
-        contextual = _contextual(hidden, groups, clusters)
+        used = [places < offered.shape[1] for places in (dominant, groups.targets)]
 
-        made, used = [take_patches(hidden, dominant), contextual], [dominant, groups.targets]
-        used = [places < offered.shape[1] for places in used]
-        if cls is not None:
-            made, used = [cls.unsqueeze(1), *made], [(total > 0).unsqueeze(1), *used]
-        features = _front(torch.cat(made, dim=1), torch.cat(used, dim=1), keep)
+        def merge(values: Tensor, first: Tensor | None = None) -> Tensor:
+            made, own = [take_patches(values, dominant), _contextual(values, groups, clusters)], used
+            if first is not None:
+                made, own = [first.unsqueeze(1), *made], [(total > 0).unsqueeze(1), *used]
+            return _front(torch.cat(made, dim=1), torch.cat(own, dim=1), keep)
+
         marked = is_dominant | groups.is_target
         places = _places(marked, seen.lengths, None if cls is None else total, keep)
         index = offered.gather(1, places.clamp(max=offered.shape[1] - 1))
         index = index.masked_fill(places == offered.shape[1], patches)
-        return VisionSelection(index=index, clusters=None, saliency=saliency, hidden=features)
+        beside = None if cls is not None else lambda values: merge(take_patches(values, offered))
+        return VisionSelection(index=index, clusters=None, saliency=saliency, hidden=merge(hidden, cls), merge=beside)
 
 
 class _Groups(NamedTuple):

@@ -72,6 +72,8 @@ class Parts:
             several axes, which tell where on its image a token stands. Otherwise what follows a token that is dropped
             before the first layer moves up.
         deepstack: How many of the first decoder layers add features of the tower's to the visual tokens they give.
+        deepstack_projectors: What makes these features, in the tower, of what is to be the projector's input in other
+            models: squares of patches between two of its layers. Empty where all of them are to be made.
     """
 
     base: nn.Module
@@ -96,6 +98,7 @@ class Parts:
     projector_path: str = "multi_modal_projector"
     keeps_positions: bool = False
     deepstack: int = 0
+    deepstack_projectors: tuple[nn.Module, ...] = ()
 
     @property
     def token_ids(self) -> dict[str, int]:

@@ -46,6 +46,7 @@ def locate(model: Any) -> Parts:
         projector_path="visual.merger",
         keeps_positions=True,
         deepstack=len(getattr(tower, "deepstack_visual_indexes", None) or ()),
+        deepstack_projectors=(*getattr(tower, "deepstack_merger_list", ()),),
     )
 
 

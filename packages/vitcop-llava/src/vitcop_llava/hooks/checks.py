@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -119,6 +119,19 @@ def check_ran(ran: int, layers: int) -> None:
         raise ValueError(
             f"model must run each of its {layers} decoder layers once in a call that is pruned, got {ran} runs: "
             f"a part of it was replaced; {_REPLACED}"
+        )
+
+
+def check_held(features: Sequence[Tensor], held: Sequence[Tensor]) -> None:
+    """Raise unless the tower gave on what stood for its features for the first decoder layers, and nothing else.
+
+    Raises:
+        ValueError: It did not.
+    """
+    if [id(each) for each in features] != [id(each) for each in held]:
+        raise ValueError(
+            "model must keep the parts of its vision tower that make features for its first decoder layers, and what "
+            f"is on them, while it is pruned, got another; {_REPLACED}"
         )
 
 

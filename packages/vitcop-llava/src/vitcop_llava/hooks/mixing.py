@@ -104,7 +104,7 @@ def decide_mixed(
     kept, made = run_stage_one(method, seen, encoded, units)
     if made is None or kept is None:
         return features
-    whole = seen.hidden.flatten(0, 1).index_copy(0, kept, made.to(seen.hidden.dtype))
+    whole = seen.hidden.flatten(0, 1).index_copy(0, kept, made[0].to(seen.hidden.dtype))
     tokens, found = whole.view_as(seen.hidden), [*features]
     for layout in layouts:
         own = tokens[layout.start : layout.start + layout.units]

@@ -2,13 +2,14 @@
 
 As the hooks of `vision`, but that the tower sees the patches of all units in one row, in an order of its own. What is
 decided is decided for squares: what ranks them and what they are clustered by is the mean over their patches, and only
-kept squares go through the projector.
+kept squares go through the projector. What the tower of Qwen3-VL hands to the first decoder layers waits until it is
+known which these are.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,11 +22,12 @@ from vitcop_llava.families import Parts
 from vitcop_llava.families.base import ScoredLayer
 from vitcop_llava.families.grids import token_places
 from vitcop_llava.hooks.active import active_tower, set_tower
+from vitcop_llava.hooks.checks import check_held
 from vitcop_llava.hooks.entering import entry_keys
-from vitcop_llava.hooks.patching import Removable, eager
+from vitcop_llava.hooks.patching import Removable, Replacement, eager
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.stage_one import run_stage_one
-from vitcop_llava.hooks.state import TowerPass
+from vitcop_llava.hooks.state import Held, TowerPass
 from vitcop_llava.sequence.segment import grid_positions, on_device
 from vitcop_llava.weights.offloading import weights_in_place
 
@@ -39,8 +41,11 @@ class SquareHooks:
     @property
     def modules(self) -> list[nn.Module]:
         """What the hooks go on."""
-        scored = self._parts.scored
-        return [] if scored is None else [scored.attention, _projection(scored), self._parts.projector]
+        parts, scored = self._parts, self._parts.scored
+        if scored is None:
+            return []
+        own = [scored.attention, _projection(scored), parts.projector]
+        return [parts.vision_tower, *own, *parts.deepstack_projectors]
 
     def attach(self) -> Iterator[Removable]:
         """Register the hooks, yielding the handle of each."""
@@ -49,7 +54,18 @@ class SquareHooks:
         yield scored.attention.register_forward_pre_hook(eager(self._before_attention), with_kwargs=True)
         yield _projection(scored).register_forward_hook(eager(self._after_projection))
         yield parts.projector.register_forward_pre_hook(eager(self._before_projector))
-        yield parts.projector.register_forward_hook(eager(self._after_projector), always_call=True)
+        yield parts.projector.register_forward_hook(eager(self._after_projector))
+        for module in parts.deepstack_projectors:
+            yield Replacement(module, "forward", eager(partial(self._hold, module)))
+        yield parts.vision_tower.register_forward_hook(eager(self._after_tower), always_call=True)
+
+    def _hold(self, module: nn.Module, original: Callable[..., Tensor], given: Tensor) -> Tensor:
+        """Stand in for a part of the tower whose result nobody reads before it is known what is kept."""
+        tower = active_tower(self._owner)
+        if tower is None:
+            return original(given)
+        tower.held.append(Held(module, given))
+        return given
 
     def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tower = active_tower(self._owner)
@@ -77,13 +93,18 @@ class SquareHooks:
         seen = square_view(self._parts, self._states(tower), tower.rotary, squares, units, places)
         frames = tuple(image.tiling.frames for image in images)
         seen = replace(seen, frames=frames if all(frames) else None)
-        kept, made = run_stage_one(self._method, seen, tower.encoded)
+        held = [as_squares(self._parts, each.given.to(squares.device)) for each in tower.held]
+        beside = [by_unit(each, units, places) for each in held]
+        kept, made = run_stage_one(self._method, seen, tower.encoded, beside=beside)
         if kept is None:
             return None
         tower.places = kept if places is None else places.flatten()[kept]
         tower.patches = (squares.shape[0],)
-        through = squares.index_select(0, tower.places) if made is None else made
-        return (through.unflatten(1, (-1, args[0].shape[-1])).flatten(0, 1),)
+        through = [each.index_select(0, tower.places) for each in (squares, *held)] if made is None else [*made]
+        entering, *others = (each.unflatten(1, (-1, args[0].shape[-1])).flatten(0, 1) for each in through)
+        for each, other in zip(tower.held, others, strict=True):
+            each.through = other
+        return (entering,)
 
     def _states(self, tower: TowerPass) -> Tensor:
         """Return queries, keys and values of the scored layer, as its attention has made them."""
@@ -95,15 +116,34 @@ class SquareHooks:
             return projected_states(scored, tower.normed)
         return noted[1]
 
-    def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
+    def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        tower = active_tower(self._owner)
+        return output if tower is None else _put_back(tower, output)
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tower = active_tower(self._owner)
         if tower is None:
-            return None
-        set_tower(None)
-        if tower.places is None or output is None:
-            return None
-        room = output.new_zeros((*tower.patches, output.shape[-1]))
-        return room.index_copy(0, tower.places, output)
+            return
+        set_tower(None)  # what was held runs now
+        if output is None or not tower.held:
+            return
+        features: list[Tensor] = output.deepstack_features
+        check_held(features, [each.given for each in tower.held])
+        for number, each in enumerate(tower.held):
+            features[number] = _put_back(tower, each.module(each.given if each.through is None else each.through))
+
+
+def _put_back(tower: TowerPass, output: Tensor) -> Tensor:
+    """Return the tokens of all squares ``[N, d]``: those that were kept at their places, and 0; or all as they are."""
+    if tower.places is None:
+        return output
+    room = output.new_zeros((*tower.patches, output.shape[-1]))
+    return room.index_copy(0, tower.places.to(output.device), output)
+
+
+def by_unit(values: Tensor, units: Sequence[tuple[int, int]], places: Tensor | None) -> Tensor:
+    """Return ``[C, m, d]`` of values ``[N, d]`` in the tower's order; see `order_of`."""
+    return values.unflatten(0, (len(units), -1)) if places is None else values[places]
 
 
 def order_of(parts: Parts, units: tuple[tuple[int, int], ...], device: torch.device) -> Tensor | None:
@@ -166,12 +206,12 @@ def square_view(
     turn: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
     turned = turn(queries, keys, *rotary)
 
-    def by_unit(values: Tensor) -> Tensor:
+    def by_head(values: Tensor) -> Tensor:
         """``[S, H, e]`` of patches in the tower's order to ``[C, H, M, e]``."""
         own = values.unflatten(0, (-1, side.patches))
         own = own.unflatten(0, (len(units), -1)) if places is None else own[places]
-        by_head: Tensor = own.flatten(1, 2).transpose(1, 2)
-        return by_head
+        split: Tensor = own.flatten(1, 2).transpose(1, 2)
+        return split
 
     counts = [rows * columns for rows, columns in units]
     sizes = None
@@ -179,13 +219,13 @@ def square_view(
         sizes = on_device([count * side.patches for count in counts], squares.device)
     return VisionView(
         query_cls=None,
-        queries=lambda: by_unit(turned[0]),
-        keys=by_unit(keys),
-        attended_keys=by_unit(turned[1]),
+        queries=lambda: by_head(turned[0]),
+        keys=by_head(keys),
+        attended_keys=by_head(turned[1]),
         entry_keys=partial(entry_keys, parts),
         scale=scored.scale,
         positions=unit_positions(units, squares.device),
-        hidden=squares.unflatten(0, (len(units), -1)) if places is None else squares[places],
+        hidden=by_unit(squares, units, places),
         sizes=sizes,
         pool=side.side,
     )

@@ -54,8 +54,12 @@ class _Ragged(NamedTuple):
 
 
 def run_stage_one(
-    method: Method, seen: VisionView, encoded: EncodedImages, numbers: Sequence[int] | None = None
-) -> tuple[Tensor | None, Tensor | None]:
+    method: Method,
+    seen: VisionView,
+    encoded: EncodedImages,
+    numbers: Sequence[int] | None = None,
+    beside: Sequence[Tensor] = (),
+) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
     """Choose patches, and write into ``encoded`` what became of the placeholders.
 
     Args:
@@ -64,11 +68,12 @@ def run_stage_one(
         encoded: With its images planned; gets ``labels``, ``keys`` and ``cutoff``, and ``codes`` once all units are
             decided.
         numbers: Which of the call's units they are, where the others are decided by themselves; None for all.
+        beside: ``[C, m, d]`` each, what else there is of the same patches, to be reduced as the features are.
 
     Returns:
         ``[N]`` int64, the kept patches of all units one after the other, numbered over the patches of all units, None
-        where they are all kept as they are; and ``[N, d_v]`` what goes through the projector for them, None where it is
-        the patches themselves.
+        where they are all kept as they are; and ``[N, d_v]`` what goes through the projector for them, followed by what
+        is left of each of ``beside``, None where it is the patches themselves.
     """
     every = _unit_cuts(encoded.images)
     cuts = every if numbers is None else [every[number] for number in numbers]
@@ -83,7 +88,7 @@ def run_stage_one(
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
     made, keeps = None, None if ragged is None else ragged.keeps
     if is_cut:
-        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded, numbers)
+        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded, numbers, beside)
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
@@ -98,7 +103,7 @@ def run_stage_one(
         used = torch.arange(index.shape[1], device=index.device) < keeps[:, None]
         own = places_of(used.flatten()[None], total)[0]
         places, values = places[own], values[own]
-        made = None if made is None else made[own]
+        made = None if made is None else tuple(each[own] for each in made)
     codes = torch.full((units * patches,), DROPPED, dtype=torch.int64, device=places.device).scatter(0, places, values)
     codes = codes.view(units, patches)
     if numbers is None:
@@ -171,20 +176,21 @@ def _chosen(
     ragged: _Ragged | None,
     encoded: EncodedImages,
     numbers: Sequence[int] | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    beside: Sequence[Tensor],
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, Tensor | None]:
     """Return what Stage I chose in each unit.
 
     Returns:
         ``[C, k]`` the patches kept; ``[C, k]`` their labels, counted over the call; ``[C k, d_v]`` features that are to
-        be projected instead of those of patches; ``[C]`` how many are a unit's own, where less than k. The first three
-        are arbitrary past a unit's own number.
+        be projected instead of those of patches, followed by what ``beside`` becomes; ``[C]`` how many are a unit's
+        own, where less than k. The first three are arbitrary past a unit's own number.
     """
     keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
     given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
     selection = method.cut_vision(seen, keep, clusters, *given)
     keeps = given[0] if selection.counts is None else selection.counts
     if selection.clusters is None:
-        return selection.index, None, _made(selection, seen, cuts), keeps
+        return selection.index, None, _made(selection, (seen.hidden, *beside), cuts), keeps
     index, labels = selection.index, selection.clusters.labels
     if encoded.keys is None:
         encoded.cutoff, encoded.keys = selection.cutoff, _first_keys(seen)
@@ -204,18 +210,26 @@ def _chosen(
     return index, labels + firsts[:, None], None, keeps
 
 
-def _made(selection: VisionSelection, seen: VisionView, cuts: list[UnitCut]) -> Tensor | None:
-    """Return ``[C k, d_v]``: the features that a selection brings along; those of the patches for units that are not
-    cut.
+def _made(selection: VisionSelection, values: tuple[Tensor, ...], cuts: list[UnitCut]) -> tuple[Tensor, ...] | None:
+    """Return what a selection makes of the patches' features and of what stands beside them.
+
+    Args:
+        selection: What was chosen.
+        values: The features, and then the others, ``[C, m, d]`` each.
+        cuts: The units.
+
+    Returns:
+        ``[C k, d]`` of each, those of the patches for units that are not cut; None if the selection makes nothing.
     """
     if selection.hidden is None:
         return None
-    made = selection.hidden
+    made, merge = [selection.hidden], selection.merge
+    index = selection.index.clamp(max=values[0].shape[1] - 1)
+    made += [take(each, index) if merge is None else merge(each) for each in values[1:]]
     if not all(cut.is_cut for cut in cuts):
-        own = take(seen.hidden, selection.index.clamp(max=seen.hidden.shape[1] - 1))
-        is_cut = on_device([int(cut.is_cut) for cut in cuts], made.device) > 0
-        made = torch.where(is_cut[:, None, None], made, own)
-    return made.flatten(0, 1)
+        is_cut = (on_device([int(cut.is_cut) for cut in cuts], index.device) > 0)[:, None, None]
+        made = [torch.where(is_cut, mine, take(own, index)) for mine, own in zip(made, values, strict=True)]
+    return tuple(each.flatten(0, 1) for each in made)
 
 
 def _first_keys(seen: VisionView) -> Tensor:

@@ -75,6 +75,7 @@ class TowerPass:
         feature: ``[C, 1 + M, d_v]``, that layer's output.
         places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
         patches: Units, and patches of each; the tokens of all units where the tower sees them in one row.
+        held: What `Parts.deepstack_projectors` were called with, ``[S, d_v]`` each, until it is known what stays of it.
     """
 
     encoded: EncodedImages
@@ -84,6 +85,22 @@ class TowerPass:
     feature: Tensor | None = None
     places: Tensor | None = None
     patches: tuple[int, ...] = (0, 0)
+    held: list[Held] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Held:
+    """What a part of the tower was called with, which runs once it is known what stays of that.
+
+    Attributes:
+        module: That part.
+        given: ``[S, d_v]``, what it was called with, and what stands for its output until then.
+        through: What of ``given`` goes through it; None before that is known.
+    """
+
+    module: nn.Module
+    given: Tensor
+    through: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -309,8 +309,8 @@ class VisionHooks:
             rest = on_device(mixed, kept.device)
             rest = (rest[:, None] * patches + torch.arange(patches, device=kept.device)).flatten()
             tower.places = torch.cat([kept, rest])
-            made = None if made is None else torch.cat([made, through.index_select(0, rest)])
-        return (through.index_select(0, tower.places)[None] if made is None else made[None],)
+            made = None if made is None else (torch.cat([made[0], through.index_select(0, rest)]),)
+        return (through.index_select(0, tower.places)[None] if made is None else made[0][None],)
 
     def _after_projector(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
         tower = active_tower(self._owner)
