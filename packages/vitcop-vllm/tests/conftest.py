@@ -23,11 +23,16 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLVideoProcessor,
     SiglipVisionConfig,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vitcop_llava.tools.demo.build import demo_config, demo_processor, save_demo
 
@@ -197,3 +202,67 @@ def onevision_engine(onevision: Path) -> Any:
     from vllm import LLM
 
     return LLM(model=str(onevision), **ENGINE | {"limit_mm_per_prompt": {"image": 4, "video": 0}})
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2.5-VL whose tower has windows of 2 x 2 squares in its first and last layer.
+
+    Positions turn queries and keys far, so that an answer tells when a token stands elsewhere.
+    """
+    torch.manual_seed(4)
+    base, processor = demo_config(12), demo_processor(12)
+    tokenizer: Any = processor.tokenizer
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    start, end, image, clip = tokenizer.convert_tokens_to_ids(marks)
+    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
+    text: Any = base.text_config
+    make: Any = Qwen2_5_VLConfig
+    config = make(
+        vision_config={
+            "depth": 3,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 4,
+            "patch_size": 14,
+            "out_hidden_size": 128,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 192,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "pad_token_id": text.pad_token_id,
+            "bos_token_id": text.bos_token_id,
+            "eos_token_id": text.eos_token_id,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [4, 6, 6]},
+        },
+        image_token_id=image,
+        video_token_id=clip,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=False,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.7 / math.sqrt(module.in_features))
+        nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+        nn.init.normal_(model.lm_head.weight, std=2.0 / math.sqrt(128))
+    folder = tmp_path_factory.mktemp("qwen")
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 144 * 28 * 28}
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template="{{ messages }}",
+    ).save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest_vllm import EARLY, ENGINE, ONE, REFUSED, TEXT, TWO, ZIP, Job, expected, pictures
+from conftest_vllm import EARLY, ENGINE, HOW, ONE, REFUSED, TEXT, TWO, ZIP, Job, answers, expected, pictures
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -20,22 +20,6 @@ from vitcop_core import find_method
 
 LAYER0: dict[str, Any] = {"method": "earlyvitcop(cutoff_distance=3.0, ranking='layer0')", "retained_tokens": 36}
 DIVERSE: dict[str, Any] = {"method": "divprune", "retained_tokens": 36}
-
-
-def answers(engine: Any, jobs: list[Job], settings: dict[str, Any] | None = None) -> list[list[int]]:
-    """Greedy tokens by vLLM, all requests at once."""
-    from vllm import SamplingParams
-
-    requests: list[dict[str, Any]] = []
-    for prompt, images in jobs:
-        request: dict[str, Any] = {"prompt": prompt}
-        if images:
-            request["multi_modal_data"] = {"image": images}
-        if settings is not None:
-            request["mm_processor_kwargs"] = {"vitcop": settings}
-        requests.append(request)
-    found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
-    return [list(each.outputs[0].token_ids) for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +78,6 @@ def test_embeddings_need_no_plugin(llava: Path, jobs: list[Job]) -> None:
     found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
     wanted = expected(llava, LlavaForConditionalGeneration, jobs[:4], EARLY)
     assert [list(each.outputs[0].token_ids) for each in found] == wanted
-
-
-HOW: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "chunked": {"enable_chunked_prefill": True, "max_num_batched_tokens": 64},
-    "ranks": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
-    "compiled": {"enforce_eager": False},
-}
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -1,8 +1,8 @@
 """What a serving engine needs of a method: how many tokens an image leaves, and which they are.
 
 An engine runs the vision tower, the projector and the language model itself. It asks `plan_image` how many tokens to
-reserve, from the image's size alone, and `entry_tokens` for the tokens themselves. `vitcop_llava.prune` plans and
-chooses by the same functions below.
+reserve, from the image's size alone, and `entry_tokens` for the tokens themselves, or `enter_image` where it must also
+know which they are. `vitcop_llava.prune` plans and chooses by the same functions below.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from vitcop_llava.sequence.segment import grid_positions
 
 __all__ = [
     "EngineParts",
+    "Entry",
     "Tiling",
+    "enter_image",
     "entry_tokens",
     "grid_positions",
     "interpolate_tiles",
@@ -52,6 +54,19 @@ class EngineParts:
     project: Callable[[Tensor], Tensor]
     pack: Callable[[Tensor], Tensor]
     keys: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """The tokens of an image that enter the language model.
+
+    Attributes:
+        tokens: ``[k, d]``, in their order.
+        places: ``[k]`` int64 ascending: which of the unpruned image's placeholders each of them stands at.
+    """
+
+    tokens: Tensor
+    places: Tensor
 
 
 def plan_image(method: Method, num_layers: int, tiling: Tiling) -> int:
@@ -88,9 +103,20 @@ def entry_tokens(method: Method, tiling: Tiling, seen: VisionView, parts: Engine
     Raises:
         ValueError: As `plan_image`.
     """
+    return enter_image(method, tiling, seen, parts).tokens
+
+
+@torch.no_grad()
+def enter_image(method: Method, tiling: Tiling, seen: VisionView, parts: EngineParts) -> Entry:
+    """Return the tokens of an image that enter the language model, and which they are; see `entry_tokens`.
+
+    Raises:
+        ValueError: As `plan_image`.
+    """
     image = _planned(method, parts.num_layers, tiling)
     if image.plan.is_identity:
-        return parts.pack(parts.project(seen.hidden))
+        tokens = parts.pack(parts.project(seen.hidden))
+        return Entry(tokens, torch.arange(len(tokens), device=tokens.device))
     encoded = EncodedImages(0, images=(image,))
     seen = replace(seen, entry_keys=lambda features: parts.keys(parts.project(features)))
     if method.needs_projected:
@@ -99,7 +125,8 @@ def entry_tokens(method: Method, tiling: Tiling, seen: VisionView, parts: Engine
         return _staying(tokens, encoded)
     if tiling.is_interpolated:
         return _staying(_interpolated(method, tiling, seen, parts, encoded), encoded)
-    return parts.project(_entering(method, tiling, seen, encoded))
+    tokens = parts.project(_entering(method, tiling, seen, encoded))
+    return Entry(tokens, _places(encoded))
 
 
 def _entering(method: Method, tiling: Tiling, seen: VisionView, encoded: EncodedImages) -> Tensor:
@@ -146,12 +173,17 @@ def _units(seen: VisionView, which: slice) -> VisionView:
     )
 
 
-def _staying(tokens: Tensor, encoded: EncodedImages) -> Tensor:
+def _staying(tokens: Tensor, encoded: EncodedImages) -> Entry:
     """Return the tokens whose placeholders stay, of ``[placeholders, d]``."""
+    places = _places(encoded).to(tokens.device)
+    return Entry(tokens.index_select(0, places), places)
+
+
+def _places(encoded: EncodedImages) -> Tensor:
+    """Return which placeholders of an image stay."""
     (image,) = encoded.images
     assert encoded.codes is not None  # something was decided
-    stays = (encoded.codes != DROPPED).to(tokens.device)
-    return tokens.index_select(0, places_of(stays[None], image.plan.entry_tokens)[0])
+    return places_of((encoded.codes != DROPPED)[None], image.plan.entry_tokens)[0]
 
 
 def _planned(method: Method, num_layers: int, tiling: Tiling) -> PlannedImage:

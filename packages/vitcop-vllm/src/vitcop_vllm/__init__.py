@@ -1,4 +1,4 @@
-"""Prune the visual tokens of LLaVA models in vLLM: a general plugin, importable without vLLM and without torch."""
+"""Prune the visual tokens of LLaVA and Qwen2.5-VL in vLLM: a general plugin, importable without vLLM and torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _CLASSES = {
     "LlavaForConditionalGeneration": "vitcop_vllm.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "vitcop_vllm.llava_next:PrunedLlavaNext",
     "LlavaOnevisionForConditionalGeneration": "vitcop_vllm.llava_onevision:PrunedLlavaOnevision",
+    "Qwen2_5_VLForConditionalGeneration": "vitcop_vllm.qwen2_5_vl:PrunedQwen25VL",
 }
 """vLLM's classes, by the name that a checkpoint gives, and what takes their place: the same without settings."""
 

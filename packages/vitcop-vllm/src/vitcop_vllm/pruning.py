@@ -40,7 +40,7 @@ _MOST_TILES = 9
 _PLAIN_TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 """How the names of a tower's weights begin where they leave out a part that vLLM's have."""
 
-_DECODERS = ("llama", "mistral", "qwen2")
+_DECODERS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 """Kinds of language models whose first layer can be asked for keys."""
 
 
@@ -72,17 +72,33 @@ def count_tokens(config: Any, settings: str, height: int, width: int) -> int:
     if _TOWERS.get(kind) != strategy:
         fitting = " or ".join(f"a {tower} with {choice!r}" for tower, choice in _TOWERS.items())
         raise ValueError(f"model must have {fitting} to be pruned in vLLM, got a {kind} with {strategy!r}")
-    if method.needs_cls and not method.needs_projected and strategy != "default":
+    return count_of(config, method, tiling_of(config, height, width), has_cls=strategy == "default")
+
+
+def count_of(config: Any, method: Method, tiling: Tiling, *, has_cls: bool) -> int:
+    """Return how many tokens a method leaves of an image that lies like that.
+
+    Args:
+        config: The model's.
+        method: The method.
+        tiling: How the image lies in units.
+        has_cls: Whether the vision tower has a CLS token.
+
+    Raises:
+        ValueError: The vision tower or the language model is not one that the method can read, the method also cuts
+            inside the language model, or the budget does not fit the image.
+    """
+    if method.needs_cls and not method.needs_projected and not has_cls:
         raise ValueError(
             f"model must have a vision tower with a CLS token for {type(method).__name__} with these settings, got a "
-            f"{kind}; use vision_saliency='received' or 'auto'"
+            f"{config.vision_config.model_type}; use vision_saliency='received' or 'auto'"
         )
     text = config.get_text_config()
     if reads_first_layer(method) and text.model_type not in _DECODERS:
         raise ValueError(
             f"ranking must be 'vision' in vLLM but over {', '.join(_DECODERS)}, got 'layer0' for a {text.model_type}"
         )
-    return plan_image(method, text.num_hidden_layers, tiling_of(config, height, width))
+    return plan_image(method, text.num_hidden_layers, tiling)
 
 
 def reads_first_layer(method: Method) -> bool:
@@ -123,14 +139,16 @@ class PrunedProcessor:
     """Mixed into vLLM's processor: checks the settings, and sends them along with the pixels."""
 
     info: Any
+    _by_image = "pixel_values"
+    """What transformers' processor gives one of for each image."""
 
     def _postprocess_hf_mm_data(self, mm_data: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
         # The vision step has no other channel, and requests of one batch may differ.
         processed = super()._postprocess_hf_mm_data(mm_data, hf_processor_mm_kwargs, processed_data)  # type: ignore[misc]
-        settings, pixels = self.info.settings(hf_processor_mm_kwargs), processed.get("pixel_values")
-        if settings is not None and pixels is not None:
+        settings, images = self.info.settings(hf_processor_mm_kwargs), processed.get(self._by_image)
+        if settings is not None and images is not None and processed.get("pixel_values") is not None:
             code = torch.frombuffer(bytearray(settings.encode()), dtype=torch.uint8).long()
-            processed[KEY] = code.expand(len(pixels), -1).clone()
+            processed[KEY] = code.expand(len(images), -1).clone()
         return processed
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
@@ -148,24 +166,59 @@ class PrunedProcessor:
         updates: Sequence[Any] = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
         if settings is None:
             return updates
-        token = self.info.get_hf_config().image_token_index
+        token = self.info.get_hf_config().image_token_id
 
         def replacement(index: int) -> list[int]:
-            images = mm_items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
-            if isinstance(images, ImageEmbeddingItems):
-                return [token] * images.get_feature_size(index)
-            size = images.get_image_size(index)
-            return [token] * count_tokens(self.info.get_hf_config(), settings, size.height, size.width)
+            return [token] * self._count(index, settings, mm_items, out_mm_kwargs)
 
         others = [update for update in updates if update.modality != "image"]
         return [PromptReplacement(modality="image", target=[token], replacement=replacement), *others]
+
+    def _count(self, index: int, settings: str, items: Any, processed: Any) -> int:
+        """Return how many tokens an image of a request has.
+
+        Args:
+            index: Which it is.
+            settings: From `as_text`.
+            items: What the request brings.
+            processed: What the processor made of it.
+        """
+        images = items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
+        if isinstance(images, ImageEmbeddingItems):
+            count: int = images.get_feature_size(index)
+            return count
+        size = images.get_image_size(index)
+        return count_tokens(self.info.get_hf_config(), settings, size.height, size.width)
 
 
 def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class PrunedVision:
+class FirstLayer:
+    """Mixed into vLLM's model: what is asked of its language model, and gathered from all ranks."""
+
+    def _by_head(self, states: Tensor, heads: int, *, are_spread: bool) -> Tensor:
+        """``[..., w]`` of this rank's ``heads`` to ``[..., H, e]`` of all of them."""
+        if are_spread:
+            states = tensor_model_parallel_all_gather(states.contiguous())
+            heads *= get_tensor_model_parallel_world_size()
+        return states.unflatten(-1, (heads, -1))
+
+    def _first_keys(self: Any, tokens: Tensor) -> Tensor:
+        """Return the keys that the first decoder layer makes of tokens: ``[C, k, d]`` to ``[C, G, k, e]``."""
+        first = self.language_model.model.layers[0]
+        attention = first.self_attn
+        states, _ = attention.qkv_proj(first.input_layernorm(tokens.flatten(0, 1)))
+        keys: Tensor = states[:, attention.q_size : attention.q_size + attention.kv_size]
+        if get_tensor_model_parallel_world_size() > 1:
+            # Ranks that share a head bring it as often as each other, which changes no order of norms.
+            keys = tensor_model_parallel_all_gather(keys.contiguous())
+        by_head: Tensor = keys.unflatten(-1, (-1, attention.head_dim)).unflatten(0, tokens.shape[:2]).transpose(1, 2)
+        return by_head
+
+
+class PrunedVision(FirstLayer):
     """Mixed into vLLM's model: Stage I on what the last layer that vLLM builds of the tower shows."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -209,7 +262,9 @@ class PrunedVision:
         whole = self.vision_tower(pixels, feature_select_strategy="full")
         queries, keys, _ = self._shown.chunk(3, dim=-1)
         self._shown = None
-        queries, keys = (self._heads_of(part, whole.shape[-1]) for part in (queries, keys))
+        are_spread = queries.shape[-1] < whole.shape[-1]
+        parts = (self._by_head(part, self._heads, are_spread=are_spread) for part in (queries, keys))
+        queries, keys = (part.transpose(1, 2) for part in parts)
         has_cls = self.config.vision_feature_select_strategy == "default"
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         positions = grid_positions(side, side, whole.device)
@@ -242,24 +297,3 @@ class PrunedVision:
             self.config.get_text_config().num_hidden_layers, self.multi_modal_projector, pack, self._first_keys
         )
         return entry_tokens(method_of(settings), tiling, seen, parts)
-
-    def _heads_of(self, states: Tensor, width: int) -> Tensor:
-        """``[C, n, w]`` of this rank's heads to ``[C, H, n, e]`` of all of them, where those are ``width`` wide."""
-        heads = self._heads
-        if states.shape[-1] < width:  # they are spread over the ranks
-            states = tensor_model_parallel_all_gather(states.contiguous())
-            heads *= get_tensor_model_parallel_world_size()
-        by_head: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
-        return by_head
-
-    def _first_keys(self: Any, tokens: Tensor) -> Tensor:
-        """Return the keys that the first decoder layer makes of tokens: ``[C, k, d]`` to ``[C, G, k, e]``."""
-        first = self.language_model.model.layers[0]
-        attention = first.self_attn
-        states, _ = attention.qkv_proj(first.input_layernorm(tokens.flatten(0, 1)))
-        keys: Tensor = states[:, attention.q_size : attention.q_size + attention.kv_size]
-        if get_tensor_model_parallel_world_size() > 1:
-            # Ranks that share a head bring it as often as each other, which changes no order of norms.
-            keys = tensor_model_parallel_all_gather(keys.contiguous())
-        by_head: Tensor = keys.unflatten(-1, (-1, attention.head_dim)).unflatten(0, tokens.shape[:2]).transpose(1, 2)
-        return by_head

@@ -30,6 +30,13 @@ ENGINE: dict[str, Any] = {
     "gpu_memory_utilization": 0.1,
     "disable_log_stats": False,
 }
+HOW: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "chunked": {"enable_chunked_prefill": True, "max_num_batched_tokens": 64},
+    "ranks": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+    "compiled": {"enforce_eager": False},
+}
+"""Ways to run an engine."""
 EARLY: dict[str, Any] = {"method": "earlyvitcop(cutoff_distance=3.0)", "retained_tokens": 36}
 ZIP: dict[str, Any] = {"method": "visionzip", "retained_tokens": 36}
 REFUSED: list[tuple[Any, str]] = [
@@ -71,3 +78,19 @@ def expected(folder: Path, kind: Any, jobs: list[Job], settings: dict[str, Any] 
             answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
             found.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
     return found
+
+
+def answers(engine: Any, jobs: list[Job], settings: dict[str, Any] | None = None) -> list[list[int]]:
+    """Greedy tokens by vLLM, all requests at once."""
+    from vllm import SamplingParams
+
+    requests: list[dict[str, Any]] = []
+    for prompt, images in jobs:
+        request: dict[str, Any] = {"prompt": prompt}
+        if images:
+            request["multi_modal_data"] = {"image": images}
+        if settings is not None:
+            request["mm_processor_kwargs"] = {"vitcop": settings}
+        requests.append(request)
+    found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    return [list(each.outputs[0].token_ids) for each in found]

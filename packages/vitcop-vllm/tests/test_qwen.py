@@ -1,0 +1,141 @@
+"""Qwen2.5-VL in vLLM gives the tokens that it gives pruned in transformers: what stays keeps its place on the image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest_vllm import ENGINE, HOW, Job, answers, expected, pictures
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vitcop_vllm.qwen2_5_vl import check_engine
+
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
+ONE = f"USER: {PLACE}\nwhat color is the circle ? ASSISTANT:"
+TWO = f"USER: {PLACE}\n {PLACE}\nwhat color is the circle ? ASSISTANT:"
+TEXT = "USER: what color ? ASSISTANT:"
+SHARE: dict[str, Any] = {"retention_ratio": 1 / 4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "early": {"method": "earlyvitcop", **SHARE},
+    "layer0": {"method": "earlyvitcop(ranking='layer0')", **SHARE},
+    "zip": {"method": "visionzip", **SHARE},
+    "diverse": {"method": "divprune", **SHARE},
+}
+WHOLE: dict[str, Any] = {"hf_overrides": {"vitcop": {"method": "earlyvitcop", "retention_ratio": 1}}}
+
+
+@pytest.fixture(scope="module")
+def jobs() -> list[Job]:
+    images = pictures([(336, 336), (224, 84), (84, 280), (308, 196)], seed=5)
+    return [*((ONE, [image]) for image in images), (TWO, images[1:3]), (TEXT, []), (TWO, images[2:])]
+
+
+@pytest.fixture(scope="module")
+def engine(qwen: Path) -> Any:
+    """An engine that prunes nothing where a request does not ask for it."""
+    from vllm import LLM
+
+    return LLM(model=str(qwen), **ENGINE, **WHOLE)
+
+
+def wanted(qwen: Path, jobs: list[Job], settings: dict[str, Any] | None) -> list[list[int]]:
+    return expected(qwen, Qwen2_5_VLForConditionalGeneration, jobs, settings)
+
+
+def test_without_settings_nothing_changes(qwen: Path, engine: Any, jobs: list[Job]) -> None:
+    assert answers(engine, jobs) == wanted(qwen, jobs, None)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_a_request(qwen: Path, engine: Any, jobs: list[Job], name: str) -> None:
+    settings = SETTINGS[name]
+    tokens = wanted(qwen, jobs, settings)
+    assert tokens != wanted(qwen, jobs, None)
+    assert answers(engine, jobs, settings) == tokens
+    assert answers(engine, jobs, settings) == tokens  # from the prefix cache
+    assert [answers(engine, [job], settings)[0] for job in jobs] == tokens
+
+
+def test_methods_and_whole_images_in_one_batch_are_never_mixed(qwen: Path, engine: Any, jobs: list[Job]) -> None:
+    from vllm import SamplingParams
+
+    mixed = (SETTINGS["early"], None, SETTINGS["zip"])
+    requests = [
+        {"prompt": prompt, "multi_modal_data": {"image": images}}
+        | ({} if settings is None else {"mm_processor_kwargs": {"vitcop": settings}})
+        for prompt, images in jobs[:5]
+        for settings in mixed
+    ]
+    found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    each = [wanted(qwen, jobs[:5], settings) for settings in mixed]
+    assert [list(one.outputs[0].token_ids) for one in found] == [
+        row for rows in zip(*each, strict=True) for row in rows
+    ]
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"method": "vitcop", "retention_ratio": 1 / 4}, "method must cut before the language model alone"),
+    ({"method": "visionzip(vision_saliency='cls')", **SHARE}, "model must have a vision tower with a CLS token"),
+    ({"method": "visionzip", "retention_ratio": 2}, "retention_ratio must be"),
+    ({"method": "earlyvitcop", "retained_tokens": 100000}, "retained_tokens must be at most"),
+    ({"method": 5}, "vitcop must name a method as text, got 5"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_settings_that_do_not_fit_are_refused_and_the_engine_lives_on(
+    qwen: Path, engine: Any, jobs: list[Job], settings: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        answers(engine, jobs[:1], settings)
+    assert answers(engine, jobs[:1], SETTINGS["zip"]) == wanted(qwen, jobs[:1], SETTINGS["zip"])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_settings_of_the_engine(qwen: Path, jobs: list[Job], how: str) -> None:
+    from vllm import LLM
+
+    settings = SETTINGS["layer0"]
+    engine = LLM(model=str(qwen), hf_overrides={"vitcop": settings}, **{**ENGINE, **HOW[how]})
+    assert answers(engine, jobs) == wanted(qwen, jobs, settings)
+
+
+def test_an_engine_without_settings_is_vllms_own(qwen: Path, jobs: list[Job]) -> None:
+    from vllm import LLM
+
+    engine = LLM(model=str(qwen), **ENGINE)
+    assert answers(engine, jobs) == wanted(qwen, jobs, None)
+    with pytest.raises(ValueError, match=r"hf_overrides must have vitcop for an engine of Qwen2.5-VL"):
+        answers(engine, jobs[:1], SETTINGS["early"])
+    assert answers(engine, jobs) == wanted(qwen, jobs, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pipeline_parallel_size": 2},
+        {"prefill_context_parallel_size": 2},
+        {"use_ubatching": True},
+        {"method": "eagle"},
+        {"method": "draft_model"},
+        {"prunes_clips": True},
+    ],
+    ids=str,
+)
+def test_engines_that_would_lose_places_are_refused(change: dict[str, Any]) -> None:
+    check_engine(configuration())
+    check_engine(configuration(method="ngram"))
+    with pytest.raises(ValueError, match=r"must be left as it is where vitcop prunes images of Qwen2.5-VL"):
+        check_engine(configuration(**change))
+
+
+def configuration(method: str | None = None, *, prunes_clips: bool = False, **parallel: Any) -> Any:
+    """What `check_engine` reads of vLLM's configuration."""
+    multimodal = SimpleNamespace(is_multimodal_pruning_enabled=lambda: prunes_clips)
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**{"pipeline_parallel_size": 1, "use_ubatching": False} | parallel),
+        speculative_config=None if method is None else SimpleNamespace(method=method),
+        model_config=SimpleNamespace(get_multimodal_config=lambda: multimodal),
+    )
