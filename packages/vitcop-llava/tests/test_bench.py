@@ -254,7 +254,7 @@ def test_what_a_gpu_works_is_told_by_the_part_that_launched_it(
     prompt, launched = _short(model), Counter[str]()
 
     def profiled(call: Callable[[], None], *_: ProfilerActivity) -> list[Any]:
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
             call()
         events = list[Any]()
         for event in seen.events():  # as if each of these operators had launched a kernel of a microsecond

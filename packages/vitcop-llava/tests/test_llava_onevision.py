@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -227,6 +228,8 @@ def test_decoding_with_the_cache_is_recomputing(method: Any, rows: list[Row]) ->
 @pytest.mark.parametrize("name", ["mixed", "clips", "both"])
 def test_beams_and_static_caches_answer_as_dynamic_ones(method: Any, name: str) -> None:
     model, rows = build(), PROMPTS[name]
+    if name == "both" and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers encodes after it has made the beams, and repeats tensors alone for them")
     inputs = given(rows)
     with vitcop_llava.prune(model, method):
         tokens = answer(model, inputs)

@@ -51,24 +51,30 @@ def grids_argument(get_features: Callable[..., Any]) -> str:
 
 
 def split_clips(
-    features: Tensor | Sequence[Tensor], frames: Sequence[int], *, ends_with_newline: bool = False
-) -> list[Tensor]:
-    """One entry for each clip, in the form in which this version of transformers expects it.
+    features: Tensor | Sequence[Tensor], frames: Sequence[int], tokens: Sequence[int], newline: Tensor | None = None
+) -> tuple[list[Tensor], bool]:
+    """Return one entry for each clip, in the form in which this version of transformers expects it.
 
     Entries that are objects of their own can be told apart when `generate` repeats them, rows of one tensor cannot.
 
     Args:
         features: ``[clips, F * m, d]``, or as many ``[F, m, d]`` (before 5.20 or so); of clips that were joined to one,
-            the same of that one.
+            the same of that one. Where a newline follows the last frame, there is one token more (from 5.19 or so).
         frames: F of each clip.
-        ends_with_newline: Whether one token more follows the last frame; then there are ``[clips, F * m + 1, d]``.
+        tokens: F * m of each clip.
+        newline: ``[d]``, the token that follows the last frame; None where none does.
+
+    Returns:
+        The clips, with their newlines; and whether the model's forward appends these by itself.
     """
     if len(features) == len(frames):
-        return [*features]
-    (joined,) = features
-    if joined.ndim == 3:
-        return [*joined.split([*frames])]
-    joined, newline = (joined[:-1], joined[-1:]) if ends_with_newline else (joined, joined[:0])
-    each = joined.shape[0] // sum(frames)
-    parts = joined.split([count * each for count in frames])
-    return [torch.cat([part, newline]) for part in parts] if ends_with_newline else [*parts]
+        rows = [*features]
+    else:
+        (joined,) = features
+        if joined.ndim == 3:
+            return [*joined.split([*frames])], False
+        ending = joined[sum(tokens) :]
+        rows = [torch.cat([row, ending]) for row in joined[: sum(tokens)].split([*tokens])]
+    if newline is None or len(rows[0]) > tokens[0]:
+        return rows, False
+    return [torch.cat([row, newline[None].to(row)]) for row in rows], True

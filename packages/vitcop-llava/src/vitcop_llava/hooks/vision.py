@@ -66,7 +66,11 @@ def _carrier(kind: type) -> type:
 
 def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
     kind: Any = type(output)
-    return _carrier(kind)(**output, **{_FIELD: encoded})
+    found = _carrier(kind)(**output, **{_FIELD: encoded})
+    for name, value in vars(output).items():  # what was put on it without being one of its fields
+        if not hasattr(found, name):
+            setattr(found, name, value)
+    return found
 
 
 class FeatureHooks:
@@ -145,12 +149,19 @@ class FeatureHooks:
             counted = None if call.seen is None else call.seen.count("video")
             check_frames(clips, call.sources["video"].where, counted)
 
+        base: Any = self._parts.base
+        tokens, newline = [clip.tokens for clip in clips], base.image_newline if video.ending else None
+        appends = False
+
         def split(features: Any) -> Sequence[Tensor]:
-            return split_clips(features, frames, ends_with_newline=video.ending)
+            nonlocal appends
+            rows, appends = split_clips(features, frames, tokens, newline)
+            return rows
 
         output = self._encode(original, given, EncodedImages(self._owner, "video", images), split)
         if hasattr(output, "pooler_output") and video.is_stacked:
-            output.pooler_output = stacked(output.pooler_output, at_once=not is_encoding_ahead(self._owner))
+            whole = stacked(output.pooler_output, at_once=appends or not is_encoding_ahead(self._owner))
+            output.pooler_output = whole[:, :-1] if appends and isinstance(whole, Tensor) else whole
         return output
 
     def _encode_grids(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
