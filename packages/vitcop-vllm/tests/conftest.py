@@ -249,7 +249,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_end_token_id=end,
         tie_word_embeddings=False,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):

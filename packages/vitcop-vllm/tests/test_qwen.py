@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest_vllm import ENGINE, HOW, Job, answers, expected, pictures
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from vitcop_vllm.qwen2_5_vl import check_engine
 
@@ -28,8 +30,9 @@ WHOLE: dict[str, Any] = {"hf_overrides": {"vitcop": {"method": "earlyvitcop", "r
 
 @pytest.fixture(scope="module")
 def jobs() -> list[Job]:
-    images = pictures([(336, 336), (224, 84), (84, 280), (308, 196)], seed=5)
-    return [*((ONE, [image]) for image in images), (TWO, images[1:3]), (TEXT, []), (TWO, images[2:])]
+    # The last has more columns than one digit of theirs counts.
+    images = pictures([(336, 336), (224, 84), (84, 280), (308, 196), (28 * 130, 28)], seed=5)
+    return [*((ONE, [image]) for image in images), (TWO, images[1:3]), (TEXT, []), (TWO, images[2:4])]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def engine(qwen: Path) -> Any:
     """An engine that prunes nothing where a request does not ask for it."""
     from vllm import LLM
 
-    return LLM(model=str(qwen), **ENGINE, **WHOLE)
+    return LLM(model=str(qwen), **ENGINE | {"limit_mm_per_prompt": {"image": 4, "video": 1}}, **WHOLE)
 
 
 def wanted(qwen: Path, jobs: list[Job], settings: dict[str, Any] | None) -> list[list[int]]:
@@ -73,6 +76,49 @@ def test_methods_and_whole_images_in_one_batch_are_never_mixed(qwen: Path, engin
     assert [list(one.outputs[0].token_ids) for one in found] == [
         row for rows in zip(*each, strict=True) for row in rows
     ]
+
+
+def test_clips_beside_images_are_as_ever(qwen: Path, engine: Any) -> None:
+    """Both have positions of three axes, and the text that follows counts on from them."""
+    from vllm import SamplingParams
+
+    (image,), frames = pictures([(308, 196)], seed=6), np.stack([np.asarray(each) for each in pictures([(84, 56)] * 4)])
+    clip = PLACE.replace("image", "video")
+    prompt = f"USER: {clip}\n {PLACE}\nwhat color is the circle ? ASSISTANT:"
+    metadata: dict[str, Any] = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    inputs = AutoProcessor.from_pretrained(qwen)(
+        text=prompt,
+        images=[image],
+        videos=[frames],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    shown = (frames, {**metadata, "video_backend": "opencv", "do_sample_frames": False})
+    request = {"prompt": prompt, "multi_modal_data": {"image": [image], "video": [shown]}}
+    (found,) = engine.generate([request], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    assert list(found.outputs[0].token_ids) == tokens.tolist()
+
+
+def test_embeddings_are_taken_whole(qwen: Path) -> None:
+    from vllm import LLM, SamplingParams
+
+    pair = pictures([(308, 196), (224, 84)], seed=7)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32).eval()
+    processor, settings = AutoProcessor.from_pretrained(qwen), SETTINGS["early"]
+    made = processor.image_processor([pair[0]], return_tensors="pt")
+    with torch.no_grad():
+        (features,) = model.model.get_image_features(**made).pooler_output
+    given = {"image_embeds": features, "image_grid_thw": made["image_grid_thw"]}
+    engine = LLM(model=str(qwen), enable_mm_embeds=True, hf_overrides={"vitcop": settings}, **ENGINE)
+    how = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    requests = [{"prompt": ONE, "multi_modal_data": {"image": image}} for image in (given, pair[1])]
+    found = engine.generate(requests, how)
+    whole, pruned = wanted(qwen, [(ONE, pair[:1])], None), wanted(qwen, [(ONE, pair[1:])], settings)
+    assert [list(each.outputs[0].token_ids) for each in found] == whole + pruned
 
 
 REFUSED: list[tuple[Any, str]] = [
@@ -120,20 +166,21 @@ def test_an_engine_without_settings_is_vllms_own(qwen: Path, jobs: list[Job]) ->
         {"use_ubatching": True},
         {"method": "eagle"},
         {"method": "draft_model"},
-        {"prunes_clips": True},
+        {"video_pruning_rate": 0.5},
     ],
     ids=str,
 )
 def test_engines_that_would_lose_places_are_refused(change: dict[str, Any]) -> None:
     check_engine(configuration())
-    check_engine(configuration(method="ngram"))
-    with pytest.raises(ValueError, match=r"must be left as it is where vitcop prunes images of Qwen2.5-VL"):
+    check_engine(configuration(method="ngram", video_pruning_rate=0.0))
+    (value,) = change.values()
+    with pytest.raises(ValueError, match=rf"must be .* where vitcop prunes images of Qwen2\.5-VL, got {value}"):
         check_engine(configuration(**change))
 
 
-def configuration(method: str | None = None, *, prunes_clips: bool = False, **parallel: Any) -> Any:
+def configuration(method: str | None = None, video_pruning_rate: float | None = None, **parallel: Any) -> Any:
     """What `check_engine` reads of vLLM's configuration."""
-    multimodal = SimpleNamespace(is_multimodal_pruning_enabled=lambda: prunes_clips)
+    multimodal = SimpleNamespace(video_pruning_rate=video_pruning_rate)
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**{"pipeline_parallel_size": 1, "use_ubatching": False} | parallel),
         speculative_config=None if method is None else SimpleNamespace(method=method),

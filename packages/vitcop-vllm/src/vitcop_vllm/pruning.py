@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
@@ -195,6 +196,20 @@ def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@contextmanager
+def shown_by(projection: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what a projection of vLLM's makes inside the block.
+
+    The hook is put on as late as this: vLLM may have put an adapter in the projection's place since the model was made.
+    """
+    found: list[Tensor] = []
+    handle = projection.register_forward_hook(lambda _, args, output: found.append(output[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 class FirstLayer:
     """Mixed into vLLM's model: what is asked of its language model, and gathered from all ranks."""
 
@@ -203,7 +218,7 @@ class FirstLayer:
         if are_spread:
             states = tensor_model_parallel_all_gather(states.contiguous())
             heads *= get_tensor_model_parallel_world_size()
-        return states.unflatten(-1, (heads, -1))
+        return states.view(*states.shape[:-1], heads, -1)
 
     def _first_keys(self: Any, tokens: Tensor) -> Tensor:
         """Return the keys that the first decoder layer makes of tokens: ``[C, k, d]`` to ``[C, G, k, e]``."""
@@ -223,22 +238,15 @@ class PrunedVision(FirstLayer):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self._shown: Tensor | None = None
         tower: Any = getattr(self, "vision_tower", None)
         encoder = getattr(getattr(tower, "vision_model", tower), "encoder", None)
-        if encoder is not None:
-            attention = encoder.layers[-1].self_attn
-            attention.qkv_proj.register_forward_hook(self._keep)
-            self._heads, self._scale = attention.num_heads_per_partition, attention.scale
+        self._scored: Any = None if encoder is None else encoder.layers[-1].self_attn
 
     def load_weights(self: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights whose tower is named as published checkpoints name it, or as transformers 5 does."""
         named = ((_PLAIN_TOWER.sub(r"\1vision_model.", name), each) for name, each in weights)
         loaded: set[str] = super().load_weights(named)  # type: ignore[misc]
         return loaded
-
-    def _keep(self, module: Any, args: Any, output: Any) -> None:
-        self._shown = output[0]
 
     def embed_multimodal(self: Any, **kwargs: Any) -> Any:
         """Return the tokens of each image."""
@@ -259,11 +267,12 @@ class PrunedVision(FirstLayer):
 
     def _look(self: Any, pixels: Tensor, counts: list[int]) -> list[VisionView]:
         """Return what the tower shows of each image, in one forward over the units of all."""
-        whole = self.vision_tower(pixels, feature_select_strategy="full")
-        queries, keys, _ = self._shown.chunk(3, dim=-1)
-        self._shown = None
+        with shown_by(self._scored.qkv_proj) as shown:
+            whole = self.vision_tower(pixels, feature_select_strategy="full")
+        queries, keys, _ = shown[0].chunk(3, dim=-1)
         are_spread = queries.shape[-1] < whole.shape[-1]
-        parts = (self._by_head(part, self._heads, are_spread=are_spread) for part in (queries, keys))
+        heads = self._scored.num_heads_per_partition
+        parts = (self._by_head(part, heads, are_spread=are_spread) for part in (queries, keys))
         queries, keys = (part.transpose(1, 2) for part in parts)
         has_cls = self.config.vision_feature_select_strategy == "default"
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
@@ -272,7 +281,7 @@ class PrunedVision(FirstLayer):
             VisionView(
                 query_cls=asked[:, :, 0] if has_cls else None,
                 keys=key,
-                scale=self._scale,
+                scale=self._scored.scale,
                 positions=positions.expand(len(features), -1, -1),
                 hidden=features[:, 1:] if has_cls else features,
                 hidden_cls=features[:, 0] if has_cls else None,

@@ -8,6 +8,7 @@ are added to its tokens' positions before the language model runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vitcop_core import VisionView
 from vitcop_llava.engine import EngineParts, Tiling, enter_image, grid_positions
-from vitcop_vllm.pruning import FirstLayer, PrunedInfo, PrunedProcessor, count_of
+from vitcop_vllm.pruning import FirstLayer, PrunedInfo, PrunedProcessor, count_of, shown_by
 from vitcop_vllm.settings import KEY, method_of
 
 _DIGIT = 128
@@ -52,7 +53,7 @@ class _Processor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):  # type: ignor
         side = config.vision_config.spatial_merge_size
         grid = (rows // side, columns // side)
         if KEY not in image:  # embeddings, which are what they are
-            return grid[0] * grid[1]
+            return int(grid[0] * grid[1])
         if getattr(config, KEY, None) is None:
             raise ValueError(
                 "hf_overrides must have vitcop for an engine of Qwen2.5-VL whose requests bring settings, got none; "
@@ -68,16 +69,20 @@ def check_engine(vllm_config: Any) -> None:
         ValueError: It runs the language model in stages or in halves of a batch, drafts with a model, or prunes clips.
     """
     parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
-    obstacles = {
-        "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
-        "prefill_context_parallel_size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "enable_dbo": getattr(parallel, "use_ubatching", False),
-        "speculative_config": speculative is not None and speculative.method not in _DRAFTS_OF_TOKENS,
-        "video_pruning_rate": vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled(),
-    }
-    found = [name for name, is_one in obstacles.items() if is_one]
-    if found:
-        raise ValueError(f"{found[0]} must be left as it is where vitcop prunes images of Qwen2.5-VL, got another")
+    drafts = None if speculative is None else speculative.method
+    clips = vllm_config.model_config.get_multimodal_config().video_pruning_rate
+    for name, given, fitting in (
+        ("pipeline_parallel_size", parallel.pipeline_parallel_size, (1,)),
+        ("prefill_context_parallel_size", getattr(parallel, "prefill_context_parallel_size", 1), (1,)),
+        ("enable_dbo", parallel.use_ubatching, (False,)),
+        ("method of speculative_config", drafts, (None, *_DRAFTS_OF_TOKENS)),
+        ("video_pruning_rate", clips, (None, 0)),
+    ):
+        if given not in fitting:
+            raise ValueError(
+                f"{name} must be {' or '.join(map(str, fitting))} where vitcop prunes images of Qwen2.5-VL, got "
+                f"{given}; change it, or take vitcop out of hf_overrides"
+            )
 
 
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder)
@@ -88,7 +93,6 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         if getattr(vllm_config.model_config.hf_config, KEY, None) is not None:
             check_engine(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._shown: Tensor | None = None
         self._holds = self._moves = False
         most, device = vllm_config.scheduler_config.max_num_batched_tokens, vllm_config.device_config.device
         self._beside = torch.zeros((2, most), dtype=torch.int64, device=device)
@@ -96,9 +100,8 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         if blocks is None:  # an engine for text alone
             return
         # As `prune` does: the last layer whose patches see the whole image.
-        block, merger = blocks[max(self.visual.fullatt_block_indexes)], self.visual.merger
+        block, merger = blocks[max(self.visual.fullatt_block_indexes or [len(blocks) - 1])], self.visual.merger
         block.do_not_compile = merger.do_not_compile = True
-        block.attn.qkv.register_forward_hook(self._keep)
         self._scored, self._merge = block.attn, merger.forward
         merger.forward = self._merge_or_hold
 
@@ -131,8 +134,12 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
             positions[1:, :count] += self._beside[:, :count]  # in place: pieces of the model may be graphs
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
-    def _keep(self, module: Any, args: Any, output: Any) -> None:
-        self._shown = output[0]
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Return which encodings may be replayed: none of images in an engine that prunes them."""
+        found: Any = super().get_encoder_cudagraph_config()
+        if getattr(self.config, KEY, None) is None:
+            return found
+        return replace(found, modalities=[kind for kind in found.modalities if kind != "image"])
 
     def _merge_or_hold(self, patches: Tensor) -> Tensor:
         if self._holds:
@@ -143,7 +150,7 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the tokens of each image or clip."""
         codes, pixels, grids = kwargs.pop(KEY, None), kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
-        if codes is None or pixels is None:
+        if codes is None or pixels is None or grids is None:
             return super().embed_multimodal(**kwargs)
         side, listed = self.visual.spatial_merge_size, grids.tolist()
         tilings = [Tiling((rows // side, columns // side)) for _, rows, columns in listed]
@@ -157,13 +164,12 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         metadata = tower.prepare_encoder_metadata(grids)
         self._holds = True
         try:
-            squares = tower(pixels, grid_thw=grids, encoder_metadata=metadata)
+            with shown_by(scored.qkv) as shown:
+                squares = tower(pixels, grid_thw=grids, encoder_metadata=metadata)
         finally:
             self._holds = False
-        shown, self._shown = self._shown, None
-        assert shown is not None  # the layer has just run
         heads, are_spread = scored.num_attention_heads_per_partition, scored.tp_size > 1
-        plain = [self._by_head(part, heads, are_spread=are_spread) for part in shown[:, 0].chunk(3, dim=-1)[:2]]
+        plain = [self._by_head(part, heads, are_spread=are_spread) for part in shown[0][:, 0].chunk(3, dim=-1)[:2]]
         turned = scored.apply_rotary_emb(
             torch.stack(plain), metadata["rotary_pos_emb_cos"], metadata["rotary_pos_emb_sin"]
         )
@@ -182,7 +188,7 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
                 keys=keys,
                 attended_keys=attended,
                 scale=scored.hidden_size_per_attention_head**-0.5,
-                positions=grid_positions(*tiling.grid, own.device)[None],
+                positions=grid_positions(tiling.grid[0], tiling.grid[1], own.device)[None],
                 hidden=own[None],
                 pool=tower.spatial_merge_size,
             )
@@ -204,7 +210,7 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         """``[..., d_v]`` of squares to ``[..., d]``."""
         patches = squares.reshape(-1, squares.shape[-1] // self.visual.spatial_merge_size**2)
         tokens: Tensor = self._merge(patches)
-        return tokens.unflatten(0, squares.shape[:-1])
+        return tokens.view(*squares.shape[:-1], -1)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
         """Return the positions of a prompt, ``[3, N]``, and how far they go beyond its tokens.
