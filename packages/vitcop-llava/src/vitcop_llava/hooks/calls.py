@@ -26,6 +26,7 @@ from vitcop_llava.hooks.active import (
     generating,
     open_call,
 )
+from vitcop_llava.hooks.carrying import encoded_of
 from vitcop_llava.hooks.checks import PIXELS, check_absent
 from vitcop_llava.hooks.counting import either
 from vitcop_llava.hooks.opening import check_clips, check_continuing, check_opening
@@ -33,7 +34,7 @@ from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eage
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
 from vitcop_llava.hooks.stepping import is_step, whole_mask
-from vitcop_llava.hooks.vision import arguments_of, encoded_of
+from vitcop_llava.hooks.vision import arguments_of
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
 

@@ -9,8 +9,8 @@ one more field of the encoder's output.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field, make_dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from vitcop_llava.hooks.active import (
     tower_ends_at,
 )
 from vitcop_llava.hooks.capture import TowerCapture
+from vitcop_llava.hooks.carrying import with_encoded
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchanged
 from vitcop_llava.hooks.entering import entry_keys
 from vitcop_llava.hooks.lines import mixed_units
@@ -48,29 +49,6 @@ from vitcop_llava.hooks.state import EncodedImages, TowerPass
 from vitcop_llava.hooks.tower import TowerHooks
 from vitcop_llava.sequence.segment import grid_positions, on_device
 from vitcop_llava.weights.offloading import weights_in_place
-
-_FIELD = "vitcop_encoded"
-
-
-def encoded_of(output: object) -> EncodedImages | None:
-    """Return what Stage I left on an encoder's output, or None where it never saw it."""
-    found = output.get(_FIELD) if isinstance(output, Mapping) else None
-    return found if isinstance(found, EncodedImages) else None
-
-
-@cache
-def _carrier(kind: type) -> type:
-    """Return an output class like ``kind`` with one more field, which is passed on by whoever rebuilds an output."""
-    return make_dataclass(kind.__name__, [(_FIELD, Any, field(default=None))], bases=(kind,))
-
-
-def _with_encoded(output: Any, encoded: EncodedImages) -> Any:
-    kind: Any = type(output)
-    found = _carrier(kind)(**output, **{_FIELD: encoded})
-    for name, value in vars(output).items():  # what was put on it without being one of its fields
-        if not hasattr(found, name):
-            setattr(found, name, value)
-    return found
 
 
 class FeatureHooks:
@@ -221,7 +199,7 @@ class FeatureHooks:
                 self._count(output.pooler_output, encoded)
             elif self._decide is not None:
                 output.pooler_output = self._decide(tower, output.pooler_output)
-            output = _with_encoded(output, encoded)
+            output = with_encoded(output, encoded)
         call = active_call(self._owner)
         if call is not None:
             call.take(encoded)

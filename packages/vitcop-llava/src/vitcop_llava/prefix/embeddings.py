@@ -13,9 +13,9 @@ from vitcop_core import Method
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.image_sizes import check_pixels
 from vitcop_llava.hooks.active import encoding_ahead
+from vitcop_llava.hooks.carrying import encoded_of
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.state import EncodedImages
-from vitcop_llava.hooks.vision import encoded_of
 from vitcop_llava.pruner import active_owner, active_settings, prune
 
 
