@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload  # type: ignore[import-untyped]
 from qwen_small import CLIP, MIXED, SQUARE, WIDE_ONE, Row, build, given
 from torch import Tensor
 
@@ -158,6 +159,45 @@ def test_a_part_that_is_replaced_is_noticed(family: str) -> None:
             model(**inputs)
         parts[1] = own
         assert model(**inputs).logits.isfinite().all()
+
+
+@families
+@pytest.mark.parametrize("method", IN_THE_TOWER.values(), ids=IN_THE_TOWER)
+def test_hooks_of_others_see_and_change_what_they_did(family: str, method: Method) -> None:
+    """What a hook makes of the output is what the decoder adds, and it is shown no stand-in."""
+    model, inputs, seen = deepcopy(build(family)), given([[3, WIDE_ONE, 5]], family), list[tuple[int, ...]]()
+    parts = model.model.visual.deepstack_merger_list
+
+    def double(module: Any, args: Any, output: Tensor) -> Tensor:
+        seen.append(tuple(output.shape))
+        return 2 * output
+
+    with entering(model) as found, vitcop_llava.prune(model, method):
+        model(**inputs)
+        handle = parts[1].register_forward_hook(double)
+        model(**inputs)
+        handle.remove()
+        model(**inputs)
+    before, hooked, after = found
+    assert {shape[1] for shape in seen} == {before[0].shape[1]}
+    assert seen[0][0] == WIDE_ONE.tokens
+    stays = before[0].abs().sum(1) > 0
+    for number, (own, theirs) in enumerate(zip(before, hooked, strict=True)):
+        torch.testing.assert_close(theirs[stays], (2 if number == 2 else 1) * own[stays])
+    for own, theirs in zip(before, after, strict=True):
+        assert torch.equal(own, theirs)
+
+
+@families
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_that_are_elsewhere_are_there_in_time(family: str, whole: bool) -> None:
+    model, inputs = deepcopy(build(family)), given([[3, WIDE_ONE, 5]], family)
+    with vitcop_llava.prune(model, VisionZip(retention_ratio=1 / 3)):
+        expected = model(**inputs).logits
+    tower = type(model.model.visual).__name__
+    cpu_offload(model, execution_device="cpu", preload_module_classes=[tower] if whole else None)
+    with vitcop_llava.prune(model, VisionZip(retention_ratio=1 / 3)):
+        assert torch.equal(model(**inputs).logits, expected)
 
 
 @families

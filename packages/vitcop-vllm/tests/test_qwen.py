@@ -12,7 +12,7 @@ import torch
 from conftest_vllm import ENGINE, HOW, Job, answers, expected, pictures
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from vitcop_vllm.qwen2_5_vl import check_engine
+from vitcop_vllm.qwen2_5_vl import PrunedQwen25VL, check_engine
 
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 ONE = f"USER: {PLACE}\nwhat color is the circle ? ASSISTANT:"
@@ -167,6 +167,7 @@ def test_an_engine_without_settings_is_vllms_own(qwen: Path, jobs: list[Job]) ->
         {"method": "eagle"},
         {"method": "draft_model"},
         {"video_pruning_rate": 0.5},
+        {"enable_tower_connector_lora": True},
     ],
     ids=str,
 )
@@ -174,15 +175,50 @@ def test_engines_that_would_lose_places_are_refused(change: dict[str, Any]) -> N
     check_engine(configuration())
     check_engine(configuration(method="ngram", video_pruning_rate=0.0))
     (value,) = change.values()
-    with pytest.raises(ValueError, match=rf"must be .* where vitcop prunes images of Qwen2\.5-VL, got {value}"):
+    with pytest.raises(ValueError, match=rf"must be .* where vitcop prunes images.*, got {value}"):
         check_engine(configuration(**change))
 
 
-def configuration(method: str | None = None, video_pruning_rate: float | None = None, **parallel: Any) -> Any:
+def test_places_are_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may be run again to warm up, or be padded; the next one may have no image."""
+    ran: list[torch.Tensor] = []
+    base = PrunedQwen25VL.__mro__[2]
+    monkeypatch.setattr(base, "forward", lambda self, ids, positions, *_: ran.append(positions.clone()))
+    monkeypatch.setattr(base, "embed_input_ids", lambda self, ids, given, **_: torch.cat([torch.zeros(0, 2), *given]))
+    model = PrunedQwen25VL.__new__(PrunedQwen25VL)
+    torch.nn.Module.__init__(model)
+    model.config, model._moves = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=2)), False
+    model.register_buffer("_beside", torch.zeros((2, 8), dtype=torch.int64))
+
+    pruned = torch.tensor([[1.0, 1, 0, 3, 1, 2], [1, 1, 1, 4, 0, 5]])  # row 3, column 130; row 132, column 5
+    whole, is_image = torch.full((1, 2), 7.0), torch.tensor([False, True, True, False, True])
+    embeds = model.embed_input_ids(torch.arange(5), [pruned, whole], is_multimodal=is_image)
+    assert torch.equal(embeds, torch.tensor([[1.0, 1], [1, 1], [7, 7]]))
+    positions = torch.zeros((3, 6), dtype=torch.int64)
+    model(None, positions, None, embeds)
+    model(None, positions, None, embeds)
+    assert ran[0].tolist() == [[0] * 6, [0, 3, 132, 0, 0, 0], [0, 130, 5, 0, 0, 0]]
+    assert torch.equal(ran[1], ran[0])
+
+    model.embed_input_ids(torch.arange(2), [pruned], is_multimodal=torch.tensor([True, True]))
+    model.embed_input_ids(torch.arange(2), [], is_multimodal=torch.tensor([False, False]))
+    model(None, positions.zero_(), None, embeds)
+    assert not ran[2].any()
+
+
+def configuration(
+    method: str | None = None,
+    video_pruning_rate: float | None = None,
+    enable_tower_connector_lora: bool | None = None,
+    **parallel: Any,
+) -> Any:
     """What `check_engine` reads of vLLM's configuration."""
     multimodal = SimpleNamespace(video_pruning_rate=video_pruning_rate)
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**{"pipeline_parallel_size": 1, "use_ubatching": False} | parallel),
+        lora_config=enable_tower_connector_lora
+        if enable_tower_connector_lora is None
+        else SimpleNamespace(enable_tower_connector_lora=enable_tower_connector_lora),
         speculative_config=None if method is None else SimpleNamespace(method=method),
         model_config=SimpleNamespace(get_multimodal_config=lambda: multimodal),
     )

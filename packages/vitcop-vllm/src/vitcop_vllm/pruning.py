@@ -196,6 +196,20 @@ def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def check_adapters(vllm_config: Any) -> None:
+    """Raise for an engine whose adapters on the tower and the projector would not know which rows are whose.
+
+    Raises:
+        ValueError: It has such adapters.
+    """
+    lora = vllm_config.lora_config
+    if lora is not None and lora.enable_tower_connector_lora:
+        raise ValueError(
+            "enable_tower_connector_lora must be False where vitcop prunes images, got True: vLLM takes what stays of "
+            "an image for all that the tower sees; change it, or take vitcop out of hf_overrides"
+        )
+
+
 @contextmanager
 def shown_by(projection: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what a projection of vLLM's makes inside the block.
@@ -224,7 +238,9 @@ class FirstLayer:
         """Return the keys that the first decoder layer makes of tokens: ``[C, k, d]`` to ``[C, G, k, e]``."""
         first = self.language_model.model.layers[0]
         attention = first.self_attn
-        states, _ = attention.qkv_proj(first.input_layernorm(tokens.flatten(0, 1)))
+        # Without adapters, which go with the requests of a step: an image is ranked once, for whoever asks about it.
+        projection = getattr(attention.qkv_proj, "base_layer", attention.qkv_proj)
+        states, _ = projection(first.input_layernorm(tokens.flatten(0, 1)))
         keys: Tensor = states[:, attention.q_size : attention.q_size + attention.kv_size]
         if get_tensor_model_parallel_world_size() > 1:
             # Ranks that share a head bring it as often as each other, which changes no order of norms.
@@ -237,7 +253,10 @@ class PrunedVision(FirstLayer):
     """Mixed into vLLM's model: Stage I on what the last layer that vLLM builds of the tower shows."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        if getattr(vllm_config.model_config.hf_config, KEY, None) is not None:
+            check_adapters(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._config = vllm_config
         tower: Any = getattr(self, "vision_tower", None)
         encoder = getattr(getattr(tower, "vision_model", tower), "encoder", None)
         self._scored: Any = None if encoder is None else encoder.layers[-1].self_attn
@@ -253,6 +272,7 @@ class PrunedVision(FirstLayer):
         codes, pixels = kwargs.pop(KEY, None), kwargs.get("pixel_values")
         if codes is None or pixels is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        check_adapters(self._config)
         sizes = kwargs.get("image_sizes")
         sizes = [(0, 0)] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
         tilings = [tiling_of(self.config, *size) for size in sizes]

@@ -27,7 +27,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vitcop_core import VisionView
 from vitcop_llava.engine import EngineParts, Tiling, enter_image, grid_positions
-from vitcop_vllm.pruning import FirstLayer, PrunedInfo, PrunedProcessor, count_of, shown_by
+from vitcop_vllm.pruning import FirstLayer, PrunedInfo, PrunedProcessor, check_adapters, count_of, shown_by
 from vitcop_vllm.settings import KEY, method_of
 
 _DIGIT = 128
@@ -66,9 +66,11 @@ def check_engine(vllm_config: Any) -> None:
     """Raise for an engine in which the places of tokens would not reach all that read positions.
 
     Raises:
-        ValueError: It runs the language model in stages or in halves of a batch, drafts with a model, or prunes clips.
+        ValueError: It runs the language model in stages or in halves of a batch, drafts with a model, prunes clips, or
+            has adapters on the tower.
     """
     parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
+    check_adapters(vllm_config)
     drafts = None if speculative is None else speculative.method
     clips = vllm_config.model_config.get_multimodal_config().video_pruning_rate
     for name, given, fitting in (
@@ -95,7 +97,8 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self._holds = self._moves = False
         most, device = vllm_config.scheduler_config.max_num_batched_tokens, vllm_config.device_config.device
-        self._beside = torch.zeros((2, most), dtype=torch.int64, device=device)
+        # A buffer of the module, which is saved and restored where the engine sleeps.
+        self.register_buffer("_beside", torch.zeros((2, most), dtype=torch.int64, device=device), persistent=False)
         blocks = getattr(self.visual, "blocks", None)
         if blocks is None:  # an engine for text alone
             return
@@ -132,6 +135,9 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         if inputs_embeds is not None and (self._moves or (positions.is_cuda and is_current_stream_capturing())):
             count = min(positions.shape[1], self._beside.shape[1])
             positions[1:, :count] += self._beside[:, :count]  # in place: pieces of the model may be graphs
+            # Once: in runs that only warm up, positions are those of the step before.
+            self._beside.zero_()
+            self._moves = False
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
     def get_encoder_cudagraph_config(self) -> Any:
@@ -151,7 +157,10 @@ class PrunedQwen25VL(FirstLayer, Qwen2_5_VLForConditionalGeneration):  # type: i
         """Return the tokens of each image or clip."""
         codes, pixels, grids = kwargs.pop(KEY, None), kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
         if codes is None or pixels is None or grids is None:
-            return super().embed_multimodal(**kwargs)
+            found = super().embed_multimodal(**kwargs)
+            if grids is None or getattr(self.config, KEY, None) is None:
+                return found
+            return [functional.pad(each, (0, _COLUMNS)) for each in found]  # all images of an engine are as wide
         side, listed = self.visual.spatial_merge_size, grids.tolist()
         tilings = [Tiling((rows // side, columns // side)) for _, rows, columns in listed]
         settings = [bytes(code.tolist()).decode() for code in codes]

@@ -13,7 +13,7 @@ from vitcop_core import Method
 from vitcop_llava.compat import CACHE, checkpoints_rerun_hooks
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clip import one_layer
-from vitcop_llava.hooks.state import EncodedImages
+from vitcop_llava.hooks.state import EncodedImages, Held
 
 Given = dict[str, Any]
 
@@ -122,13 +122,15 @@ def check_ran(ran: int, layers: int) -> None:
         )
 
 
-def check_held(features: Sequence[Tensor], held: Sequence[Tensor]) -> None:
+def check_held(features: Sequence[Tensor], held: Sequence[Held]) -> None:
     """Raise unless the tower gave on what stood for its features for the first decoder layers, and nothing else.
 
     Raises:
         ValueError: It did not.
     """
-    if [id(each) for each in features] != [id(each) for each in held]:
+    if len(features) != len(held) or any(
+        not each.is_made and own is not each.given for own, each in zip(features, held, strict=True)
+    ):
         raise ValueError(
             "model must keep the parts of its vision tower that make features for its first decoder layers, and what "
             f"is on them, while it is pruned, got another; {_REPLACED}"

@@ -60,12 +60,15 @@ class SquareHooks:
         yield parts.vision_tower.register_forward_hook(eager(self._after_tower), always_call=True)
 
     def _hold(self, module: nn.Module, original: Callable[..., Tensor], given: Tensor) -> Tensor:
-        """Stand in for a part of the tower whose result nobody reads before it is known what is kept."""
+        """Stand in for a part of the tower whose result nobody reads before it is known what is kept.
+
+        Hooks of others see what the part takes and gives, and may change it.
+        """
         tower = active_tower(self._owner)
-        if tower is None:
+        if tower is None or tower.is_decided:
             return original(given)
-        tower.held.append(Held(module, given))
-        return given
+        tower.held.append(Held(module, given, is_made=bool(module._forward_pre_hooks or module._forward_hooks)))
+        return original(given) if tower.held[-1].is_made else given
 
     def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tower = active_tower(self._owner)
@@ -96,14 +99,19 @@ class SquareHooks:
         held = [as_squares(self._parts, each.given.to(squares.device)) for each in tower.held]
         beside = [by_unit(each, units, places) for each in held]
         kept, made = run_stage_one(self._method, seen, tower.encoded, beside=beside)
+        tower.is_decided = True
         if kept is None:
+            for each in tower.held:
+                each.made = None if each.is_made else each.module(each.given)
             return None
         tower.places = kept if places is None else places.flatten()[kept]
         tower.patches = (squares.shape[0],)
         through = [each.index_select(0, tower.places) for each in (squares, *held)] if made is None else [*made]
         entering, *others = (each.unflatten(1, (-1, args[0].shape[-1])).flatten(0, 1) for each in through)
+        # Here, inside the tower's forward: whoever brings in the weights of a whole tower takes them away at its end.
         for each, other in zip(tower.held, others, strict=True):
-            each.through = other
+            if made is not None or not each.is_made:
+                each.made = _put_back(tower, each.module(other))
         return (entering,)
 
     def _states(self, tower: TowerPass) -> Tensor:
@@ -124,13 +132,12 @@ class SquareHooks:
         tower = active_tower(self._owner)
         if tower is None:
             return
-        set_tower(None)  # what was held runs now
+        set_tower(None)
         if output is None or not tower.held:
             return
         features: list[Tensor] = output.deepstack_features
-        check_held(features, [each.given for each in tower.held])
-        for number, each in enumerate(tower.held):
-            features[number] = _put_back(tower, each.module(each.given if each.through is None else each.through))
+        check_held(features, tower.held)
+        features[:] = [own if each.made is None else each.made for own, each in zip(features, tower.held, strict=True)]
 
 
 def _put_back(tower: TowerPass, output: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ class TowerPass:
         feature: ``[C, 1 + M, d_v]``, that layer's output.
         places: ``[N]`` int64, the kept patches, numbered over all units; None where all are.
         patches: Units, and patches of each; the tokens of all units where the tower sees them in one row.
-        held: What `Parts.deepstack_projectors` were called with, ``[S, d_v]`` each, until it is known what stays of it.
+        held: The calls of `Parts.deepstack_projectors`, until they are made.
+        is_decided: Whether it is known which patches are kept.
     """
 
     encoded: EncodedImages
@@ -86,21 +87,24 @@ class TowerPass:
     places: Tensor | None = None
     patches: tuple[int, ...] = (0, 0)
     held: list[Held] = field(default_factory=list)
+    is_decided: bool = False
 
 
 @dataclass(eq=False)
 class Held:
-    """What a part of the tower was called with, which runs once it is known what stays of that.
+    """A call of a part of the tower, which is made once it is known what goes through that part.
 
     Attributes:
         module: That part.
-        given: ``[S, d_v]``, what it was called with, and what stands for its output until then.
-        through: What of ``given`` goes through it; None before that is known.
+        given: ``[S, d_v]``, what it was called with.
+        is_made: Whether the call was made at once, with all of that, because others have hooks on the part.
+        made: What takes the place of its output, once that is known; None where that stays.
     """
 
     module: nn.Module
     given: Tensor
-    through: Tensor | None = None
+    is_made: bool
+    made: Tensor | None = None
 
 
 @dataclass(eq=False)
