@@ -45,8 +45,28 @@ def test_vic_matches_algorithm_2(slow_vic: Callable[..., tuple[Array, ...]], cas
     expected = slow_vic(features.astype(np.float64), positions, centers, cutoff, threshold)
     np.testing.assert_array_equal(found.labels[0], expected[0])
     np.testing.assert_array_equal(found.centers[0], expected[1])
-    for mine, theirs in zip(found[2:], expected[2:], strict=True):
-        np.testing.assert_allclose(mine[0], theirs, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(found.density[0], expected[2], rtol=1e-6, atol=1e-12)
+    # Distances come of products of features in float64: their squares are exact to rounding of the features' squares.
+    rounding = 1e-14 * np.square(features.astype(np.float64)).sum(1).max()
+    for mine, theirs, scale in ((found.distance, expected[3], 1), (found.importance, expected[4], len(features))):
+        squares = np.square(mine[0].double().numpy())
+        np.testing.assert_allclose(squares, np.square(theirs), rtol=2e-6, atol=rounding * scale**2 + 1e-24)
+
+
+def test_distances_of_tokens_that_are_almost_the_same(slow_vic: Callable[..., tuple[Array, ...]]) -> None:
+    features = np.array([[3.36586], [3.3658357], [8.226811], [-6.55377]], dtype=np.float32)
+    positions = np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
+    found = ops.vic(
+        torch.from_numpy(features)[None],
+        torch.from_numpy(positions).float()[None],
+        1,
+        cutoff_distance=0.5,
+        spatial_threshold=2.0,
+    )
+    labels, centers, _, distance, _ = slow_vic(features.astype(np.float64), positions, 1, 0.5, 2.0)
+    assert found.labels[0].tolist() == list(labels)
+    assert found.centers[0].tolist() == list(centers)
+    np.testing.assert_allclose(found.distance[0], distance, rtol=1e-5)
 
 
 @st.composite
