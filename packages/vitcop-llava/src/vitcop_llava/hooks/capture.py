@@ -231,16 +231,20 @@ class TowerCapture:
         """The layers that may be replayed."""
         return [*self._parts.tower_layers[: max(self._stop, 0)]]
 
-    def serves(self, given: Mapping[str, Any], top: int | None) -> bool:
-        """Return whether what a call of the encoder reads is the feature that the configuration names, and nothing
-        else.
+    def obstacle(self, given: Mapping[str, Any], top: int | None) -> str | None:
+        """Return what keeps the tower from being replayed in a call of the encoder, or None: it must read the feature
+        that the configuration names, and nothing else.
 
         Args:
             given: The arguments of ``get_image_features`` or ``get_video_features``.
             top: See `TowerHooks.last_wanted`.
         """
+        if self._stop <= 0:
+            return f"the vision tower of a {type(self._parts.base).__name__} is never recorded"
         choice = given.get("vision_feature_layer")
-        return top is not None and self._stop > 0 and (choice is None or choice == self._choice)
+        if top is None or choice not in (None, self._choice):
+            return "somebody sees more of the vision tower than the selected feature"
+        return None
 
     def attach(self) -> list[Removable]:
         """Replace the forward of these layers, giving what undoes it."""

@@ -183,9 +183,8 @@ class FeatureHooks:
             check_unchanged(self._parts)
             set_tower(tower)
         top = None if self._identity else self._tower.last_wanted(given)
-        replays = self._capture is not None and self._capture.serves(given, top)
-        if self._capture is not None and not replays:
-            encoded.unreplayed = "somebody sees more of the vision tower than the selected feature"
+        encoded.unreplayed = None if self._capture is None else self._capture.obstacle(given, top)
+        replays = self._capture is not None and encoded.unreplayed is None
         try:
             with tower_ends_at(self._owner, top), replaying_tower(encoded if replays else None):
                 output = original(**given)
