@@ -28,6 +28,7 @@ from vitcop_llava.hooks.patching import CleanCopies, Removable, forget_compiled,
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.squares import SquareHooks
 from vitcop_llava.hooks.state import Call
+from vitcop_llava.hooks.step_capture import StepCapture
 from vitcop_llava.hooks.tower import TowerHooks
 from vitcop_llava.hooks.vision import FeatureHooks, VisionHooks
 from vitcop_llava.kernels import load_kernels
@@ -66,6 +67,7 @@ class Pruner:
         self._last: Call | None = None
         self._handles: list[Removable] = []
         self._captures = capture
+        self._tokens: StepCapture | None = None
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
         reads_images = type(method).cut_vision is not Method.cut_vision
         reads_tower = reads_images and not method.needs_projected
@@ -83,13 +85,16 @@ class Pruner:
     def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
         parts, method, owner = self._parts, self._method, self._owner
         segments = lower = None
+        graphs = Graphs()
         if self._captures and not identity:
-            graphs = Graphs()
             segments, lower = DecoderCapture(parts, owner, graphs), TowerCapture(parts, owner, graphs)
         language = LanguageHooks(parts, method, planner, owner, segments, identity=identity)
         vision = (VisionHooks if parts.squares is None else SquareHooks)(parts, method, planner, owner)
         calls = CallHooks(model, parts, owner, self._finish, language.switch, identity=identity)
         self._handles.extend(calls.attach())
+        if segments is not None and model is not parts.base:
+            self._tokens = StepCapture(model, parts, segments, graphs, language.switch)
+            self._handles.extend(self._tokens.attach([*self._handles]))
         tower = TowerHooks(parts, owner)
         features = FeatureHooks(
             parts,
@@ -146,6 +151,17 @@ class Pruner:
             return "nothing was pruned"
         towers = (each.encoded.unreplayed for each in self._last.sources.values() if each.encoded is not None)
         return self._last.outcome.unreplayed or next((obstacle for obstacle in towers if obstacle), None)
+
+    @property
+    def uncaptured_token(self) -> str | None:
+        """Why the most recent token in a static cache ran as it is, and was not replayed; None where it was. On a
+        device without graphs, where nothing is replayed, None as well.
+
+        See ``capture`` of `prune`.
+        """
+        if not self._captures:
+            return "prune was not asked to capture; give it capture=True"
+        return "nothing is pruned, or the model has no head" if self._tokens is None else self._tokens.obstacle
 
     def survivors(self, row: int = 0) -> Survivors:
         """Return which patches of the most recent prefill's ``row`` survived each cut (read back from the device).

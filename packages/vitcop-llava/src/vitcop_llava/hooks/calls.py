@@ -11,7 +11,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
-from vitcop_llava.compat import CACHE, ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK, named_cache
+from vitcop_llava.compat import CACHE, ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import stacked
 from vitcop_llava.families.grids import readable_grids
@@ -33,7 +33,7 @@ from vitcop_llava.hooks.opening import check_clips, check_continuing, check_open
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
-from vitcop_llava.hooks.stepping import is_step, whole_mask
+from vitcop_llava.hooks.stepping import by_name, is_step, whole_mask
 from vitcop_llava.hooks.vision import arguments_of
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
@@ -88,7 +88,7 @@ class CallHooks:
         in_python = eager(hook)
 
         def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
-            if torch.compiler.is_compiling() and is_step(_named(names, args, kwargs), self._switch):
+            if torch.compiler.is_compiling() and is_step(by_name(names, args, kwargs), self._switch):
                 return
             in_python(kwargs)
 
@@ -146,7 +146,7 @@ class CallHooks:
         expect_call(None)
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        named = _named(self._base_names, args, kwargs)
+        named = by_name(self._base_names, args, kwargs)
         if is_step(named, self._switch):
             return self._step(original, named)
         if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get(CACHE)):
@@ -173,7 +173,7 @@ class CallHooks:
                 "model must not be exported or traced into one graph while it is pruned: what is cut differs from "
                 "call to call; leave the `with` block first, or compile with fullgraph=False"
             )
-        given = _named(self._base_names, args, kwargs)
+        given = by_name(self._base_names, args, kwargs)
         call = open_call(self._owner)
         try:
             self._open(call, given)
@@ -226,8 +226,3 @@ class CallHooks:
             if outputs.get(kind) is not None or (pixels is not None and len(pixels) > 0):
                 found[kind] = Source(layout.placeholders(given, self._parts, token_id))
         return found
-
-
-def _named(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
-    """Return all arguments of a forward by name."""
-    return named_cache({**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)

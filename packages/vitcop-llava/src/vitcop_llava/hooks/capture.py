@@ -29,8 +29,11 @@ from vitcop_llava.hooks.runs import Group, Prefill, Replay
 _PLAIN = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.modeling_")
 """Where modules come from whose work their parameters and their code say all about."""
 
+_OURS = "vitcop_llava.hooks."
 _KNOWN = {"attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings"}
-_OUTPUTS = ("output_hidden_states", "output_attentions")
+OUTPUTS = ("output_hidden_states", "output_attentions")
+"""Arguments that ask for what a recording does not give."""
+
 _AFTERWARDS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -68,7 +71,8 @@ def state_of(
         attributes = vars(module)
         rest += attributes["_modules"].values()
         ours = own.get(module)
-        if obstacle := _obstacle_of(module, attributes, ours, hooks if ours is not None else 0):
+        found.append(type(module))
+        if obstacle := obstacle_of(module, attributes, ours, hooks if ours is not None else 0):
             return None, obstacle
         for held in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
             if held is not None:
@@ -76,8 +80,17 @@ def state_of(
     return tuple(found), None
 
 
-def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replacement | None, hooks: int) -> str | None:
-    """Return what keeps the work of a module from being replayed, or None."""
+def obstacle_of(
+    module: nn.Module, attributes: Mapping[str, Any], ours: Replacement | None, hooks: int | None
+) -> str | None:
+    """Return what keeps the work of a module from being replayed, or None.
+
+    Args:
+        module: It.
+        attributes: Its own.
+        ours: The replacement of its forward, of our own; None where there is none.
+        hooks: How many forward pre-hooks it has, of our own; None where all that are our own are right.
+    """
     name = type(module).__name__
     is_own = "forward" not in attributes if ours is None else ours.is_outermost
     if not is_own or "_hf_hook" in attributes or attributes.get("_compiled_call_impl") is not None:
@@ -86,8 +99,15 @@ def _obstacle_of(module: nn.Module, attributes: Mapping[str, Any], ours: Replace
         return f"a layer has a {type(module).__module__}.{name} in it"
     if module.training:
         return "the model is in training mode"
-    others = [hook for which in _AFTERWARDS for hook in attributes[which].values()]
-    if len(attributes["_forward_pre_hooks"]) > hooks or not all(comes_from(hook, RECORDING) for hook in others):
+    before, after = (
+        attributes["_forward_pre_hooks"],
+        [hook for which in _AFTERWARDS for hook in attributes[which].values()],
+    )
+    if hooks is None:
+        is_bare = all(comes_from(hook, (RECORDING, _OURS)) for hook in (*before.values(), *after))
+    else:
+        is_bare = len(before) <= hooks and all(comes_from(hook, RECORDING) for hook in after)
+    if not is_bare:
         return f"a {name} has hooks"
     return None
 
@@ -97,10 +117,10 @@ def _is_plain(place: str) -> bool:
     return place.startswith(_PLAIN)
 
 
-def _is_data(value: object) -> bool:
+def is_data(value: object) -> bool:
     """Return whether a value says all about itself in its representation."""
     if isinstance(value, Mapping):
-        return all(map(_is_data, value.values()))
+        return all(map(is_data, value.values()))
     return value is None or isinstance(value, bool | int | str)
 
 
@@ -144,10 +164,19 @@ class DecoderCapture:
         """
         if is_compiled:
             return Replay(is_off=True, obstacle="the layers are compiled")
-        if any(given.get(name) or getattr(self._parts.config, name, False) for name in _OUTPUTS):
+        if any(given.get(name) or getattr(self._parts.config, name, False) for name in OUTPUTS):
             return Replay(is_off=True, obstacle="hidden states or attention maps are asked for")
         cuts = (cut for plan in plans if plan is not None for cut in plan.decoder)
         return Replay(frozenset(cut.layer - 1 for cut in cuts if method.needs_attention(cut)))
+
+    def state(self, more: Sequence[nn.Module]) -> tuple[Hashable, str | None]:
+        """Return what the work of all layers, and of ``more`` modules, depends on; see `state_of`."""
+        return state_of(self._parts.config, [*more, *self._parts.decoder_layers], self._own, hooks=1)
+
+    def weights(self, more: Sequence[nn.Module]) -> list[Tensor]:
+        """Return the parameters and buffers of all layers, and of ``more`` modules."""
+        modules = [*more, *self._parts.decoder_layers]
+        return [held for each in modules for held in (*each.parameters(), *each.buffers())]
 
     def _replace(self, index: int) -> Removable:
         layer = self._parts.decoder_layers[index]
@@ -271,7 +300,7 @@ class TowerCapture:
         given = {name: value for name, value in kwargs.items() if value is not None and name != "hidden_states"}
         if obstacle := obstacle_here(hidden.device):
             return obstacle
-        if any(value is not None for value in args[1:]) or not _is_data(given):
+        if any(value is not None for value in args[1:]) or not is_data(given):
             return f"the tower's layers are called with {', '.join(sorted(given)) or 'a mask'}"
         state, obstacle = state_of(self._parts.vision_tower.config, self.modules, self._own, hooks=0)
         if obstacle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -26,34 +27,40 @@ class Graph:
     """One recording.
 
     Args:
-        work: What is recorded: takes tensors, and gives tensors that depend on nothing else.
+        work: What is recorded: takes tensors, and gives tensors. On a CPU it is run instead.
         inputs: Of the shapes that it is recorded for.
         pool: Memory to share with graphs that never run at the same time; None for its own, or on a CPU.
+        is_warm: Whether ``work`` has run before. If not, it is run once ahead.
     """
 
-    def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any = None) -> None:
+    def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any = None, *, is_warm: bool = False) -> None:
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(mode=False):
             self._inputs = [torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in inputs]
-        self._work = work
+        self._work: Work | None = work
         self._graph: torch.cuda.CUDAGraph | None = None
         self._fill(inputs)
         if inputs[0].device.type == "cuda":
-            self._record(inputs[0].device, pool)
+            self._record(work, inputs[0].device, pool, is_warm=is_warm)
+            self._work = None  # which may hold on to a cache
 
-    def _record(self, device: torch.device, pool: Any) -> None:
-        aside = torch.cuda.Stream(device)
+    def _record(self, work: Work, device: torch.device, pool: Any, *, is_warm: bool) -> None:
         with torch.cuda.device(device):
             own = torch.cuda.current_stream()
-            aside.wait_stream(own)
-            with torch.cuda.stream(aside):
-                self._work(*self._inputs)  # libraries choose kernels and take memory when they are first called
-            own.wait_stream(aside)
+            if not is_warm:  # libraries choose kernels and take memory when they are first called
+                aside = torch.cuda.Stream(device)
+                aside.wait_stream(own)
+                with torch.cuda.stream(aside):
+                    work(*self._inputs)
+                own.wait_stream(aside)
             graph = self._graph = torch.cuda.CUDAGraph()
             try:
                 # Other threads may go on with their own work.
                 with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    self._outputs = self._work(*self._inputs)
+                    self._outputs = work(*self._inputs)
+            except BaseException:
+                _end_failed(device, pool)
+                raise
             finally:
                 torch.cuda.set_stream(own)  # torch leaves its own on where the recording fails
 
@@ -63,10 +70,21 @@ class Graph:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on ``inputs``, of the shapes that it was recorded for, and return what comes out, to keep."""
         self._fill(inputs)
-        if self._graph is None:
+        if self._work is not None:
             return [*self._work(*self._inputs)]
+        assert self._graph is not None  # it has one or the other
         self._graph.replay()
         return [each.clone() for each in self._outputs]
+
+
+def _end_failed(device: torch.device, pool: Any) -> None:
+    """Tell torch's allocator that a recording that failed is over. torch does so only for one that did not: until then
+    it gives all memory as if for a recording, and lets no other recording share the pool.
+    """
+    number = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(RuntimeError):  # it was over already
+        torch._C._cuda_endAllocateToPool(number, pool)
+        torch._C._cuda_releasePool(number, pool)
 
 
 class Graphs:
@@ -92,41 +110,62 @@ class Graphs:
         Returns:
             What ``work`` gives, or why it has to be run as it is.
         """
-        where = inputs[0].device
-        stream = torch.cuda.current_stream(where).cuda_stream if where.type == "cuda" else 0
-        place = (where, stream)
-        shapes = tuple((each.shape, each.dtype, each.device) for each in inputs)
-        key = (key, place, shapes)
+        key = (key, place_of(inputs[0].device), shapes_of(inputs))
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
                 obstacle = self._seen.get(key)
                 if obstacle is None:
-                    obstacle = "its shapes were new"
                     self._note(key, "")
-                if obstacle:
-                    return obstacle
-                graph = self._record(key, place, work, inputs)
-                if isinstance(graph, str):
-                    return graph
+                    return NEW
+                made = obstacle or self._record(key, work, inputs)
+                if isinstance(made, str):
+                    return made
+                graph = self._graphs[key] = made
+                if len(self._graphs) > _GRAPHS:
+                    self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             return graph(inputs)
 
-    def _record(self, key: Hashable, place: tuple[torch.device, int], work: Work, inputs: Sequence[Tensor]) -> Any:
-        """Return a new graph, kept under its key; or why there is none."""
+    def record(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> Graph | str:
+        """Return a recording of ``work``, which has run before, for the caller to keep; or why there is none. What once
+        failed under the same key is not tried again.
+        """
+        key = (key, place_of(inputs[0].device), shapes_of(inputs))
+        with self._lock:
+            return self._seen.get(key) or self._record(key, work, inputs, is_warm=True)
+
+    def replay(self, graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run what `record` gave: recordings share memory, so only one at a time."""
+        with self._lock:
+            return graph(inputs)
+
+    def _record(self, key: Hashable, work: Work, inputs: Sequence[Tensor], *, is_warm: bool = False) -> Graph | str:
+        """Return a new graph, or why there is none."""
+        place = place_of(inputs[0].device)
         if place[0].type == "cuda" and place not in self._pools:
             self._pools[place] = torch.cuda.graph_pool_handle()
         try:
-            graph = Graph(work, inputs, self._pools.get(place))
+            return Graph(work, inputs, self._pools.get(place), is_warm=is_warm)
         except RuntimeError as error:  # of CUDA: something in there waits for the device, or has no memory left
+            self._pools.pop(place, None)
             self._note(key, obstacle := f"it cannot be recorded: {str(error).partition(chr(10))[0]}")
             return obstacle
-        self._graphs[key] = graph
-        if len(self._graphs) > _GRAPHS:
-            self._graphs.popitem(last=False)
-        return graph
 
     def _note(self, key: Hashable, obstacle: str) -> None:
         self._seen[key] = obstacle
         if len(self._seen) > _SHAPES:
             self._seen.popitem(last=False)
+
+
+NEW = "its shapes were new"
+
+
+def place_of(device: torch.device) -> tuple[torch.device, int]:
+    """Return a device and the number of the stream that this thread works on there: a graph belongs to both."""
+    return device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def shapes_of(tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
+    """Return what a recording needs to know of its inputs."""
+    return tuple((each.shape, each.dtype, each.device) for each in tensors)

@@ -53,6 +53,10 @@ class Replacement:
         """Whether the method was as its class has it before, and nobody has replaced it since."""
         return self._before is None and self._attributes.get(self._name) is self._method
 
+    def replaces(self, module: nn.Module, name: str) -> bool:
+        """Return whether it is the method of that name of that module that was replaced."""
+        return self._attributes is vars(module) and self._name == name
+
     def remove(self) -> None:
         """Put back what was there; someone else's later replacement stays."""
         self._is_on = False

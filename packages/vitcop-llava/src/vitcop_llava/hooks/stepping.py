@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import StaticCache
 
-from vitcop_llava.compat import CACHE
+from vitcop_llava.compat import CACHE, named_cache
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, step_of_group
 from vitcop_llava.hooks.checks import PIXELS
@@ -24,6 +25,11 @@ STEPS = "vitcop_steps"
 _ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 
 
+def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
+    """Return all arguments of a forward by name."""
+    return named_cache({**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)
+
+
 def is_step(given: Kwargs, switch: HookSwitch) -> bool:
     """Return whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
 
@@ -32,8 +38,8 @@ def is_step(given: Kwargs, switch: HookSwitch) -> bool:
     cache = given.get(CACHE)
     if not isinstance(cache, StaticCache) or any(given.get(name) is not None for name in _ENCODED):
         return False
-    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-    if tokens.shape[1] != 1:
+    tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
+    if tokens is None or tokens.shape[1] != 1:
         return False
     layer, mask = cache.layers[0], given.get("attention_mask")
     return not is_static_pruned(layer) or ((mask is None or mask.ndim == 2) and switch.stays_for(layer.state))

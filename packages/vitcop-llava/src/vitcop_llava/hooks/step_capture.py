@@ -1,0 +1,291 @@
+"""Tokens that are replayed: calls of one token after a static cache that was pruned.
+
+Where a token goes in the cache, and what it attends to, follows from counters on the device. So a token is always the
+same work on the same memory, and needs the host no more than once: the first one runs as it is, the next is recorded
+for that cache, and all later ones are replayed. What a recording depends on is compared before its launch where the
+device would read memory that is gone, and after it, while the device works, where another result would come out. Then
+the token is taken back, and runs as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import CompileConfig
+from transformers.cache_utils import StaticCache
+from transformers.utils import ModelOutput
+
+from vitcop_llava.compat import CACHE
+from vitcop_llava.families import Parts
+from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture, is_data, obstacle_here, obstacle_of
+from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
+from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
+from vitcop_llava.hooks.stepping import by_name, is_step
+from vitcop_llava.sequence.static import StaticState, is_static_pruned
+
+Kwargs = dict[str, Any]
+Run = Callable[..., Any]
+
+COMPILED_CALL = "get_compiled_call"
+"""The method by which `generate` gets the compiled form of a model, where it decodes with one."""
+
+GRAPHS_ON = frozenset({"cuda"})
+"""Kinds of devices that have something to record. Elsewhere a token runs as it is, after the same questions."""
+
+_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes of `torch.compile` that replay graphs of their own, and what else they do without these."""
+
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(eq=False)
+class Recording:
+    """One token, recorded for one cache.
+
+    Attributes:
+        graph: It.
+        weights: What it reads of the model.
+        memory: Where these lie, and the cache's buffers.
+        state: What else it depends on.
+        output: What the model gives, but for tensors and the cache.
+        kind: The class of that.
+        names: Its tensors, in the order in which the graph gives them.
+        counted: Slots that the host counts for a token.
+    """
+
+    graph: Graph
+    weights: list[Tensor]
+    memory: list[int]
+    state: Hashable
+    output: Kwargs
+    kind: type
+    names: tuple[str, ...]
+    counted: int
+
+
+@dataclass(eq=False)
+class Steps:
+    """What is known of the tokens of one cache. A call of another form begins anew.
+
+    Attributes:
+        key: The form of the last call.
+        ran: Tokens in a row that ran as they are.
+        recording: One of that form, once there is one.
+    """
+
+    key: tuple[Hashable, ...] = ()
+    ran: int = 0
+    recording: Recording | None = None
+
+
+class CannotReplayError(Exception):
+    """A token cannot be replayed; the message says why."""
+
+
+class StepCapture:
+    """Replays tokens of one model. What it holds of a cache goes with that cache.
+
+    Args:
+        model: The model, with its head.
+        parts: Its parts.
+        decoder: What replays the layers in a prefill, and knows what is on them.
+        graphs: Where recordings share their memory.
+        switch: The hooks on the layers.
+
+    Attributes:
+        obstacle: Why the last token was not replayed; None where it was, or would have been on a GPU.
+    """
+
+    def __init__(self, model: Any, parts: Parts, decoder: DecoderCapture, graphs: Graphs, switch: HookSwitch) -> None:
+        self._model, self._parts, self._decoder = model, parts, decoder
+        self._graphs, self._switch = graphs, switch
+        self._names = tuple(inspect.signature(model.forward).parameters)
+        # What the pruner puts something on, beside the layers.
+        self._hooked = (model, parts.base, parts.language_model)
+        self._own: dict[nn.Module, Replacement] = {}
+        self._steps: WeakKeyDictionary[StaticState, Steps] = WeakKeyDictionary()
+        self.obstacle: str | None = "no token has followed in a static cache"
+
+    def attach(self, handles: Iterable[Removable]) -> Iterator[Removable]:
+        """Replace the model's forward, and how `generate` gets it compiled, yielding what undoes it.
+
+        Args:
+            handles: What is on the model already.
+        """
+        forward = Replacement(self._model, "forward", self._run)
+        for each in (*handles, forward):
+            if isinstance(each, Replacement):
+                self._own |= {module: each for module in self._hooked if each.replaces(module, "forward")}
+        yield forward
+        if hasattr(self._model, COMPILED_CALL):
+            yield Replacement(self._model, COMPILED_CALL, self._compiled)
+        yield self
+
+    def remove(self) -> None:
+        """Let go of all recordings."""
+        self._steps.clear()
+
+    def _run(self, original: Run, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        given = by_name(self._names, args, kwargs)
+        return self._replay_or_run((AS_IT_IS,), original, given) if self._is_step(given) else original(**given)
+
+    def _compiled(self, original: Callable[[Any], Run], config: Any = None) -> Run:
+        """Return what `generate` decodes with: compiled code, of which a token is recorded as of any other.
+
+        Code that would replay graphs of its own is compiled without them where ours hold it. What compiled code asks
+        before each token, whether it is still good for it, is then asked no more.
+        """
+        chosen = config or getattr(self._model.generation_config, "compile_config", None) or CompileConfig()
+        own = without_graphs(chosen) if self._model.device.type in GRAPHS_ON else chosen
+        how = ("compiled", repr(own.to_dict()))
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = by_name(self._names, args, kwargs)
+            if not self._is_step(given):
+                return original(config)(**given)
+            if self._steps_of(given).recording is None and (obstacle := self._now(given)[1]) is not None:
+                self.obstacle = obstacle
+                return original(config)(**given)
+            return self._replay_or_run(how, lambda **given: original(own)(**given), given)
+
+        return run
+
+    def _is_step(self, given: Kwargs) -> bool:
+        return is_step(given, self._switch) and is_static_pruned(given[CACHE].layers[0])
+
+    def _steps_of(self, given: Kwargs) -> Steps:
+        return self._steps.setdefault(given[CACHE].layers[0].state, Steps())
+
+    def _replay_or_run(self, how: tuple[Hashable, ...], run: Run, given: Kwargs) -> Any:
+        steps = self._steps_of(given)
+        try:
+            output = self._replayed(how, run, given, steps)
+        except CannotReplayError as reason:
+            self.obstacle, steps.recording = str(reason), None
+        else:
+            self.obstacle = None
+            if output is not None:
+                return output
+        steps.ran += 1
+        return run(**given)
+
+    def _replayed(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, steps: Steps) -> Any:
+        """Return the output of a token that was replayed; None where there is nothing to record.
+
+        Raises:
+            CannotReplayError: It has to run as it is, this time at least.
+        """
+        cache, device = given[CACHE], self._model.device
+        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in given.items() if name not in tensors and name != CACHE}
+        if not is_data(rest):
+            raise CannotReplayError(f"the model is called with {', '.join(sorted(given))}")
+        if any(each.device != device for each in tensors.values()):
+            raise CannotReplayError("what it is called with is on several devices")
+        if cache.layers[0].physical_length >= cache.layers[0].room:
+            raise CannotReplayError("the cache is full")  # as it then says itself
+        inputs = [*tensors.values()]
+        key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device))
+        if key != steps.key:
+            steps.key, steps.ran, steps.recording = key, 0, None
+        recording = steps.recording
+        if recording is None or recording.memory != _memory(recording.weights, cache):
+            state, obstacle = self._now(given)
+            if obstacle is not None:
+                raise CannotReplayError(obstacle)
+            # Libraries choose kernels, and code is compiled, in the first token; some code again in the second.
+            if steps.ran < (1 if how[0] == AS_IT_IS else 2):
+                raise CannotReplayError(NEW)
+            if device.type not in GRAPHS_ON:
+                return None
+            recording = steps.recording = self._recorded(run, tensors, rest, cache, (key, state))
+        found = self._graphs.replay(recording.graph, inputs)
+        state, obstacle = self._now(given)  # the device is at work by now
+        if obstacle is not None or state != recording.state:
+            for layer in cache.layers:
+                layer.cumulative_length.sub_(1)  # what was written is written over
+            raise CannotReplayError(obstacle or "the model has changed")
+        for layer in cache.layers:
+            layer.physical_length += recording.counted
+        values = zip(recording.names, found, strict=True)
+        return recording.kind(**dict(values), **recording.output, **{CACHE: cache})
+
+    def _recorded(
+        self, run: Run, tensors: dict[str, Tensor], rest: Kwargs, cache: StaticCache, key: tuple[Hashable, Hashable]
+    ) -> Recording:
+        """Record a token.
+
+        Raises:
+            CannotReplayError: It cannot be recorded.
+        """
+        before, outputs = [layer.physical_length for layer in cache.layers], list[Any]()
+
+        def work(*inputs: Tensor) -> tuple[Tensor, ...]:
+            output = run(**dict(zip(tensors, inputs, strict=True)), **rest, **{CACHE: cache})
+            if not isinstance(output, ModelOutput) or output.get(CACHE) is not cache:
+                raise RuntimeError(f"the model gives a {type(output).__name__} without the cache")
+            given = {name: value for name, value in output.items() if name != CACHE}
+            found = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+            others = {name: value for name, value in given.items() if name not in found}
+            if not is_data(others):
+                raise RuntimeError(f"the model gives {', '.join(given)}")
+            outputs[:] = [type(output), tuple(found), others]
+            return tuple(found.values())
+
+        try:
+            made = self._graphs.record(key, work, [*tensors.values()])
+        finally:  # recording does nothing on the device
+            counted = cache.layers[0].physical_length - before[0]
+            for layer, length in zip(cache.layers, before, strict=True):
+                layer.physical_length = length
+        if isinstance(made, str):
+            raise CannotReplayError(made)
+        kind, names, others = outputs
+        weights = self._decoder.weights(self._around())
+        return Recording(made, weights, _memory(weights, cache), key[1], others, kind, names, counted)
+
+    def _now(self, given: Mapping[str, Any]) -> tuple[Hashable, str | None]:
+        """Return what the work of a token depends on at this moment, and what keeps it from being replayed."""
+        if obstacle := obstacle_here(self._model.device):
+            return None, obstacle
+        if any(given.get(name) or getattr(self._parts.config, name, False) for name in OUTPUTS):
+            return None, "hidden states or attention maps are asked for"
+        if self._parts.keeps_positions and given.get("position_ids") is None:
+            return None, "position_ids are missing: what the model counts from is its last prompt's"
+        for module in self._hooked:
+            if obstacle := obstacle_of(module, vars(module), self._own.get(module), hooks=None):
+                return None, obstacle
+        return self._decoder.state(self._around())
+
+    def _around(self) -> list[nn.Module]:
+        """Return what runs in a token beside the layers."""
+        outer = (each for each in self._model.children() if each is not self._parts.base)
+        layers = {*self._parts.decoder_layers}
+        inner = (each for each in self._parts.language_model.children() if layers.isdisjoint(each.children()))
+        return [*outer, *inner]
+
+
+def _memory(weights: Sequence[Tensor], cache: StaticCache) -> list[int]:
+    """Return where these lie, and the buffers of a cache."""
+    held = (each for layer in cache.layers for each in (layer.keys, layer.values, layer.cumulative_length))
+    return [each.data_ptr() for each in (*weights, *held) if each is not None]
+
+
+def without_graphs(config: Any) -> Any:
+    """Return settings of `torch.compile` that record no graphs of their own, and are otherwise the same."""
+    own = copy.copy(config)
+    if own.options is not None:
+        own.options = {**own.options, "triton.cudagraphs": False}
+    else:
+        own.mode = _MODES.get(own.mode, own.mode)
+    return own
