@@ -352,7 +352,7 @@ def test_what_fails_to_be_recorded_is_not_tried_again() -> None:
     kept, tried = Graphs(), list[int]()
 
     class Fails(graphs.Graph):
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             tried.append(1)
             raise RuntimeError("operation not permitted\nwhile recording")
 

@@ -79,10 +79,13 @@ class Steps:
         key: The form of the last call.
         ran: Tokens in a row that ran as they are.
         recording: One of that form, once there is one.
+        is_running: Whether a token is at work: compiled code may call the model's own forward, where it does not trace
+            it.
     """
 
     key: tuple[Hashable, ...] = ()
     ran: int = 0
+    is_running: bool = False
     recording: Recording | None = None
 
 
@@ -137,7 +140,9 @@ class StepCapture:
         if torch.compiler.is_compiling():
             return original(*args, **kwargs)
         given = by_name(self._names, args, kwargs)
-        return self._replay_or_run((AS_IT_IS,), original, given) if self._is_step(given) else original(**given)
+        if not self._is_step(given) or self._steps_of(given).is_running:
+            return original(**given)
+        return self._replay_or_run((AS_IT_IS,), original, given)
 
     def _compiled(self, original: Callable[[Any], Run], config: Any = None) -> Run:
         """Return what `generate` decodes with: compiled code, of which a token is recorded as of any other.
@@ -168,16 +173,18 @@ class StepCapture:
 
     def _replay_or_run(self, how: tuple[Hashable, ...], run: Run, given: Kwargs) -> Any:
         steps = self._steps_of(given)
+        steps.is_running = True
         try:
-            output = self._replayed(how, run, given, steps)
-        except CannotReplayError as reason:
-            self.obstacle, steps.recording = str(reason), None
-        else:
-            self.obstacle = None
+            try:
+                output, self.obstacle = self._replayed(how, run, given, steps), None
+            except CannotReplayError as reason:
+                output, self.obstacle, steps.recording = None, str(reason), None
             if output is not None:
                 return output
-        steps.ran += 1
-        return run(**given)
+            steps.ran += 1
+            return run(**given)
+        finally:
+            steps.is_running = False
 
     def _replayed(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, steps: Steps) -> Any:
         """Return the output of a token that was replayed; None where there is nothing to record.

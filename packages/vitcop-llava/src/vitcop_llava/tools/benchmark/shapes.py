@@ -245,7 +245,7 @@ def random_model(
         if parameter.ndim < 2:
             parameter.data.fill_(0.0 if label.endswith("bias") else 1.0)
     _restore_buffers(model)
-    return model
+    return model.eval()  # its new parts too
 
 
 def _fill(weight: Tensor, noise: Tensor, scale: float) -> None:
