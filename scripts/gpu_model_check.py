@@ -167,6 +167,24 @@ def check_captured(model: Any, inputs: dict[str, Tensor], method: Method) -> dic
     return {"obstacle": obstacle, "logits_apart": far, "ok": is_whole and far == 0}
 
 
+def check_tokens(model: Any, inputs: dict[str, Tensor], method: Method) -> dict[str, Any]:
+    """Check answers in a static cache, whose tokens are replayed: the same as run, with rows that are padded too."""
+    model.generation_config.update(**dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), None))
+    mask = inputs["attention_mask"].clone()
+    mask[0, 0] = 0  # which padding is
+    given, static = {**inputs, "attention_mask": mask}, {"cache_implementation": "static", "disable_compile": True}
+    more: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "output_logits": True}
+    more["return_dict_in_generate"] = True
+    with prune(model, method):
+        expected = model.generate(**given, **more, **static)
+    with prune(model, method, capture=True) as pruner:
+        found = [model.generate(**given, **more, **static) for _ in range(2)]
+        obstacle = pruner.uncaptured_token
+    far = max(apart([*each.logits], [*expected.logits]) for each in found)
+    same = all(torch.equal(each.sequences, expected.sequences) for each in found)
+    return {"obstacle": obstacle, "logits_apart": far, "tokens_equal": same, "ok": same and far == 0 and not obstacle}
+
+
 def check_failing_recording() -> dict[str, Any]:
     """Work that waits for the device cannot be recorded: that is told, and the device goes on."""
     graphs, given = Graphs(), torch.ones(4, device="cuda")
@@ -178,7 +196,7 @@ def check_failing_recording() -> dict[str, Any]:
     later = [graphs.run("does not", lambda each: (each + 1,), (given,)) for _ in range(3)]
     goes_on = isinstance(later[-1], list) and bool((later[-1][0] == 2).all())
     is_told = isinstance(told[1], str) and told[2] == told[1]  # and on the same stream, which is part of the key
-    return {"told": [str(each) for each in told], "ok": goes_on and is_told}
+    return {"told": [*map(str, told)], "later": [*map(str, later)], "ok": goes_on and is_told}
 
 
 def check_properties(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -338,10 +356,11 @@ def check(family: str, attention: str, device: str, methods: dict[str, Method], 
             found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     moved, there = model.to(device), on(device, inputs)
     for name, method in methods.items() if attention == "sdpa" else ():
-        try:
-            found[f"{name}, replayed"] = check_captured(moved, there, method)
-        except Exception as error:
-            found[f"{name}, replayed"] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        for what, checked in (("replayed", check_captured), ("replayed tokens", check_tokens)):
+            try:
+                found[f"{name}, {what}"] = checked(moved, there, method)
+            except Exception as error:
+                found[f"{name}, {what}"] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
     try:
         found["properties"] = check_properties(moved, there)
     except Exception as error:

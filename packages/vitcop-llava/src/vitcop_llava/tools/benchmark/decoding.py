@@ -1,4 +1,4 @@
-"""A token of ``generate``, unpruned and pruned: with a dynamic cache, a static one, and compiled with a static one.
+"""A token of ``generate``, unpruned and pruned: with a dynamic cache, a static one, compiled, and replayed.
 
 Run it as ``python -m vitcop_llava.tools.benchmark.decoding``.
 
@@ -34,7 +34,14 @@ from vitcop_llava.tools.benchmark.shapes import SHAPES, random_model, weight_byt
 from vitcop_llava.tools.model.environment import environment
 from vitcop_llava.tools.model.measuring import cache_bytes, now
 
-MODES = ("dynamic", "static", "compiled")
+TUNED = {"coordinate_descent_tuning": True}
+"""What `torch.compile` is asked for where a mode is tuned: the sizes of its kernels' blocks are measured."""
+
+CAPTURED = "captured"
+MODES = ("dynamic", "static", "compiled", "tuned", CAPTURED, f"{CAPTURED}-compiled", f"{CAPTURED}-tuned")
+"""All but the first have a static cache. What is captured is replayed by vitcop, for a pruned model alone; what is
+compiled otherwise, by transformers' settings."""
+
 _COPIED = 2**28
 """Bytes of the copy that tells how fast memory is: several times what a GPU caches."""
 
@@ -51,7 +58,9 @@ class Decoding:
         token_median: Of them.
         over_floor: Ratio of that to reading the weights once.
         cache_bytes: What the cache holds at the end.
-        same_tokens: Whether the answers are those of the dynamic cache.
+        same_tokens: Whether the answers are those of the first mode.
+        compiling: Seconds of the first answer, which compiles what there is to compile.
+        uncaptured: Why the last token was not replayed; None where it was, or was not to be.
     """
 
     method: str | None
@@ -62,6 +71,8 @@ class Decoding:
     over_floor: float
     cache_bytes: int
     same_tokens: bool
+    compiling: float | None = None
+    uncaptured: str | None = None
 
 
 class _Clock(StoppingCriteria):
@@ -84,7 +95,7 @@ def measure(
     Args:
         model: A model with a language head.
         inputs: What ``generate`` takes.
-        variants: Name, method and mode of each; the dynamic mode of a method before its others.
+        variants: Name, method and mode of each.
         given: ``tokens`` of an answer, and ``repeats``, the number of answers.
     """
     # Of the embeddings a token reads a line; they stand for the head, which is as large.
@@ -94,7 +105,8 @@ def measure(
         torch.compiler.reset()
         vars(model).pop("_compiled_call", None)
         prefill, token, answers, held = list[float](), list[float](), list[Tensor](), 0
-        with torch.inference_mode(), pruned_by(model, method):
+        captures, compiling = mode.startswith(CAPTURED), 0.0
+        with torch.inference_mode(), pruned_by(model, method, capture=captures) as pruner:
             for number in range(given["repeats"] + 1):
                 clock = _Clock(model.device)
                 output = model.generate(
@@ -108,19 +120,24 @@ def measure(
                     prefill.append(steps[0])
                     token += steps[2:]
                     answers.append(output.sequences)
+                else:
+                    compiling = clock.times[-1] - clock.times[0]
                 held = cache_bytes(getattr(output, CACHE))
+            uncaptured = pruner.uncaptured_token if captures and pruner is not None else None
         same = all(torch.equal(answer, expected.setdefault(name, answers[0])) for answer in answers)
         median = statistics.median(token)
-        yield Decoding(name, mode, prefill, token, median, median / floor, held, same)
+        yield Decoding(name, mode, prefill, token, median, median / floor, held, same, compiling, uncaptured)
 
 
 def _settings(mode: str, tokens: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     if mode == "dynamic":
         return settings
-    settings |= {"cache_implementation": "static", "disable_compile": mode == "static"}
-    if mode == "compiled":
+    settings |= {"cache_implementation": "static", "disable_compile": mode in ("static", CAPTURED)}
+    if not settings["disable_compile"]:
         config: Any = CompileConfig()
+        if "tuned" in mode:
+            config.mode, config.options = None, TUNED | {"triton.cudagraphs": True}
         config._compile_all_devices = True  # on a CPU too
         settings["compile_config"] = config
     return settings
@@ -147,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--tokens", type=int, default=64, help="of an answer")
     options.add_argument("--repeats", type=int, default=3, help="answers")
-    options.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
+    options.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES[:3]])
     options.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     options.add_argument("--device", default="cpu")
     options.add_argument("--out", type=Path, help="JSON file for the result")
@@ -158,7 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
     model = random_model(shape, getattr(torch, args.dtype), args.device)
     prompt = make_prompt(model, locate(model), batch=args.batch, text_tokens=args.text_tokens)
     methods: dict[str | None, Method | None] = {None: None, "ViTCoP": ViTCoP(retained_tokens=args.retain)}
-    variants = [(name, method, mode) for name, method in methods.items() for mode in args.modes]
+    variants = [
+        (name, method, mode)
+        for mode in args.modes
+        for name, method in methods.items()
+        if method is not None or not mode.startswith(CAPTURED)
+    ]
     given = {name: value for name, value in vars(args).items() if name != "out" and value is not None}
     command = command_of("decoding", given)
     stored, rows = {"command": command, "environment": environment(), **given}, list[Decoding]()
@@ -166,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(row)
         if args.out is not None:  # as it goes: compiling takes minutes
             write_json(args.out, stored | {"rows": [asdict(each) for each in rows]})
-    shown = Table("", "cache", "to the first", "a token", "of the weights' read", "bytes", "same tokens", title=command)
+    shown = Table("", "how", "to the first", "a token", "of the weights' read", "bytes", "same tokens", title=command)
     for row in rows:
         seconds = (statistics.median(row.prefill), row.token_median)
         cells = (*(f"{1e3 * each:.4g} ms" for each in seconds), f"{row.over_floor:.2f}", f"{row.cache_bytes:,}")

@@ -127,9 +127,9 @@ def plan_variants(
     return variants, missing
 
 
-def pruned_by(model: Any, method: Method | None) -> AbstractContextManager[Any]:
+def pruned_by(model: Any, method: Method | None, *, capture: bool = False) -> AbstractContextManager[Any]:
     """Return the model under a method, or as it is."""
-    return nullcontext() if method is None else prune(model, method)
+    return nullcontext() if method is None else prune(model, method, capture=capture)
 
 
 @contextmanager
