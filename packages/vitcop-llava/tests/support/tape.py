@@ -1,8 +1,9 @@
 """A recording that a CPU can make: it stands for a CUDA graph, and is as strict as one.
 
-What is recorded is the operators, on the very tensors that they were called with. A replay runs these again and puts
-what comes out where it was at first, and no line of Python that stood between them. As with a graph, recording changes
-nothing on the device, and fails where the host has to know a value.
+What is recorded is the operators, and where the tensors lie that they were called with. A replay runs these again on
+the same memory and puts what comes out where it was at first, and no line of Python that stood between them. As with a
+graph, recording changes nothing on the device, it fails where the host has to know a value, and it keeps no memory
+alive but its own. Unlike a graph, a replay that would read memory that is gone says so.
 """
 
 from __future__ import annotations
@@ -12,20 +13,40 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vitcop_llava.hooks import graphs, step_capture
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
 
+def memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Elsewhere:
+    """A tensor in memory that a recording does not own."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._storage, self._dtype = StorageWeakRef(tensor.untyped_storage()), tensor.dtype
+        self._place = tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    def tensor(self) -> Tensor:
+        assert not self._storage.expired(), "the memory that a recording reads or writes is gone"
+        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)  # type: ignore[attr-defined]
+        return torch.empty(0, dtype=self._dtype).set_(storage, *self._place)
+
+
 class _Operators(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
-        self.before: dict[Tensor, Tensor] = {}
+        self._calls: list[tuple[Any, Any, list[Tensor]]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._own = {memory_of(each) for each in inputs}
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -33,30 +54,35 @@ class _Operators(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
+        given = (args, kwargs or {})
         if function._schema.name in WAITS:
             raise RuntimeError(f"operation not permitted when stream is capturing: {function._schema.name}")
         if function._schema.is_mutable:
             for argument, value in zip(function._schema.arguments, args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and value not in self.before:
-                    self.before[value] = value.clone()
-        found = function(*args, **given)
-        held = {each.untyped_storage().data_ptr() for each in tree_leaves((args, given)) if isinstance(each, Tensor)}
-        made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
-        own = [each for each in made if each.untyped_storage().data_ptr() not in held]
-        self.calls.append((function, args, given, own))
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._before.append((value, value.clone()))
+        found = function(*given[0], **given[1])
+        held = {memory_of(each) for each in tree_leaves(given) if isinstance(each, Tensor)}
+        made = [each for each in tree_leaves(found) if isinstance(each, Tensor) and memory_of(each) not in held]
+        self._calls.append((function, tree_map(self._noted, given), made))
+        self._own |= {memory_of(each) for each in made}
         return found
 
+    def _noted(self, value: Any) -> Any:
+        return value if not isinstance(value, Tensor) or memory_of(value) in self._own else _Elsewhere(value)
+
     def undo(self) -> None:
-        for tensor, value in self.before.items():
+        for tensor, value in reversed(self._before):
             tensor.copy_(value)
+        self._before = []
 
     def replay(self) -> None:
-        for function, args, kwargs, own in self.calls:
+        for function, given, made in self._calls:
+            args, kwargs = tree_map(lambda each: each.tensor() if isinstance(each, _Elsewhere) else each, given)
             found = function(*args, **kwargs)
-            if own:
+            if made:
                 new = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
-                for one, other in zip(own, new, strict=True):
+                for one, other in zip(made, new, strict=True):
                     one.copy_(other)
 
 
@@ -73,7 +99,8 @@ class Tape(graphs.Graph):
     def __init__(
         self, work: Callable[..., Any], inputs: Sequence[Tensor], pool: Any = None, *, is_warm: bool = False
     ) -> None:
-        self._inputs, self._operators = [each.clone() for each in inputs], _Operators()
+        self._inputs = [each.clone() for each in inputs]
+        self._operators = _Operators(self._inputs)
         try:
             with self._operators:
                 self._outputs = work(*self._inputs)

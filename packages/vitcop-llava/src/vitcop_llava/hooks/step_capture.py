@@ -28,7 +28,7 @@ from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture, is_data, obstacl
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
 from vitcop_llava.hooks.stepping import by_name, is_step
-from vitcop_llava.sequence.static import StaticState, is_static_pruned
+from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
 Kwargs = dict[str, Any]
 Run = Callable[..., Any]
@@ -53,7 +53,7 @@ class Recording:
     Attributes:
         graph: It.
         weights: What it reads of the model.
-        memory: Where these lie, and the cache's buffers.
+        memory: Where these lie, and the cache's buffers, with what the host knows of it.
         state: What else it depends on.
         output: What the model gives, but for tensors and the cache.
         kind: The class of that.
@@ -283,9 +283,13 @@ class StepCapture:
 
 
 def _memory(weights: Sequence[Tensor], cache: StaticCache) -> list[int]:
-    """Return where these lie, and the buffers of a cache."""
-    held = (each for layer in cache.layers for each in (layer.keys, layer.values, layer.cumulative_length))
-    return [each.data_ptr() for each in (*weights, *held) if each is not None]
+    """Return where these lie, and the buffers of a cache; with the numbers on the host that a token depends on."""
+    found, pointers = [], [*weights]
+    for layer in cache.layers:
+        assert isinstance(layer, PrunedStaticLayer)  # only of a pruned cache
+        found += [layer.covered, layer.lost, layer.room, layer.has_padding, layer.group]
+        pointers += [layer.keys, layer.values, layer.cumulative_length, *layer.row_state]
+    return found + [each.data_ptr() for each in pointers]
 
 
 def without_graphs(config: Any) -> Any:

@@ -37,6 +37,7 @@ class PrunedStaticLayer(Described, StaticLayer):
     Attributes:
         state: What it shares with the cache's other layers.
         physical_length: Slots in use, as far as the host knows: compiled steps are not counted. Exact in a prefill.
+        has_own_rows: Whether what the slots stand for is in memory of its own, and not shared with other layers.
     """
 
     # StaticLayer counts with this; it is the logical length.
@@ -45,6 +46,7 @@ class PrunedStaticLayer(Described, StaticLayer):
     def __init__(self, max_cache_len: int, state: StaticState) -> None:
         StaticLayer.__init__(self, max_cache_len)
         self.state, self.physical_length = state, 0
+        self.has_own_rows = False
         self._forget()
 
     @property
@@ -64,6 +66,11 @@ class PrunedStaticLayer(Described, StaticLayer):
         return room
 
     @property
+    def row_state(self) -> list[Tensor]:
+        """What steps read of rows on the device, beside keys and values."""
+        return [each for each in (self.columns, self.entry_dropped, self.shift) if isinstance(each, Tensor)]
+
+    @property
     def held_keys(self) -> Tensor | None:
         """``[B, G, physical_length, e]``: the keys of the slots in use."""
         return self.keys[:, :, : self.physical_length] if self.is_initialized and self.keys is not None else None
@@ -75,6 +82,7 @@ class PrunedStaticLayer(Described, StaticLayer):
     def describe(self, columns: Tensor, *args: Any, **kwargs: Any) -> None:
         """Record what the slots stand for; contiguous, as it is once rows have changed places."""
         super().describe(columns.contiguous(), *args, **kwargs)
+        self.has_own_rows = False
 
     def begin_filling(self, length: int) -> None:
         """Prepare for a prefill that follows ``length`` logical columns."""
@@ -153,12 +161,27 @@ class PrunedStaticLayer(Described, StaticLayer):
                 held.copy_(held.index_select(0, beam_idx.to(held.device)))
         self._select(beam_idx)
 
+    def _select(self, rows: Tensor) -> None:
+        """Keep the state of some rows; where it is, if it can: steps that were recorded read it there."""
+        before = self.columns, self.entry_dropped, self.shift
+        super()._select(rows)
+        if self.has_own_rows:
+            after = self.columns, self.entry_dropped, self.shift
+            self.columns, self.entry_dropped, self.shift = map(_in_place, before, after)
+        self.has_own_rows = True
+
     def reset(self) -> None:
         """Empty the layer and forget what was dropped. The buffers go: the next prompt's may have another size."""
         self.keys = self.values = None
         self.is_initialized, self.physical_length = False, 0
         super().reset()
         self._forget()
+
+
+def _in_place(old: Any, new: Any) -> Any:
+    """Return ``new``, in the memory of ``old`` where both are tensors of one shape."""
+    are_alike = isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape
+    return old.copy_(new) if are_alike else new
 
 
 def is_static_pruned(layer: object) -> TypeGuard[PrunedStaticLayer]:
