@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from qwen_small import WIDE_ONE
+from qwen_small import SQUARE, WIDE_ONE
 from qwen_small import build as build_qwen
 from qwen_small import given as qwen_inputs
 from tape import Tape, taped
@@ -126,6 +126,26 @@ def test_generates_the_same_with_positions_of_several_axes(tape: type[Tape], fam
             model(**inputs, past_key_values=cache)
             model(input_ids=inputs["input_ids"][:, :1], past_key_values=cache)
         assert "position_ids are missing" in str(pruner.uncaptured_token)
+
+
+def test_what_the_model_holds_is_given_as_it_is_now(tape: type[Tape]) -> None:
+    """Qwen-VL may give what it counts positions from, and that is its last prompt's, whichever cache goes on."""
+    model, (one, other) = build_qwen("qwen2.5"), (qwen_inputs([[3, each, 5]], "qwen2.5") for each in (WIDE_ONE, SQUARE))
+    with torch.no_grad(), vitcop_llava.prune(model, ViTCoP(retention_ratio=1 / 3), capture=True) as pruner:
+        cache = StaticCache(config=model.config.text_config, max_cache_len=ROOM)
+        model(**one, past_key_values=cache)
+        more = {"input_ids": one["input_ids"][:, :1], "position_ids": torch.full((3, 1, 1), 30)}
+        # As versions of transformers hand it on that do not cut it to the token.
+        kinds = [torch.zeros((1, 40 + number), dtype=torch.int32) for number in range(4)]
+        for each in kinds:
+            model(**more, mm_token_type_ids=each, past_key_values=cache)
+        assert pruner.uncaptured_token is None
+        model(**other)
+        now = model.model.rope_deltas
+        output = model(**more, mm_token_type_ids=kinds[0], past_key_values=cache)
+        assert getattr(output, "rope_deltas", now) is now  # later versions do not give it
+        assert pruner.uncaptured_token is None
+    assert tape.replays == 4
 
 
 def test_what_mixes_experts_waits_and_runs_as_it_is(tape: type[Tape]) -> None:

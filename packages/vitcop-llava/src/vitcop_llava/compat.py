@@ -18,6 +18,9 @@ callers, and say that it goes."""
 ENCODE_AHEAD = "_prepare_multimodal_encoder_kwargs_for_generation"
 """The step of `generate` that encodes images ahead of the first forward; versions before 5.20 have none."""
 
+KINDS = "mm_token_type_ids"
+"""What tells Qwen-VL text from images and clips; before 5.20 or so `generate` hands all of it on with every token."""
+
 PLACEHOLDER_MASK = "get_placeholder_mask"
 """The step of a forward that finds the placeholders, and holds their number against the features'. It waits for the
 device twice, with the tower still at work and before the first layer is launched."""

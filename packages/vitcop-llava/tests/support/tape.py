@@ -60,7 +60,7 @@ class _Operators(TorchDispatchMode):
         if function._schema.is_mutable:
             for argument, value in zip(function._schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._before.append((value, value.clone()))
+                    self._before += [(each, each.clone()) for each in tree_leaves(value)]
         found = function(*given[0], **given[1])
         held = {memory_of(each) for each in tree_leaves(given) if isinstance(each, Tensor)}
         made = [each for each in tree_leaves(found) if isinstance(each, Tensor) and memory_of(each) not in held]

@@ -165,7 +165,7 @@ class CallHooks:
         try:
             return original(**kwargs)
         finally:
-            state.is_open = False
+            state.is_open, state.slots = False, None
 
     def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

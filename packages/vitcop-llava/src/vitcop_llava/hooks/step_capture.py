@@ -27,7 +27,7 @@ from vitcop_llava.families import Parts
 from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture, is_data, obstacle_here, obstacle_of
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
-from vitcop_llava.hooks.stepping import by_name, is_step
+from vitcop_llava.hooks.stepping import by_name, is_step, of_one_token
 from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
 Kwargs = dict[str, Any]
@@ -58,6 +58,7 @@ class Recording:
         output: What the model gives, but for tensors and the cache.
         kind: The class of that.
         names: Its tensors, in the order in which the graph gives them.
+        held: What is in it because the base module holds it, and not for the token's sake.
         counted: Slots that the host counts for a token.
     """
 
@@ -68,6 +69,7 @@ class Recording:
     output: Kwargs
     kind: type
     names: tuple[str, ...]
+    held: tuple[str, ...]
     counted: int
 
 
@@ -192,7 +194,7 @@ class StepCapture:
         Raises:
             CannotReplayError: It has to run as it is, this time at least.
         """
-        cache, device = given[CACHE], self._model.device
+        given, cache, device = of_one_token(given), given[CACHE], self._model.device
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in given.items() if name not in tensors and name != CACHE}
         if not is_data(rest):
@@ -219,13 +221,14 @@ class StepCapture:
         found = self._graphs.replay(recording.graph, inputs)
         state, obstacle = self._now(given)  # the device is at work by now
         if obstacle is not None or state != recording.state:
-            for layer in cache.layers:
-                layer.cumulative_length.sub_(1)  # what was written is written over
+            # What was written is written over.
+            torch._foreach_sub_([layer.cumulative_length for layer in cache.layers], 1)
             raise CannotReplayError(obstacle or "the model has changed")
         for layer in cache.layers:
             layer.physical_length += recording.counted
-        values = zip(recording.names, found, strict=True)
-        return recording.kind(**dict(values), **recording.output, **{CACHE: cache})
+        values = dict(zip(recording.names, found, strict=True))
+        values |= {name: getattr(self._parts.base, name) for name in recording.held}
+        return recording.kind(**values, **recording.output, **{CACHE: cache})
 
     def _recorded(
         self, run: Run, tensors: dict[str, Tensor], rest: Kwargs, cache: StaticCache, key: tuple[Hashable, Hashable]
@@ -241,12 +244,13 @@ class StepCapture:
             output = run(**dict(zip(tensors, inputs, strict=True)), **rest, **{CACHE: cache})
             if not isinstance(output, ModelOutput) or output.get(CACHE) is not cache:
                 raise RuntimeError(f"the model gives a {type(output).__name__} without the cache")
-            given = {name: value for name, value in output.items() if name != CACHE}
+            held = tuple(name for name, value in output.items() if getattr(self._parts.base, name, None) is value)
+            given = {name: value for name, value in output.items() if name != CACHE and name not in held}
             found = {name: value for name, value in given.items() if isinstance(value, Tensor)}
             others = {name: value for name, value in given.items() if name not in found}
             if not is_data(others):
                 raise RuntimeError(f"the model gives {', '.join(given)}")
-            outputs[:] = [type(output), tuple(found), others]
+            outputs[:] = [others, type(output), tuple(found), held]
             return tuple(found.values())
 
         try:
@@ -257,9 +261,8 @@ class StepCapture:
                 layer.physical_length = length
         if isinstance(made, str):
             raise CannotReplayError(made)
-        kind, names, others = outputs
         weights = self._decoder.weights(self._around())
-        return Recording(made, weights, _memory(weights, cache), key[1], others, kind, names, counted)
+        return Recording(made, weights, _memory(weights, cache), key[1], *outputs, counted)
 
     def _now(self, given: Mapping[str, Any]) -> tuple[Hashable, str | None]:
         """Return what the work of a token depends on at this moment, and what keeps it from being replayed."""

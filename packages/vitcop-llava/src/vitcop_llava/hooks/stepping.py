@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import StaticCache
 
-from vitcop_llava.compat import CACHE, named_cache
+from vitcop_llava.compat import CACHE, KINDS, named_cache
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, step_of_group
 from vitcop_llava.hooks.checks import PIXELS
@@ -28,6 +28,12 @@ _ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """Return all arguments of a forward by name."""
     return named_cache({**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)
+
+
+def of_one_token(given: Kwargs) -> Kwargs:
+    """Return the arguments of a step in shapes that stay from token to token."""
+    kinds = given.get(KINDS)
+    return given if kinds is None or kinds.shape[-1] == 1 else {**given, KINDS: kinds[..., -1:]}
 
 
 def is_step(given: Kwargs, switch: HookSwitch) -> bool:
@@ -61,7 +67,9 @@ def open_state(cache: object) -> StaticState | None:
 
 
 def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
-    """Return the arguments of the language model for tokens that follow in a static cache that was pruned."""
+    """Return the arguments of the language model for tokens that follow in a static cache that was pruned; and tell the
+    cache where they go.
+    """
     embeds, mask, layers = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs[CACHE].layers
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -69,9 +77,13 @@ def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
         positions = (layers[0].cumulative_length.to(embeds.device) + numbers)[None]
     positions = positions - layers[0].entry_dropped
     groups: dict[int, Step] = {}
+    slots: dict[int, Tensor] = {}
     for layer in layers:
         if layer.group not in groups:
             groups[layer.group] = step_of_group(parts, layer, embeds, mask, positions)
+            slots[layer.group] = layer.next_slots(embeds.shape[1])
+    torch._foreach_add_([layer.cumulative_length for layer in layers], embeds.shape[1])  # one launch
+    layers[0].state.slots = slots
     steps = tuple(groups[layer.group] for layer in layers)
     return {**kwargs, "position_ids": positions, "attention_mask": steps[0]["attention_mask"], STEPS: steps}
 

@@ -22,13 +22,16 @@ class StaticState:
     Attributes:
         is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
         is_filling: Whether that call is a prefill, which attends to the slots in use alone.
+        slots: ``[Q]`` int64 by group of layers: where that call's Q tokens go, which the layers' counters are past;
+            None in a prefill.
     """
 
     def __init__(self) -> None:
         self.is_open = self.is_filling = False
+        self.slots: dict[int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"is_open": False, "is_filling": False}
+        return {"is_open": False, "is_filling": False, "slots": None}
 
 
 class PrunedStaticLayer(Described, StaticLayer):
@@ -57,7 +60,7 @@ class PrunedStaticLayer(Described, StaticLayer):
     @is_open.setter
     def is_open(self, is_open: bool) -> None:
         self.state.is_open = is_open
-        self.state.is_filling = False
+        self.state.is_filling, self.state.slots = False, None
 
     @property
     def room(self) -> int:
@@ -133,11 +136,19 @@ class PrunedStaticLayer(Described, StaticLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None  # there by now
         assert self.values is not None
-        slots = torch.arange(count, device=self.device) + (self.cumulative_length - self.lost)
-        self.cumulative_length.add_(count)
+        given = self.state.slots if self.is_described else None
+        if given is None:
+            slots = self.next_slots(count)
+            self.cumulative_length.add_(count)
+        else:
+            slots = given[self.group].to(self.device)
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
         return self.keys, self.values
+
+    def next_slots(self, count: int) -> Tensor:
+        """Return where the next ``count`` tokens go, ``[count]`` int64."""
+        return torch.arange(count, device=self.cumulative_length.device) + (self.cumulative_length - self.lost)
 
     def _fill(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.keys.shape[2] != self.room:
