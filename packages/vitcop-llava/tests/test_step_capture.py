@@ -217,7 +217,7 @@ def test_a_second_image(tape: type[Tape], own: Any, given: dict[str, Any], promp
 
 def test_rows_change_places(tape: type[Tape], own: Any, batch: dict[str, Any]) -> None:
     """What the layers' slots stand for changes with the rows, in the memory that a recording reads."""
-    order = torch.tensor([2, 0, 1])
+    order: Any = torch.tensor([2, 0, 1])
     found = dict[bool, list[Tensor]]()
     for capture in (False, True):
         with vitcop_llava.prune(own, CUTS, capture=capture):
@@ -438,9 +438,10 @@ def test_nothing_is_kept_of_a_cache_that_is_gone(tape: type[Tape], own: Any, giv
                 step(own, cache, token)
             assert pruner._tokens is not None
             assert len(pruner._tokens._steps) == 1
-            state = weakref.ref(cache.layers[0].state)  # type: ignore[attr-defined]
+            layers: Any = cache.layers
+            state = weakref.ref(layers[0].state)
             assert tape.made == 1
-            del cache
+            del cache, layers
             assert state() is None
             assert len(pruner._tokens._steps) == 0
     finally:

@@ -37,7 +37,7 @@ class _Elsewhere:
 
     def tensor(self) -> Tensor:
         assert not self._storage.expired(), "the memory that a recording reads or writes is gone"
-        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)  # type: ignore[attr-defined]
+        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)
         return torch.empty(0, dtype=self._dtype).set_(storage, *self._place)
 
 

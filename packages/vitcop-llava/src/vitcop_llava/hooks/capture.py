@@ -71,7 +71,7 @@ def state_of(
         attributes = vars(module)
         rest += attributes["_modules"].values()
         ours = own.get(module)
-        found.append(type(module))
+        found.append(id(type(module)))
         if obstacle := obstacle_of(module, attributes, ours, hooks if ours is not None else 0):
             return None, obstacle
         for held in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):

@@ -81,10 +81,9 @@ def _end_failed(device: torch.device, pool: Any) -> None:
     """Tell torch's allocator that a recording that failed is over. torch does so only for one that did not: until then
     it gives all memory as if for a recording, and lets no other recording share the pool.
     """
-    number = torch.cuda.current_device() if device.index is None else device.index
     with suppress(RuntimeError):  # it was over already
-        torch._C._cuda_endAllocateToPool(number, pool)
-        torch._C._cuda_releasePool(number, pool)
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 class Graphs:

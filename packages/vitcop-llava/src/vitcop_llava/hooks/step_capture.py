@@ -13,14 +13,14 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import CompileConfig
 from transformers.cache_utils import StaticCache
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
@@ -46,6 +46,23 @@ _MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagra
 AS_IT_IS = "as it is"
 
 
+@dataclass(frozen=True)
+class Form:
+    """What the model gives for a token, but for the values of tensors and the cache.
+
+    Attributes:
+        kind: The class of it.
+        names: Its tensors, in the order in which the graph gives them.
+        held: What is in it because the base module holds it, and not for the token's sake.
+        rest: The other values.
+    """
+
+    kind: type
+    names: tuple[str, ...]
+    held: tuple[str, ...]
+    rest: Kwargs
+
+
 @dataclass(eq=False)
 class Recording:
     """One token, recorded for one cache.
@@ -55,10 +72,7 @@ class Recording:
         weights: What it reads of the model.
         memory: Where these lie, and the cache's buffers, with what the host knows of it.
         state: What else it depends on.
-        output: What the model gives, but for tensors and the cache.
-        kind: The class of that.
-        names: Its tensors, in the order in which the graph gives them.
-        held: What is in it because the base module holds it, and not for the token's sake.
+        form: Of what the model gives.
         counted: Slots that the host counts for a token.
     """
 
@@ -66,10 +80,7 @@ class Recording:
     weights: list[Tensor]
     memory: list[int]
     state: Hashable
-    output: Kwargs
-    kind: type
-    names: tuple[str, ...]
-    held: tuple[str, ...]
+    form: Form
     counted: int
 
 
@@ -226,9 +237,10 @@ class StepCapture:
             raise CannotReplayError(obstacle or "the model has changed")
         for layer in cache.layers:
             layer.physical_length += recording.counted
-        values = dict(zip(recording.names, found, strict=True))
-        values |= {name: getattr(self._parts.base, name) for name in recording.held}
-        return recording.kind(**values, **recording.output, **{CACHE: cache})
+        form = recording.form
+        values = dict(zip(form.names, found, strict=True))
+        values |= {name: getattr(self._parts.base, name) for name in form.held}
+        return form.kind(**values, **form.rest, **{CACHE: cache})
 
     def _recorded(
         self, run: Run, tensors: dict[str, Tensor], rest: Kwargs, cache: StaticCache, key: tuple[Hashable, Hashable]
@@ -238,7 +250,8 @@ class StepCapture:
         Raises:
             CannotReplayError: It cannot be recorded.
         """
-        before, outputs = [layer.physical_length for layer in cache.layers], list[Any]()
+        layers, forms = _layers(cache), list[Form]()
+        before = [layer.physical_length for layer in layers]
 
         def work(*inputs: Tensor) -> tuple[Tensor, ...]:
             output = run(**dict(zip(tensors, inputs, strict=True)), **rest, **{CACHE: cache})
@@ -250,19 +263,19 @@ class StepCapture:
             others = {name: value for name, value in given.items() if name not in found}
             if not is_data(others):
                 raise RuntimeError(f"the model gives {', '.join(given)}")
-            outputs[:] = [others, type(output), tuple(found), held]
+            forms.append(Form(type(output), tuple(found), held, others))
             return tuple(found.values())
 
         try:
             made = self._graphs.record(key, work, [*tensors.values()])
         finally:  # recording does nothing on the device
-            counted = cache.layers[0].physical_length - before[0]
-            for layer, length in zip(cache.layers, before, strict=True):
+            counted = layers[0].physical_length - before[0]
+            for layer, length in zip(layers, before, strict=True):
                 layer.physical_length = length
         if isinstance(made, str):
             raise CannotReplayError(made)
         weights = self._decoder.weights(self._around())
-        return Recording(made, weights, _memory(weights, cache), key[1], *outputs, counted)
+        return Recording(made, weights, _memory(weights, cache), key[1], forms[-1], counted)
 
     def _now(self, given: Mapping[str, Any]) -> tuple[Hashable, str | None]:
         """Return what the work of a token depends on at this moment, and what keeps it from being replayed."""
@@ -285,11 +298,17 @@ class StepCapture:
         return [*outer, *inner]
 
 
+def _layers(cache: StaticCache) -> list[PrunedStaticLayer]:
+    """Return the layers of a static cache that was pruned."""
+    return cast(list[PrunedStaticLayer], cache.layers)
+
+
 def _memory(weights: Sequence[Tensor], cache: StaticCache) -> list[int]:
     """Return where these lie, and the buffers of a cache; with the numbers on the host that a token depends on."""
-    found, pointers = [], [*weights]
-    for layer in cache.layers:
-        assert isinstance(layer, PrunedStaticLayer)  # only of a pruned cache
+    found, pointers = list[int](), [*weights]
+    for layer in _layers(cache):
+        assert layer.keys is not None  # it was filled
+        assert layer.values is not None
         found += [layer.covered, layer.lost, layer.room, layer.has_padding, layer.group]
         pointers += [layer.keys, layer.values, layer.cumulative_length, *layer.row_state]
     return found + [each.data_ptr() for each in pointers]
