@@ -108,7 +108,7 @@ FIRST = (
     ),
     Step(
         "model",
-        120,
+        150,
         ("scripts/gpu_model_check.py", "--device", "cuda", "--out", "{out}/model-check.json"),
         ("scripts/gpu_model_check.py", "--device", "cpu", "--quick", "--out", "{out}/model-check.json"),
     ),
@@ -138,11 +138,14 @@ FIRST = (
     ),
     Step(
         "decoding",
-        180,
-        ("-m", DECODING, "--device", "cuda", "--modes", "dynamic", "compiled", "--out", "{out}/decoding.json"),
+        280,
+        (
+            *("-m", DECODING, "--device", "cuda", "--modes", "dynamic", "captured", "captured-tuned", "compiled"),
+            *("captured-compiled", "--out", "{out}/decoding.json"),
+        ),
         (
             *("-m", DECODING, "--shape", "small", "--dtype", "float32", "--tokens", "4", "--repeats", "1"),
-            *("--modes", "dynamic", "static", "--out", "{out}/decoding.json"),
+            *("--modes", "dynamic", "static", "captured", "--out", "{out}/decoding.json"),
         ),
     ),
     Step(

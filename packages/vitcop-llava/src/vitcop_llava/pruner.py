@@ -273,9 +273,9 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
         keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
             patches; True keeps those of lines that have patches, through all cuts and beside the budget.
         capture: Replay prefills as CUDA graphs, from the second time on that a prompt has the same shape, and in a
-            static cache the tokens after them. A GPU waits for the host in a prefill of one short prompt, and in every token;
-            replayed, it does not. Whatever cannot be replayed runs as it is, with the same result: padding and rows
-            that are not alike in a prefill, gradients, hooks, parts that are not transformers' own.
+            static cache the tokens after them. A GPU waits for the host in a prefill of one short prompt, and in every
+            token; replayed, it does not. Whatever cannot be replayed runs as it is, with the same result: padding and
+            rows that are not alike in a prefill, gradients, hooks, parts that are not transformers' own.
             :attr:`Pruner.uncaptured` and :attr:`Pruner.uncaptured_token` have the reason. Up to 32 graphs of prefills
             keep memory of their own, and one of a token for each cache. On a CPU it saves nothing.
 
