@@ -14,7 +14,9 @@ from qwen_small import build as build_qwen
 from qwen_small import given as qwen_inputs
 from tape import Tape, taped
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import CompileConfig, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vitcop_llava
 from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
@@ -285,6 +287,13 @@ def test_a_full_cache_says_so(tape: type[Tape], own: Any, given: dict[str, Any])
             step(own, cache, token)
 
 
+def quantized(module: nn.Module) -> nn.Module:
+    import torchao.quantization as quantization  # type: ignore[import-untyped]
+
+    quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
+    return module
+
+
 Change = Callable[[Any], Any]
 CHANGES: dict[str, tuple[str | None, Change]] = {}
 
@@ -329,6 +338,89 @@ def another_activation(model: Any) -> Iterator[None]:
     before, part.act_fn = part.act_fn, nn.Tanh().eval()
     yield
     part.act_fn = before
+
+
+@change("the model has changed")
+def a_scale(model: Any) -> Iterator[None]:
+    attention = model.model.language_model.layers[3].self_attn
+    before, attention.scaling = attention.scaling, 3 * attention.scaling
+    yield
+    attention.scaling = before
+
+
+@change("the model has changed")
+def an_epsilon(model: Any) -> Iterator[None]:
+    norm = model.model.language_model.norm
+    before, norm.variance_epsilon = norm.variance_epsilon, 1.0
+    yield
+    norm.variance_epsilon = before
+
+
+@change("the model has changed")
+def a_rotation(model: Any) -> Iterator[None]:
+    model.model.language_model.rotary_emb.attention_scaling = 2.0
+    yield
+    model.model.language_model.rotary_emb.attention_scaling = 1.0
+
+
+@change("the model has changed")
+def a_smaller_head_in_the_same_memory(model: Any) -> Iterator[None]:
+    before = model.lm_head.weight.data
+    model.lm_head.weight.data = before[:50]
+    yield
+    model.lm_head.weight.data = before
+
+
+@change("the model has changed")
+def a_weight_that_lies_otherwise(model: Any) -> Iterator[None]:
+    part = model.model.language_model.layers[2].self_attn.q_proj
+    before = part.weight.data
+    part.weight.data = before.T
+    yield
+    part.weight.data = before
+
+
+@change("the model has changed")
+def another_forward_of_a_class(model: Any) -> Iterator[None]:
+    kind = type(model.model.language_model.layers[0].mlp)
+    before = kind.forward
+    kind.forward = lambda self, given: 2 * before(self, given)
+    yield
+    kind.forward = before
+
+
+@change("the model has changed")
+def another_attention_of_that_name(model: Any) -> Iterator[None]:
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **kwargs: (2 * before(*args, **kwargs)[0], None)
+    yield
+    del ALL_ATTENTION_FUNCTIONS["sdpa"]  # which is of this instance, over the library's own
+
+
+@change("hooks or modes of torch that see everything are on")
+def a_mode_of_functions(model: Any) -> Iterator[None]:
+    class Doubles(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            return 2 * found if function is nn.functional.silu else found
+
+    with Doubles():
+        yield
+
+
+@change(None)
+def a_default_device(model: Any) -> Iterator[None]:
+    with torch.device("cpu"):
+        yield
+
+
+@change("a Linear holds a Int8Tensor")
+def quantized_weights(model: Any) -> Iterator[None]:
+    layer = model.model.language_model.layers[3]
+    before, layer.mlp = layer.mlp, copy.deepcopy(layer.mlp)
+    quantized(layer.mlp)
+    yield
+    layer.mlp = before
 
 
 @change("a LlamaRMSNorm has hooks")
@@ -446,6 +538,28 @@ def test_nothing_is_kept_of_a_cache_that_is_gone(tape: type[Tape], own: Any, giv
             assert len(pruner._tokens._steps) == 0
     finally:
         gc.enable()
+
+
+def test_quantized_weights_run_as_they_are(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:
+    quantized(own.model.language_model)
+    with vitcop_llava.prune(own, CUTS):
+        wanted, prefill = own.generate(**given, max_new_tokens=TOKENS), own(**given).logits
+    with vitcop_llava.prune(own, CUTS, capture=True) as pruner:
+        assert torch.equal(own.generate(**given, **STATIC), wanted)
+        assert pruner.uncaptured_token == "a Linear holds a Int8Tensor"
+        assert all(torch.equal(own(**given).logits, prefill) for _ in range(3))
+        assert pruner.uncaptured == "a Linear holds a Int8Tensor"
+    assert tape.made == 0
+
+
+def test_recordings_go_with_the_block(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:
+    with vitcop_llava.prune(own, CUTS, capture=True) as pruner:
+        for _ in range(3):
+            own.generate(**given, **STATIC)
+        assert pruner._tokens is not None
+        assert len(pruner._tokens._graphs) > 0
+    assert len(pruner._tokens._graphs) == 0
+    assert pruner.uncaptured_token is None  # it still tells of the last token
 
 
 def test_nothing_stays_behind(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:

@@ -9,13 +9,11 @@ as it is, and the reason can be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_modules
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers.cache_utils import Cache
 
 from vitcop_core import Method, Plan
@@ -23,18 +21,14 @@ from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.active import active_call, replay_no_more, replaying
 from vitcop_llava.hooks.graphs import Graphs
-from vitcop_llava.hooks.patching import RECORDING, Removable, Replacement, comes_from
+from vitcop_llava.hooks.patching import Removable, Replacement
 from vitcop_llava.hooks.runs import Group, Prefill, Replay
+from vitcop_llava.hooks.unchanged import is_data, obstacle_here, state_of
 
-_PLAIN = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.modeling_")
-"""Where modules come from whose work their parameters and their code say all about."""
-
-_OURS = "vitcop_llava.hooks."
-_KNOWN = {"attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings"}
 OUTPUTS = ("output_hidden_states", "output_attentions")
 """Arguments that ask for what a recording does not give."""
 
-_AFTERWARDS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_KNOWN = {"attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings"}
 
 
 class _Tap(Cache):
@@ -49,94 +43,6 @@ class _Tap(Cache):
     ) -> tuple[Tensor, Tensor]:
         self.held += [key_states, value_states]
         return key_states, value_states
-
-
-def state_of(
-    config: Any, layers: Sequence[nn.Module], own: Mapping[nn.Module, Replacement], *, hooks: int
-) -> tuple[Hashable, str | None]:
-    """Return what the work of ``layers`` depends on, for a key; and what keeps it from being replayed, if anything
-    does.
-
-    Args:
-        config: Of the model that the layers are of.
-        layers: What would be replayed.
-        own: The replacement that each of them has, of our own.
-        hooks: How many forward pre-hooks each of them has, of our own.
-    """
-    attention = getattr(config, "_attn_implementation", None)
-    found: list[Hashable] = [attention, torch.are_deterministic_algorithms_enabled()]
-    rest = [*layers]
-    while rest:  # in every prefill: so nothing here is asked twice
-        module = rest.pop()
-        attributes = vars(module)
-        rest += attributes["_modules"].values()
-        ours = own.get(module)
-        found.append(id(type(module)))
-        if obstacle := obstacle_of(module, attributes, ours, hooks if ours is not None else 0):
-            return None, obstacle
-        for held in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
-            if held is not None:
-                found += (held.data_ptr(), held.dtype)
-    return tuple(found), None
-
-
-def obstacle_of(
-    module: nn.Module, attributes: Mapping[str, Any], ours: Replacement | None, hooks: int | None
-) -> str | None:
-    """Return what keeps the work of a module from being replayed, or None.
-
-    Args:
-        module: It.
-        attributes: Its own.
-        ours: The replacement of its forward, of our own; None where there is none.
-        hooks: How many forward pre-hooks it has, of our own; None where all that are our own are right.
-    """
-    name = type(module).__name__
-    is_own = "forward" not in attributes if ours is None else ours.is_outermost
-    if not is_own or "_hf_hook" in attributes or attributes.get("_compiled_call_impl") is not None:
-        return f"the forward of a {name} was replaced or compiled"
-    if not _is_plain(type(module).__module__):
-        return f"a layer has a {type(module).__module__}.{name} in it"
-    if module.training:
-        return "the model is in training mode"
-    before, after = (
-        attributes["_forward_pre_hooks"],
-        [hook for which in _AFTERWARDS for hook in attributes[which].values()],
-    )
-    if hooks is None:
-        is_bare = all(comes_from(hook, (RECORDING, _OURS)) for hook in (*before.values(), *after))
-    else:
-        is_bare = len(before) <= hooks and all(comes_from(hook, RECORDING) for hook in after)
-    if not is_bare:
-        return f"a {name} has hooks"
-    return None
-
-
-@cache
-def _is_plain(place: str) -> bool:
-    return place.startswith(_PLAIN)
-
-
-def is_data(value: object) -> bool:
-    """Return whether a value says all about itself in its representation."""
-    if isinstance(value, Mapping):
-        return all(map(is_data, value.values()))
-    return value is None or isinstance(value, bool | int | str)
-
-
-def obstacle_here(device: torch.device) -> str | None:
-    """Return what keeps anything from being replayed at this moment, or None."""
-    if torch.is_grad_enabled():
-        return "gradients are recorded; call it under torch.inference_mode() or torch.no_grad()"
-    if torch.compiler.is_compiling():
-        return "it is being compiled"
-    if device.type not in ("cpu", "cuda"):
-        return f"it runs on {device.type}"
-    if torch.is_autocast_enabled(device.type):
-        return "autocast is on"
-    if torch_modules._has_any_global_hook() or _get_current_dispatch_mode() is not None:
-        return "hooks or modes of torch that see everything are on"
-    return None
 
 
 class DecoderCapture:
@@ -172,11 +78,6 @@ class DecoderCapture:
     def state(self, more: Sequence[nn.Module]) -> tuple[Hashable, str | None]:
         """Return what the work of all layers, and of ``more`` modules, depends on; see `state_of`."""
         return state_of(self._parts.config, [*more, *self._parts.decoder_layers], self._own, hooks=1)
-
-    def weights(self, more: Sequence[nn.Module]) -> list[Tensor]:
-        """Return the parameters and buffers of all layers, and of ``more`` modules."""
-        modules = [*more, *self._parts.decoder_layers]
-        return [held for each in modules for held in (*each.parameters(), *each.buffers())]
 
     def _replace(self, index: int) -> Removable:
         layer = self._parts.decoder_layers[index]

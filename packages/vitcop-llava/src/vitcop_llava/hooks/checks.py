@@ -77,12 +77,8 @@ def _needed(kind: str, given: Given, parts: Parts) -> tuple[int, int]:
     return images, images * parts.visual_tokens if is_known else 0
 
 
-def check_unchanged(parts: Parts) -> None:
-    """Raise unless the model still has the parts that hooks are on.
-
-    Raises:
-        ValueError: Its vision tower, projector, language model or a decoder layer was replaced since.
-    """
+def replaced_part(parts: Parts) -> str | None:
+    """Return the name of a part that hooks are on and the model has no more; None where it has all of them."""
     base: Any = parts.base
     language_model: Any = parts.language_model
     found = {
@@ -91,9 +87,17 @@ def check_unchanged(parts: Parts) -> None:
         "language model": base.language_model is parts.language_model,
         "decoder layers": [*language_model.layers] == [*parts.decoder_layers],
     }
-    for name, is_same in found.items():
-        if not is_same:
-            raise ValueError(f"model must keep its {name} while it is pruned, got another; {_REPLACED}")
+    return next((name for name, is_same in found.items() if not is_same), None)
+
+
+def check_unchanged(parts: Parts) -> None:
+    """Raise unless the model still has the parts that hooks are on.
+
+    Raises:
+        ValueError: Its vision tower, projector, language model or a decoder layer was replaced since.
+    """
+    if name := replaced_part(parts):
+        raise ValueError(f"model must keep its {name} while it is pruned, got another; {_REPLACED}")
 
 
 def check_expected(*, is_opened: bool) -> None:

@@ -91,12 +91,19 @@ class Graphs:
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._seen: OrderedDict[Hashable, str] = OrderedDict()
+        self._seen: OrderedDict[int, str] = OrderedDict()  # by the hash of a key, which may be long
         self._pools: dict[Hashable, Any] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+    def clear(self) -> None:
+        """Let go of all of them."""
+        with self._lock:
+            self._graphs.clear()
+            self._seen.clear()
+            self._pools.clear()
 
     def run(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tensor] | str:
         """Replay ``work``, or record it where its shapes are seen for the second time.
@@ -113,7 +120,7 @@ class Graphs:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                obstacle = self._seen.get(key)
+                obstacle = self._seen.get(hash(key))
                 if obstacle is None:
                     self._note(key, "")
                     return NEW
@@ -132,7 +139,7 @@ class Graphs:
         """
         key = (key, place_of(inputs[0].device), shapes_of(inputs))
         with self._lock:
-            return self._seen.get(key) or self._record(key, work, inputs, is_warm=True)
+            return self._seen.get(hash(key)) or self._record(key, work, inputs, is_warm=True)
 
     def replay(self, graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run what `record` gave: recordings share memory, so only one at a time."""
@@ -152,7 +159,7 @@ class Graphs:
             return obstacle
 
     def _note(self, key: Hashable, obstacle: str) -> None:
-        self._seen[key] = obstacle
+        self._seen[hash(key)] = obstacle
         if len(self._seen) > _SHAPES:
             self._seen.popitem(last=False)
 

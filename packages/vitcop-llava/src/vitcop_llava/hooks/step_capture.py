@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from transformers.utils.generic import ModelOutput
 
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture, is_data, obstacle_here, obstacle_of
+from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture
+from vitcop_llava.hooks.checks import replaced_part
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
 from vitcop_llava.hooks.stepping import by_name, is_step, of_one_token
+from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, settings_of, weights_of
 from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
 Kwargs = dict[str, Any]
@@ -69,7 +71,7 @@ class Recording:
 
     Attributes:
         graph: It.
-        weights: What it reads of the model.
+        weights: What it reads of the model, as long as that has it.
         memory: Where these lie, and the cache's buffers, with what the host knows of it.
         state: What else it depends on.
         form: Of what the model gives.
@@ -77,7 +79,7 @@ class Recording:
     """
 
     graph: Graph
-    weights: list[Tensor]
+    weights: list[ref[Tensor]]
     memory: list[int]
     state: Hashable
     form: Form
@@ -148,6 +150,7 @@ class StepCapture:
     def remove(self) -> None:
         """Let go of all recordings."""
         self._steps.clear()
+        self._graphs.clear()
 
     def _run(self, original: Run, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -274,7 +277,7 @@ class StepCapture:
                 layer.physical_length = length
         if isinstance(made, str):
             raise CannotReplayError(made)
-        weights = self._decoder.weights(self._around())
+        weights = [ref(each) for each in weights_of([*self._around(), *self._parts.decoder_layers])]
         return Recording(made, weights, _memory(weights, cache), key[1], forms[-1], counted)
 
     def _now(self, given: Mapping[str, Any]) -> tuple[Hashable, str | None]:
@@ -285,10 +288,14 @@ class StepCapture:
             return None, "hidden states or attention maps are asked for"
         if self._parts.keeps_positions and given.get("position_ids") is None:
             return None, "position_ids are missing: what the model counts from is its last prompt's"
+        if name := replaced_part(self._parts):
+            return None, f"the {name} was replaced"
         for module in self._hooked:
             if obstacle := obstacle_of(module, vars(module), self._own.get(module), hooks=None):
                 return None, obstacle
-        return self._decoder.state(self._around())
+        state, obstacle = self._decoder.state(self._around())
+        kinds = tuple((id(type(module)), type(module).forward) for module in self._hooked)
+        return (state, kinds, *settings_of(self._model.config)), obstacle
 
     def _around(self) -> list[nn.Module]:
         """Return what runs in a token beside the layers."""
@@ -303,9 +310,9 @@ def _layers(cache: StaticCache) -> list[PrunedStaticLayer]:
     return cast(list[PrunedStaticLayer], cache.layers)
 
 
-def _memory(weights: Sequence[Tensor], cache: StaticCache) -> list[int]:
+def _memory(weights: Sequence[ref[Tensor]], cache: StaticCache) -> list[int]:
     """Return where these lie, and the buffers of a cache; with the numbers on the host that a token depends on."""
-    found, pointers = list[int](), [*weights]
+    found, pointers = list[int](), [held for each in weights if (held := each()) is not None]
     for layer in _layers(cache):
         assert layer.keys is not None  # it was filled
         assert layer.values is not None
