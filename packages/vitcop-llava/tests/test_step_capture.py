@@ -496,6 +496,42 @@ def test_a_model_that_changes_under_way(tape: type[Tape], own: Any, given: dict[
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("capture", [False, True], ids=["as it is", "captured"])
+@pytest.mark.parametrize("ran", [1, 3], ids=["before it is recorded", "after"])
+def test_a_token_that_fails_was_never_there(
+    tape: type[Tape], own: Any, given: dict[str, Any], capture: bool, ran: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with vitcop_llava.prune(own, CUTS, capture=capture):
+        cache, token = filled(own, given)
+        wanted = [step(own, cache, token) for _ in range(6)]
+        cache, _ = filled(own, given)
+        found = [step(own, cache, token) for _ in range(ran)]
+        handle = own.model.language_model.layers[3].register_forward_hook(fail)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                step(own, cache, token)
+        handle.remove()
+        assert int(cache.get_seq_length()) == given["input_ids"].shape[1] + ran
+        found += [step(own, cache, token) for _ in range(6 - ran)]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_modes_of_inference_are_recorded_apart(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:
+    found = dict[bool, list[Tensor]]()
+    for capture in (False, True):
+        with vitcop_llava.prune(own, CUTS, capture=capture):
+            cache, token = filled(own, given)
+            found[capture] = []
+            for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+                with mode():
+                    found[capture] += [step(own, cache, token) for _ in range(4)]
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
+    assert tape.made == 3
+
+
 def test_asked_for_hidden_states_are_given(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:
     with vitcop_llava.prune(own, CUTS, capture=True) as pruner:
         cache, token = filled(own, given)

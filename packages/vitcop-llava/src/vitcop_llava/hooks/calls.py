@@ -33,7 +33,7 @@ from vitcop_llava.hooks.opening import check_clips, check_continuing, check_open
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
-from vitcop_llava.hooks.stepping import by_name, is_step, whole_mask
+from vitcop_llava.hooks.stepping import by_name, is_step, or_take_back, whole_mask
 from vitcop_llava.hooks.vision import arguments_of
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
@@ -155,15 +155,16 @@ class CallHooks:
 
     def _step(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
         """Run one token more in a static cache: all that is known of it is on the cache."""
-        if not torch.compiler.is_compiling():
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:
             expect_call(None)
-        layer: Any = kwargs[CACHE].layers[0]
-        if not is_static_pruned(layer):
+        layers: Any = kwargs[CACHE].layers
+        if not is_static_pruned(layers[0]):
             return original(**kwargs)
-        state = layer.state  # whose attribute it is set by: not every version of dynamo traces a property's setter
+        state = layers[0].state  # whose attribute it is set by: not every version of dynamo traces a property's setter
         state.is_open = True
         try:
-            return original(**kwargs)
+            return original(**kwargs) if is_compiling else or_take_back(layers, original, kwargs)
         finally:
             state.is_open, state.slots = False, None
 

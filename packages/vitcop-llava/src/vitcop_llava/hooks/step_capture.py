@@ -28,7 +28,7 @@ from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture
 from vitcop_llava.hooks.checks import replaced_part
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
-from vitcop_llava.hooks.stepping import by_name, is_step, of_one_token
+from vitcop_llava.hooks.stepping import by_name, count_back, is_step, of_one_token
 from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, settings_of, weights_of
 from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
@@ -218,7 +218,7 @@ class StepCapture:
         if cache.layers[0].physical_length >= cache.layers[0].room:
             raise CannotReplayError("the cache is full")  # as it then says itself
         inputs = [*tensors.values()]
-        key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device))
+        key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device), torch.is_inference_mode_enabled())
         if key != steps.key:
             steps.key, steps.ran, steps.recording = key, 0, None
         recording = steps.recording
@@ -235,8 +235,7 @@ class StepCapture:
         found = self._graphs.replay(recording.graph, inputs)
         state, obstacle = self._now(given)  # the device is at work by now
         if obstacle is not None or state != recording.state:
-            # What was written is written over.
-            torch._foreach_sub_([layer.cumulative_length for layer in cache.layers], 1)
+            count_back(cache.layers)
             raise CannotReplayError(obstacle or "the model has changed")
         for layer in cache.layers:
             layer.physical_length += recording.counted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,24 @@ def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
     layers[0].state.slots = slots
     steps = tuple(groups[layer.group] for layer in layers)
     return {**kwargs, "position_ids": positions, "attention_mask": steps[0]["attention_mask"], STEPS: steps}
+
+
+def or_take_back(layers: Sequence[PrunedStaticLayer], run: Callable[..., Any], kwargs: Kwargs) -> Any:
+    """Run one token, and leave no trace of it in the cache where that fails."""
+    lengths = [layer.physical_length for layer in layers]
+    try:
+        return run(**kwargs)
+    except BaseException:
+        if layers[0].state.slots is not None:
+            count_back(layers)
+        for layer, length in zip(layers, lengths, strict=True):
+            layer.physical_length = length
+        raise
+
+
+def count_back(layers: Sequence[PrunedStaticLayer]) -> None:
+    """Let the next token be written over the last one."""
+    torch._foreach_sub_([layer.cumulative_length for layer in layers], 1)
 
 
 def step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
