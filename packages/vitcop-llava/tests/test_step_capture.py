@@ -130,6 +130,17 @@ def test_generates_the_same_with_positions_of_several_axes(tape: type[Tape], fam
         assert "position_ids are missing" in str(pruner.uncaptured_token)
 
 
+def test_beams_of_such_positions(tape: type[Tape]) -> None:
+    model, inputs = build_qwen("qwen2.5"), qwen_inputs([[3, WIDE_ONE, 5]], "qwen2.5")
+    more = {"num_beams": 2, "do_sample": False}
+    with vitcop_llava.prune(model, ViTCoP(retention_ratio=1 / 4)):
+        wanted = model.generate(**inputs, **more, max_new_tokens=TOKENS)
+    with vitcop_llava.prune(model, ViTCoP(retention_ratio=1 / 4), capture=True) as pruner:
+        assert torch.equal(model.generate(**inputs, **more, **STATIC), wanted)
+        assert pruner.uncaptured_token is None
+    assert tape.replays == TOKENS - RECORDED_AT
+
+
 def test_what_the_model_holds_is_given_as_it_is_now(tape: type[Tape]) -> None:
     """Qwen-VL may give what it counts positions from, and that is its last prompt's, whichever cache goes on."""
     model, (one, other) = build_qwen("qwen2.5"), (qwen_inputs([[3, each, 5]], "qwen2.5") for each in (WIDE_ONE, SQUARE))
@@ -349,6 +360,22 @@ def a_scale(model: Any) -> Iterator[None]:
 
 
 @change("the model has changed")
+def the_attention_of_one_layer(model: Any) -> Iterator[None]:
+    attention = model.model.language_model.layers[3].self_attn
+    before, attention.config = attention.config, copy.copy(attention.config)
+    attention.config._attn_implementation = "eager"
+    yield
+    attention.config = before
+
+
+@change("the model has changed")
+def a_norm_of_embeddings(model: Any) -> Iterator[None]:
+    model.model.language_model.embed_tokens.norm_type = 1.0  # which is read with max_norm
+    yield
+    model.model.language_model.embed_tokens.norm_type = 2.0
+
+
+@change("the model has changed")
 def an_epsilon(model: Any) -> Iterator[None]:
     norm = model.model.language_model.norm
     before, norm.variance_epsilon = norm.variance_epsilon, 1.0
@@ -530,6 +557,40 @@ def test_modes_of_inference_are_recorded_apart(tape: type[Tape], own: Any, given
                     found[capture] += [step(own, cache, token) for _ in range(4)]
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
     assert tape.made == 3
+
+
+def test_what_changes_with_every_token_is_given_up(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:
+    norm = own.model.language_model.norm
+    norm.calls = 0
+    with vitcop_llava.prune(own, CUTS, capture=True) as pruner:
+        cache, token = filled(own, given)
+        for _ in range(12):
+            norm.calls += 1
+            step(own, cache, token)
+        assert pruner.uncaptured_token == "the model or the cache changes from token to token"
+        made = tape.made
+        for _ in range(4):
+            step(own, cache, token)
+        assert tape.made == made == 3
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["as it is", "captured"])
+def test_a_cache_of_inference_mode_goes_on_outside(
+    tape: type[Tape], own: Any, given: dict[str, Any], capture: bool
+) -> None:
+    order: Any = torch.tensor([0])
+    with torch.inference_mode(), vitcop_llava.prune(own, CUTS):
+        cache, token = filled(own, given)
+        wanted = [step(own, cache, token) for _ in range(6)]
+    with vitcop_llava.prune(own, CUTS, capture=capture):
+        with torch.inference_mode():
+            cache, token = filled(own, given)
+            found = [step(own, cache, token) for _ in range(2)]
+        with torch.no_grad():
+            for _ in range(4):
+                cache.reorder_cache(order)
+                found.append(step(own, cache, token))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 def test_asked_for_hidden_states_are_given(tape: type[Tape], own: Any, given: dict[str, Any]) -> None:

@@ -41,6 +41,9 @@ COMPILED_CALL = "get_compiled_call"
 GRAPHS_ON = frozenset({"cuda"})
 """Kinds of devices that have something to record. Elsewhere a token runs as it is, after the same questions."""
 
+_PATIENCE = 3
+"""How many recordings of a cache may be good for nothing until its tokens run as they are: recording takes longer."""
+
 _MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """Modes of `torch.compile` that replay graphs of their own, and what else they do without these."""
 
@@ -94,12 +97,14 @@ class Steps:
         key: The form of the last call.
         ran: Tokens in a row that ran as they are.
         recording: One of that form, once there is one.
+        spoilt: Recordings that were good for nothing, because something else had changed.
         is_running: Whether a token is at work: compiled code may call the model's own forward, where it does not trace
             it.
     """
 
     key: tuple[Hashable, ...] = ()
     ran: int = 0
+    spoilt: int = 0
     is_running: bool = False
     recording: Recording | None = None
 
@@ -209,6 +214,8 @@ class StepCapture:
             CannotReplayError: It has to run as it is, this time at least.
         """
         given, cache, device = of_one_token(given), given[CACHE], self._model.device
+        if obstacle := obstacle_here(device):
+            raise CannotReplayError(obstacle)
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in given.items() if name not in tensors and name != CACHE}
         if not is_data(rest):
@@ -223,12 +230,15 @@ class StepCapture:
             steps.key, steps.ran, steps.recording = key, 0, None
         recording = steps.recording
         if recording is None or recording.memory != _memory(recording.weights, cache):
+            steps.spoilt += recording is not None
             state, obstacle = self._now(given)
             if obstacle is not None:
                 raise CannotReplayError(obstacle)
             # Libraries choose kernels, and code is compiled, in the first token; some code again in the second.
             if steps.ran < (1 if how[0] == AS_IT_IS else 2):
                 raise CannotReplayError(NEW)
+            if steps.spoilt >= _PATIENCE:
+                raise CannotReplayError("the model or the cache changes from token to token")
             if device.type not in GRAPHS_ON:
                 return None
             recording = steps.recording = self._recorded(run, tensors, rest, cache, (key, state))
@@ -236,6 +246,7 @@ class StepCapture:
         state, obstacle = self._now(given)  # the device is at work by now
         if obstacle is not None or state != recording.state:
             count_back(cache.layers)
+            steps.spoilt += 1
             raise CannotReplayError(obstacle or "the model has changed")
         for layer in cache.layers:
             layer.physical_length += recording.counted

@@ -94,7 +94,9 @@ def or_take_back(layers: Sequence[PrunedStaticLayer], run: Callable[..., Any], k
     try:
         return run(**kwargs)
     except BaseException:
-        if layers[0].state.slots is not None:
+        device = layers[0].cumulative_length.device
+        is_recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # which does nothing
+        if layers[0].state.slots is not None and not is_recorded:
             count_back(layers)
         for layer, length in zip(layers, lengths, strict=True):
             layer.physical_length = length

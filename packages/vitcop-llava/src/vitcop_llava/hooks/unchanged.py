@@ -29,8 +29,8 @@ _OURS = "vitcop_llava.hooks."
 _AFTERWARDS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WORDS = frozenset({bool, int, float, str, NoneType})
 _WEIGHTS = frozenset({Tensor, nn.Parameter})
-_ALL_IN_WEIGHTS = frozenset({nn.Linear, nn.Embedding})
-"""Modules whose numbers are the shapes of their weights."""
+_ALL_IN_WEIGHTS = frozenset({nn.Linear})
+"""Modules whose numbers are the shapes of their weights. They are most of a layer's."""
 
 
 def state_of(
@@ -56,6 +56,8 @@ def state_of(
         found += (id(kind), kind.forward)
         if kind not in _ALL_IN_WEIGHTS:
             found += [value for value in attributes.values() if type(value) in _WORDS]
+            if (single := attributes.get("config", config)) is not config:
+                found += settings_of(single)
         for held in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
             if held is None:
                 continue
@@ -121,6 +123,8 @@ def obstacle_here(device: torch.device) -> str | None:
         return "it is being compiled"
     if device.type not in ("cpu", "cuda"):
         return f"it runs on {device.type}"
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "somebody else records a graph"
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
     # A default device is a mode too, and changes nothing that names its own.

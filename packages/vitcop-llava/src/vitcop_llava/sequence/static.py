@@ -99,13 +99,15 @@ class PrunedStaticLayer(Described, StaticLayer):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.batch_size, self.num_heads = key_states.shape[:2]
         self.k_head_dim, self.v_head_dim = key_states.shape[-1], value_states.shape[-1]
-        self.keys, self.values = (
-            torch.zeros((*like.shape[:2], self.room, like.shape[-1]), dtype=like.dtype, device=like.device)
-            for like in (key_states, value_states)
-        )
-        if held is not None:
-            self.keys[:, :, used], self.values[:, :, used] = (each[:, :, used] for each in held)
-        self.cumulative_length = self.cumulative_length.to(self.device)
+        # Tensors of inference mode could not be written to outside of it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self.keys, self.values = (
+                torch.zeros((*like.shape[:2], self.room, like.shape[-1]), dtype=like.dtype, device=like.device)
+                for like in (key_states, value_states)
+            )
+            if held is not None:
+                self.keys[:, :, used], self.values[:, :, used] = (each[:, :, used] for each in held)
+            self.cumulative_length = self.cumulative_length.to(self.device).clone()
         if not torch.compiler.is_compiling():
             # Steps that are captured as CUDA graphs write to where the buffers are.
             for tensor in (self.keys, self.values, self.cumulative_length):
@@ -190,8 +192,9 @@ class PrunedStaticLayer(Described, StaticLayer):
 
 
 def _in_place(old: Any, new: Any) -> Any:
-    """Return ``new``, in the memory of ``old`` where both are tensors of one shape."""
-    are_alike = isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape
+    """Return ``new``, in the memory of ``old`` where both are tensors of one shape, and made in the same mode."""
+    are_tensors = isinstance(old, Tensor) and isinstance(new, Tensor)
+    are_alike = are_tensors and old.shape == new.shape and old.is_inference() == new.is_inference()
     return old.copy_(new) if are_alike else new
 
 
