@@ -18,6 +18,8 @@ from torch import Tensor
 
 Work = Callable[..., tuple[Tensor, ...]]
 
+NEW = "its shapes were new"
+
 _GRAPHS, _SHAPES = 32, 1024
 """How many graphs are kept, and how many shapes are known to have been seen once. A prompt takes one for each segment
 and one for the tower; the one that was used longest ago goes."""
@@ -162,9 +164,6 @@ class Graphs:
         self._seen[hash(key)] = obstacle
         if len(self._seen) > _SHAPES:
             self._seen.popitem(last=False)
-
-
-NEW = "its shapes were new"
 
 
 def place_of(device: torch.device) -> tuple[torch.device, int]:
