@@ -227,7 +227,7 @@ def decoding_table(stored: Stored) -> str:
     for row in (Decoding(**row) for row in stored["rows"]):
         times = map(as_seconds, (statistics.median(row.prefill), row.token_median))
         lines.append([row.method or "unpruned", row.mode, *times, f"{row.over_floor:.2f}", as_bytes(row.cache_bytes)])
-    headings = ["", "cache", "to the first token", "a token", "of reading the weights", "cache at the end"]
+    headings = ["", "how", "to the first token", "a token", "of reading the weights", "cache at the end"]
     return (
         f"{markdown_table(headings, lines)}\n\nMedians over {stored['repeats']} answers of {stored['tokens']} tokens: "
         f"the shape of {stored['shape']}, random weights, {stored['dtype']}, on {machine(stored)}. "
