@@ -29,7 +29,7 @@ from vitcop_llava.hooks.checks import replaced_part
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
 from vitcop_llava.hooks.stepping import by_name, count_back, is_step, of_one_token
-from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, settings_of, weights_of
+from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, weights_of, words_of
 from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
 
 Kwargs = dict[str, Any]
@@ -47,8 +47,8 @@ _PATIENCE = 3
 _MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """Modes of `torch.compile` that replay graphs of their own, and what else they do without these."""
 
-
 AS_IT_IS = "as it is"
+"""How a token runs that nobody compiled."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ class StepCapture:
                 return None, obstacle
         state, obstacle = self._decoder.state(self._around())
         kinds = tuple((id(type(module)), type(module).forward) for module in self._hooked)
-        return (state, kinds, *settings_of(self._model.config)), obstacle
+        return (state, kinds, *words_of(self._model.config)), obstacle
 
     def _around(self) -> list[nn.Module]:
         """Return what runs in a token beside the layers."""
@@ -327,7 +327,7 @@ def _memory(weights: Sequence[ref[Tensor]], cache: StaticCache) -> list[int]:
         assert layer.keys is not None  # it was filled
         assert layer.values is not None
         found += [layer.covered, layer.lost, layer.room, layer.has_padding, layer.group]
-        pointers += [layer.keys, layer.values, layer.cumulative_length, *layer.row_state]
+        pointers += [layer.keys, layer.values, layer.cumulative_length, *layer.row_state.values()]
     return found + [each.data_ptr() for each in pointers]
 
 

@@ -45,7 +45,7 @@ def state_of(
         own: The replacement that each of them has, of our own.
         hooks: How many forward pre-hooks each of them has, of our own.
     """
-    found = settings_of(config)
+    found = [*words_of(config), *_settings()]
     rest = [*layers]
     while rest:  # in every prefill: so nothing here is asked twice
         module = rest.pop()
@@ -57,7 +57,7 @@ def state_of(
         if kind not in _ALL_IN_WEIGHTS:
             found += [value for value in attributes.values() if type(value) in _WORDS]
             if (single := attributes.get("config", config)) is not config:
-                found += settings_of(single)
+                found += words_of(single)
         for held in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
             if held is None:
                 continue
@@ -67,12 +67,16 @@ def state_of(
     return tuple(found), None
 
 
-def settings_of(config: Any) -> list[Hashable]:
-    """Return the settings that the work of a model with this configuration depends on."""
-    attention, kernels = getattr(config, "_attn_implementation", None), torch.backends.cuda
+def words_of(config: Any) -> list[Hashable]:
+    """Return what a configuration says that the work of its model may depend on."""
+    attention = ALL_ATTENTION_FUNCTIONS.get(getattr(config, "_attn_implementation", None))
+    return [attention, *(value for value in vars(config).values() if type(value) in _WORDS)]
+
+
+def _settings() -> list[Hashable]:
+    """Return the settings of torch that any work depends on."""
+    kernels = torch.backends.cuda
     return [
-        *(value for value in vars(config).values() if type(value) in _WORDS),
-        ALL_ATTENTION_FUNCTIONS.get(attention),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         kernels.flash_sdp_enabled(),
@@ -128,8 +132,8 @@ def obstacle_here(device: torch.device) -> str | None:
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
     # A default device is a mode too, and changes nothing that names its own.
-    modes = (mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext))
-    if torch_modules._has_any_global_hook() or _get_current_dispatch_mode() is not None or any(modes):
+    has_modes = any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    if torch_modules._has_any_global_hook() or _get_current_dispatch_mode() is not None or has_modes:
         return "hooks or modes of torch that see everything are on"
     return None
 

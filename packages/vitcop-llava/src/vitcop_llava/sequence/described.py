@@ -68,11 +68,13 @@ class Described:
         tail = (torch.arange(slots - self.described, device=device) + self.covered).expand(rows, -1)
         return tail if self.columns is None else torch.cat([self.columns.expand(rows, -1), tail], dim=1)
 
+    @property
+    def row_state(self) -> dict[str, Tensor]:
+        """What differs from row to row on the device, beside keys and values, by the name of the attribute."""
+        held = {name: getattr(self, name) for name in ("columns", "entry_dropped", "shift")}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
     def _select(self, rows: Tensor) -> None:
         """Keep the state of some rows."""
-        if self.columns is not None:
-            self.columns = self.columns.index_select(0, rows.to(self.columns.device))
-        if isinstance(self.entry_dropped, Tensor):
-            self.entry_dropped = self.entry_dropped.index_select(0, rows.to(self.entry_dropped.device))
-        if isinstance(self.shift, Tensor):
-            self.shift = self.shift.index_select(0, rows.to(self.shift.device))
+        for name, held in self.row_state.items():
+            setattr(self, name, held.index_select(0, rows.to(held.device)))

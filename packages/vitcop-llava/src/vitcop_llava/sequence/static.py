@@ -69,11 +69,6 @@ class PrunedStaticLayer(Described, StaticLayer):
         return room
 
     @property
-    def row_state(self) -> list[Tensor]:
-        """What steps read of rows on the device, beside keys and values."""
-        return [each for each in (self.columns, self.entry_dropped, self.shift) if isinstance(each, Tensor)]
-
-    @property
     def held_keys(self) -> Tensor | None:
         """``[B, G, physical_length, e]``: the keys of the slots in use."""
         return self.keys[:, :, : self.physical_length] if self.is_initialized and self.keys is not None else None
@@ -176,11 +171,13 @@ class PrunedStaticLayer(Described, StaticLayer):
 
     def _select(self, rows: Tensor) -> None:
         """Keep the state of some rows; where it is, if it can: steps that were recorded read it there."""
-        before = self.columns, self.entry_dropped, self.shift
+        before = self.row_state if self.has_own_rows else {}
         super()._select(rows)
-        if self.has_own_rows:
-            after = self.columns, self.entry_dropped, self.shift
-            self.columns, self.entry_dropped, self.shift = map(_in_place, before, after)
+        for name, new in self.row_state.items():
+            old = before.get(name)
+            # Tensors of inference mode could not be written to outside of it.
+            if old is not None and old.shape == new.shape and old.is_inference() == new.is_inference():
+                setattr(self, name, old.copy_(new))
         self.has_own_rows = True
 
     def reset(self) -> None:
@@ -189,13 +186,6 @@ class PrunedStaticLayer(Described, StaticLayer):
         self.is_initialized, self.physical_length = False, 0
         super().reset()
         self._forget()
-
-
-def _in_place(old: Any, new: Any) -> Any:
-    """Return ``new``, in the memory of ``old`` where both are tensors of one shape, and made in the same mode."""
-    are_tensors = isinstance(old, Tensor) and isinstance(new, Tensor)
-    are_alike = are_tensors and old.shape == new.shape and old.is_inference() == new.is_inference()
-    return old.copy_(new) if are_alike else new
 
 
 def is_static_pruned(layer: object) -> TypeGuard[PrunedStaticLayer]:

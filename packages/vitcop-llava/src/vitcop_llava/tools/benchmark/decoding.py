@@ -123,7 +123,7 @@ def measure(
                 else:
                     compiling = clock.times[-1] - clock.times[0]
                 held = cache_bytes(getattr(output, CACHE))
-            uncaptured = pruner.uncaptured_token if captures and pruner is not None else None
+            uncaptured = pruner.uncaptured_token if captures else None
         same = all(torch.equal(answer, expected.setdefault(name, answers[0])) for answer in answers)
         median = statistics.median(token)
         yield Decoding(name, mode, prefill, token, median, median / floor, held, same, compiling, uncaptured)
