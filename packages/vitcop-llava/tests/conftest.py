@@ -229,6 +229,21 @@ def own(small: Any) -> Any:
     return copy.deepcopy(small)
 
 
+@pytest.fixture
+def deep(model: Any) -> Any:
+    """A model of eight layers, to change."""
+    return copy.deepcopy(model)
+
+
+@pytest.fixture
+def tape() -> Iterator[Any]:
+    """What stands for a CUDA graph, for the length of a test."""
+    from tape import taped
+
+    with taped() as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def prompt() -> Callable[..., Tensor]:
     """``[1, L]`` ids from parts: a number stands for so many random words, ``"image"`` for placeholders."""
@@ -274,6 +289,20 @@ def pad() -> Callable[..., dict[str, Tensor]]:
         }
 
     return make
+
+
+@pytest.fixture
+def given(prompt: Callable[..., Tensor], pictures: Callable[..., Tensor]) -> dict[str, Any]:
+    """A prompt with one image."""
+    ids = prompt(3, "image", 8)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
+
+
+@pytest.fixture
+def batch(prompt: Callable[..., Tensor], pictures: Callable[..., Tensor], pad: Any) -> dict[str, Any]:
+    """Rows of one image, of two and of none, padded."""
+    rows = [prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)]
+    return {**pad(rows), "pixel_values": pictures(3)}
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,6 @@ def _forget() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.fixture
-def given(prompt: Make, pictures: Make) -> dict[str, Tensor]:
-    ids = prompt(3, "image", 8)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
-
-
 def compile_whole(model: Any) -> Any:
     return torch.compile(model, backend="eager")
 

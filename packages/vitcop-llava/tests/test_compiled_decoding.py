@@ -51,17 +51,6 @@ def fixed(model: Any) -> StaticCache:
 
 
 @pytest.fixture
-def own(small: Any) -> Any:
-    return copy.deepcopy(small)
-
-
-@pytest.fixture
-def given(prompt: Make, pictures: Make) -> dict[str, Any]:
-    ids = prompt(3, "image", 8)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures()}
-
-
-@pytest.fixture
 def padded(prompt: Make, pictures: Make, pad: Any) -> dict[str, Any]:
     return {**pad([prompt(3, "image", 8), prompt(1, "image", 4, seed=1)]), "pixel_values": pictures(2)}
 

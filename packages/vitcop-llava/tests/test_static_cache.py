@@ -9,23 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from static_caches import CUTS, METHODS
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import vitcop_llava
 from vitcop_core import LanguageModelShape
-from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava import ViTCoP
 
 Make = Callable[..., Tensor]
-CUTS = ViTCoP(ratios=(0.5, 0.25, 0.1), layers=(2, 4), cutoff_distance=3.0)
-METHODS = [
-    CUTS,
-    FastV(retained_tokens=60),
-    PyramidDrop(retained_tokens=60),
-    SparseVLM(retained_tokens=60),
-    VisionZip(retained_tokens=24),
-    DivPrune(retained_tokens=24),
-]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -45,12 +37,6 @@ def fixed(model: Any, room: int = 400) -> StaticCache:
 
 def lengths(cache: Any) -> list[int]:
     return [layer.keys.shape[2] for layer in cache.layers]
-
-
-@pytest.fixture
-def batch(prompt: Make, pictures: Make, pad: Any) -> dict[str, Any]:
-    rows = [prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)]
-    return {**pad(rows), "pixel_values": pictures(3)}
 
 
 @by_name
