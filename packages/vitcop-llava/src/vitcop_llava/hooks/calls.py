@@ -33,7 +33,7 @@ from vitcop_llava.hooks.opening import check_clips, check_continuing, check_open
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
-from vitcop_llava.hooks.stepping import by_name, is_step, or_take_back, whole_mask
+from vitcop_llava.hooks.stepping import by_name, is_plain_token, is_step, or_take_back, whole_mask
 from vitcop_llava.hooks.vision import arguments_of
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
@@ -149,6 +149,8 @@ class CallHooks:
         named = by_name(self._base_names, args, kwargs)
         if is_step(named, self._switch):
             return self._step(original, named)
+        if is_plain_token(named, self._parts):
+            return self._follow(original, named)
         if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get(CACHE)):
             return original(*args, **kwargs)
         return self._prune_in_python(original, *args, **kwargs)
@@ -161,12 +163,21 @@ class CallHooks:
         layers: Any = kwargs[CACHE].layers
         if not is_static_pruned(layers[0]):
             return original(**kwargs)
-        state = layers[0].state  # whose attribute it is set by: not every version of dynamo traces a property's setter
-        state.is_open = True
+        layers[0].state.open(is_step=True)
         try:
             return original(**kwargs) if is_compiling else or_take_back(layers, original, kwargs)
         finally:
-            state.is_open, state.slots = False, None
+            layers[0].state.close()
+
+    def _follow(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
+        """Run one token more in a growing cache: no call is opened for it."""
+        expect_call(None)
+        state = kwargs[CACHE].layers[0].state
+        state.open(is_step=True)
+        try:
+            return original(**kwargs)
+        finally:
+            state.close()
 
     def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -33,7 +33,7 @@ from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.runs import Continuation, Keys, Prefill, Run
 from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call
-from vitcop_llava.hooks.stepping import is_plain_step, open_state, step_of, stepped
+from vitcop_llava.hooks.stepping import followed, is_following, is_plain_step, is_stepping, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.foreign import remember
@@ -94,7 +94,7 @@ class LanguageHooks:
     # The language model: columns become slots, and slots columns.
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
-        if open_state(kwargs.get(CACHE)) is not None:
+        if is_stepping(kwargs.get(CACHE)):
             return args, stepped(self._parts, kwargs)
         if torch.compiler.is_compiling() and is_plain_step(kwargs):
             return None
@@ -103,14 +103,16 @@ class LanguageHooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, output: Any) -> Any:
         is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
-        if is_step or open_state(kwargs.get(CACHE)) is not None:
+        if is_step or is_stepping(kwargs.get(CACHE)):
             return None
-        return self._leave_in_python(output)
+        return self._leave_in_python(kwargs.get(CACHE), output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         self._stay_if_compiled()
-        call = active_call(self._owner)
         cache: Any = kwargs.get(CACHE)
+        if is_following(cache):
+            return args, followed(kwargs)
+        call = active_call(self._owner)
         if call is None:
             was_expected = is_expected(self._owner)
             expect_call(None)
@@ -185,7 +187,7 @@ class LanguageHooks:
         layers = install_layers(cache, self._parts.shape.num_layers)
         if isinstance(cache, StaticCache):
             call.run = Run(layers, None, past)
-            call.run.open()
+            call.run.open(is_step=True)
             self._hold_for(cache)
             return stepped(self._parts, kwargs)
         queries, device = embeds.shape[1], embeds.device
@@ -195,12 +197,13 @@ class LanguageHooks:
         run.open()
         mask = mask_of_group(self._parts, run, embeds, layer=0)
         run.is_plain = mask is None and is_plain(run, queries)
+        layers[0].state.plain_for = self._parts.config._attn_implementation if run.is_plain else None
         if not run.is_plain:
             run.hold(self.switch)
         return {**kwargs, "position_ids": by_axis(positions), "attention_mask": mask}
 
-    def _leave(self, output: Any) -> Any:
-        call = active_call(self._owner)
+    def _leave(self, cache: object, output: Any) -> Any:
+        call = None if is_following(cache) else active_call(self._owner)
         if call is None or not isinstance(call.run, Prefill):
             return None
         run, restore = call.run, partial(restored, call.run)

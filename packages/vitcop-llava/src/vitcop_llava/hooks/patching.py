@@ -217,10 +217,13 @@ def is_compiled(module: nn.Module) -> bool:
 
 def any_compiled(modules: Iterable[nn.Module]) -> bool:
     """Return whether one of these modules was compiled by itself."""
-    return any(
-        module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in modules
-    )
+    for module in modules:
+        own = vars(module)
+        if own.get("_compiled_call_impl") is not None:
+            return True
+        if "forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"):
+            return True
+    return False
 
 
 def forget_compiled(modules: Iterable[nn.Module]) -> Iterator[Replacement]:

@@ -60,7 +60,7 @@ class Planner:
             tilings += [parts.video.clip(frames) for frames in _LENGTHS]
         for tiling in tilings:
             try:
-                found.append(self._method.plan(self._num_layers, tiling.units).is_identity)
+                found.append(self._plan(tiling.units).is_identity)
             except ValueError as error:
                 errors.append(error)
         if not found:

@@ -94,10 +94,10 @@ class Run:
     past: Final[int]
     switch: HookSwitch | None = field(default=None, init=False)
 
-    def open(self) -> None:
-        """Let the layers take tokens."""
-        for layer in self.layers:
-            layer.is_open = True
+    def open(self, *, is_step: bool = False) -> None:
+        """Let the layers take tokens; see `CacheState`."""
+        if self.layers:
+            self.layers[0].state.open(is_step=is_step)
 
     def hold(self, switch: HookSwitch) -> None:
         """Leave the hooks of the decoder layers on until this closes."""
@@ -106,8 +106,8 @@ class Run:
 
     def close(self) -> None:
         """Undo `open` and `hold`."""
-        for layer in self.layers:
-            layer.is_open = False
+        if self.layers:
+            self.layers[0].state.close()
         if self.switch is not None:
             self.switch.let_go()
             self.switch = None

@@ -30,7 +30,8 @@ from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
 from vitcop_llava.hooks.stepping import by_name, count_back, is_step, of_one_token
 from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, weights_of, words_of
-from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
+from vitcop_llava.sequence.described import CacheState
+from vitcop_llava.sequence.static import PrunedStaticLayer, is_static_pruned
 
 Kwargs = dict[str, Any]
 Run = Callable[..., Any]
@@ -134,7 +135,7 @@ class StepCapture:
         # What the pruner puts something on, beside the layers.
         self._hooked = (model, parts.base, parts.language_model)
         self._own: dict[nn.Module, Replacement] = {}
-        self._steps: WeakKeyDictionary[StaticState, Steps] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[CacheState, Steps] = WeakKeyDictionary()
         self.obstacle: str | None = "no token has followed in a static cache"
 
     def attach(self, handles: Iterable[Removable]) -> Iterator[Removable]:

@@ -1,4 +1,6 @@
-"""Decoding in a static cache: calls of one token whose every need is on the cache, so that a graph can hold them."""
+"""Decoding: calls of one token whose every need is on the cache. In a static one a graph can hold them; in a growing
+one they pass by whatever a prompt takes.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import StaticCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_llava.compat import CACHE, KINDS, named_cache
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, step_of_group
 from vitcop_llava.hooks.checks import PIXELS
+from vitcop_llava.hooks.counting import without_padding
+from vitcop_llava.hooks.layout import logical_positions
 from vitcop_llava.hooks.patching import HookSwitch
-from vitcop_llava.sequence.static import PrunedStaticLayer, StaticState, is_static_pruned
+from vitcop_llava.sequence.cache import PrunedLayer
+from vitcop_llava.sequence.rotary import by_axis
+from vitcop_llava.sequence.static import PrunedStaticLayer, is_static_pruned
 
 Kwargs = dict[str, Any]
 
@@ -42,13 +48,42 @@ def is_step(given: Kwargs, switch: HookSwitch) -> bool:
     Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
     """
     cache = given.get(CACHE)
-    if not isinstance(cache, StaticCache) or any(given.get(name) is not None for name in _ENCODED):
-        return False
-    tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
-    if tokens is None or tokens.shape[1] != 1:
+    if not isinstance(cache, StaticCache) or not _is_token(given):
         return False
     layer, mask = cache.layers[0], given.get("attention_mask")
     return not is_static_pruned(layer) or ((mask is None or mask.ndim == 2) and switch.stays_for(layer.state))
+
+
+def _is_token(given: Kwargs) -> bool:
+    """Return whether a call is one token of text in each row."""
+    if any(given.get(name) is not None for name in _ENCODED):
+        return False
+    tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
+    return tokens is not None and tokens.shape[1] == 1
+
+
+def is_plain_token(given: Kwargs, parts: Parts) -> bool:
+    """Return whether a call is one token of text after a growing cache that was pruned, and needs what the last one
+    did: the same in every layer. Reads the mask, as transformers does.
+    """
+    cache: Any = given.get(CACHE)
+    if torch.compiler.is_compiling() or not isinstance(cache, DynamicCache) or not cache.layers:
+        return False
+    first: Any = cache.layers[0]
+    if not isinstance(first, PrunedLayer) or first.state.plain_for is None:
+        return False
+    state = first.state
+    if state.plain_for != parts.config._attn_implementation or parts.window is not None or not _is_token(given):
+        return False
+    for layer in cache.layers:
+        if getattr(layer, "state", None) is not state:  # a copy, or anybody's
+            return False
+    mask = given.get("attention_mask")
+    if mask is None:
+        return True
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != first.get_seq_length() + 1:
+        return False
+    return without_padding(mask) is None
 
 
 def is_plain_step(kwargs: Kwargs) -> bool:
@@ -58,12 +93,22 @@ def is_plain_step(kwargs: Kwargs) -> bool:
     return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
 
 
-def open_state(cache: object) -> StaticState | None:
-    """Return what the layers of a static cache share while a call continues what was pruned in it; None otherwise."""
-    if not isinstance(cache, StaticCache) or not is_static_pruned(cache.layers[0]):
-        return None
-    state = cache.layers[0].state
-    return state if state.is_open and not state.is_filling else None
+def is_stepping(cache: object) -> bool:
+    """Return whether a call is at work that continues what was pruned in a static cache."""
+    return isinstance(cache, StaticCache) and is_static_pruned(cache.layers[0]) and cache.layers[0].state.is_step
+
+
+def is_following(cache: object) -> bool:
+    """Return whether a call is at work that `is_plain_token` was true of."""
+    first = next(iter(cache.layers), None) if isinstance(cache, DynamicCache) else None
+    return isinstance(first, PrunedLayer) and first.state.is_step
+
+
+def followed(kwargs: Kwargs) -> Kwargs:
+    """Return the arguments of the language model for a token that `is_plain_token` was true of."""
+    first, ids, device = kwargs[CACHE].layers[0], kwargs.get("position_ids"), kwargs["inputs_embeds"].device
+    positions = logical_positions(ids, first.get_seq_length(), 1, device) - first.entry_dropped
+    return {**kwargs, "position_ids": by_axis(positions), "attention_mask": None}
 
 
 def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:

@@ -25,6 +25,7 @@ from vitcop_llava.prefix.store import Identity, StoredPrefix, identity_of, read_
 from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
 from vitcop_llava.report import Report
 from vitcop_llava.sequence.cache import PrunedLayer, grown_layers
+from vitcop_llava.sequence.described import CacheState
 from vitcop_llava.sequence.segment import on_device
 from vitcop_llava.weights.fingerprint import check_same, mark
 
@@ -70,7 +71,8 @@ class ImagePrefix:
         if is_whole and base is not None:
             check_same(self._identity, base, "prefix")
         cache = DynamicCache()
-        cache.layers = [layer.fork() for layer in self._layers]
+        state = CacheState()
+        cache.layers = [layer.fork(state) for layer in self._layers]
         mark(cache, self._identity)
         return cache
 

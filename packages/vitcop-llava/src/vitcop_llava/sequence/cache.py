@@ -15,7 +15,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from vitcop_llava.sequence.described import NOT_CONTINUED, Described
+from vitcop_llava.sequence.described import NOT_CONTINUED, CacheState, Described
 from vitcop_llava.sequence.static import STATIC_LAYERS, PrunedStaticLayer, static_layers
 
 
@@ -24,12 +24,11 @@ class PrunedLayer(Described, DynamicLayer):
 
     Attributes:
         is_shared: Whether the layer is a `fork` that was not updated yet: one row, standing for as many as come.
-        is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: CacheState | None = None) -> None:
         DynamicLayer.__init__(self)
-        self.is_shared = self.is_open = False
+        self.state, self.is_shared = state or CacheState(), False
         self._forget()
 
     @property
@@ -46,13 +45,14 @@ class PrunedLayer(Described, DynamicLayer):
         """Return the logical column of every slot, ``[B, physical]``, those after the described ones included."""
         return self.columns_of(self.physical_length, rows, device)
 
-    def fork(self) -> Self:
+    def fork(self, state: CacheState) -> Self:
         """Return a layer with the content of this one, which has one row, for as many rows as its first update brings.
 
+        ``state`` is that of its new cache.
         Keys and values are the same tensors until then, and are never written to: updates make new ones.
         """
         forked = copy(self)
-        forked.is_shared, forked.is_open = True, False
+        forked.is_shared, forked.state = True, state
         return forked
 
     def _unshare(self, rows: int) -> None:
@@ -70,7 +70,7 @@ class PrunedLayer(Described, DynamicLayer):
         Raises:
             RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
         """
-        if self.columns is not None and not self.is_open:
+        if self.is_described and not self.state.is_open:
             raise RuntimeError(NOT_CONTINUED)
         if self.is_shared:
             self._unshare(key_states.shape[0])
@@ -252,14 +252,16 @@ def grown_layers(cache: Cache, num_layers: int) -> list[PrunedLayer]:
     """Return the layers of a dynamic cache as pruned ones, with what they already hold, and those that it has yet to
     get.
     """
-    layers = [_converted(layer) for layer in cache.layers]
-    return [*layers, *(PrunedLayer() for _ in range(num_layers - len(layers)))]
+    state = next((layer.state for layer in cache.layers if isinstance(layer, PrunedLayer)), CacheState())
+    layers = [_converted(layer, state) for layer in cache.layers]
+    return [*layers, *(PrunedLayer(state) for _ in range(num_layers - len(layers)))]
 
 
-def _converted(layer: Any) -> PrunedLayer:
+def _converted(layer: Any, state: CacheState) -> PrunedLayer:
     if isinstance(layer, PrunedLayer):
+        layer.state = state  # copies of single layers have others
         return layer
-    pruned = PrunedLayer()
+    pruned = PrunedLayer(state)
     if layer.is_initialized and layer.keys.numel() > 0:
         pruned.lazy_initialization(layer.keys, layer.values)
         pruned.keys, pruned.values = layer.keys, layer.values

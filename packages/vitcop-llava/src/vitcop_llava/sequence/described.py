@@ -1,6 +1,8 @@
-"""What the slots of a cache layer stand for: the part that growing and fixed layers share."""
+"""What the slots of a cache layer stand for, and what the layers of a cache share: growing and fixed ones alike."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,41 @@ NOT_CONTINUED = (
 """Why a pruned cache takes no tokens of a model that is not pruned."""
 
 
+class CacheState:
+    """What all layers of one cache share. A copy of the cache gets one of its own, and is closed.
+
+    Attributes:
+        is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
+        is_step: Whether that call is text, and all that is known of it is on the cache.
+        slots: ``[Q]`` int64 by group of layers: where the Q tokens of a step go in a static cache, whose counters are
+            past them; None otherwise.
+        plain_for: The attention backend for which a token that follows, and attends to everything, needs the same in
+            every layer of a growing cache; None where it does not, or none has followed yet.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = self.is_step = False
+        self.slots: dict[int, Tensor] | None = None
+        self.plain_for: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(CacheState())
+
+    def open(self, *, is_step: bool) -> None:
+        """Let the layers take tokens."""
+        self.is_open, self.is_step, self.slots = True, is_step, None
+
+    def close(self) -> None:
+        """Undo `open`."""
+        self.is_open = self.is_step = False
+        self.slots = None
+
+
 class Described:
     """Which columns of a longer prompt the slots of a layer stand for.
 
     Attributes:
+        state: What the layer shares with the cache's other layers.
         columns: ``[B, P]`` int64, the logical column of each of the first P slots; -1 for padding. Slots after those
             hold the columns that follow ``covered``, one each. None while nothing was dropped.
         is_described: Whether there are ``columns``. A graph that looked at them would be for their number alone.
@@ -31,7 +64,10 @@ class Described:
         group: Layers of one group hold the same columns, and share their attention mask.
     """
 
+    state: CacheState
+
     def _forget(self) -> None:
+        self.state.plain_for = None
         self.columns: Tensor | None = None
         self.is_described = False
         self.covered = self.lost = 0
@@ -59,7 +95,7 @@ class Described:
     ) -> None:
         """Record what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered, self.lost = columns, covered, covered - columns.shape[1]
-        self.is_described = True
+        self.is_described, self.state.plain_for = True, None
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
         self.has_padding, self.group, self.shift = has_padding, group, shift
 

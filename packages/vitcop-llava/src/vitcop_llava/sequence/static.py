@@ -13,32 +13,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
 
-from vitcop_llava.sequence.described import NOT_CONTINUED, Described
-
-
-class StaticState:
-    """What all layers of one static cache share. A deep copy of the cache gets one of its own, and is closed.
-
-    Attributes:
-        is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
-        is_filling: Whether that call is a prefill, which attends to the slots in use alone.
-        slots: ``[Q]`` int64 by group of layers: where that call's Q tokens go, which the layers' counters are past;
-            None in a prefill.
-    """
-
-    def __init__(self) -> None:
-        self.is_open = self.is_filling = False
-        self.slots: dict[int, Tensor] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"is_open": False, "is_filling": False, "slots": None}
+from vitcop_llava.sequence.described import NOT_CONTINUED, CacheState, Described
 
 
 class PrunedStaticLayer(Described, StaticLayer):
     """A layer of fixed size whose first slots stand for chosen columns of a longer prompt.
 
     Attributes:
-        state: What it shares with the cache's other layers.
         physical_length: Slots in use, as far as the host knows: compiled steps are not counted. Exact in a prefill.
         has_own_rows: Whether what the slots stand for is in memory of its own, and not shared with other layers.
     """
@@ -46,21 +27,11 @@ class PrunedStaticLayer(Described, StaticLayer):
     # StaticLayer counts with this; it is the logical length.
     cumulative_length: Tensor
 
-    def __init__(self, max_cache_len: int, state: StaticState) -> None:
+    def __init__(self, max_cache_len: int, state: CacheState) -> None:
         StaticLayer.__init__(self, max_cache_len)
         self.state, self.physical_length = state, 0
         self.has_own_rows = False
         self._forget()
-
-    @property
-    def is_open(self) -> bool:
-        """See `StaticState`."""
-        return self.state.is_open
-
-    @is_open.setter
-    def is_open(self, is_open: bool) -> None:
-        self.state.is_open = is_open
-        self.state.is_filling, self.state.slots = False, None
 
     @property
     def room(self) -> int:
@@ -84,7 +55,6 @@ class PrunedStaticLayer(Described, StaticLayer):
 
     def begin_filling(self, length: int) -> None:
         """Prepare for a prefill that follows ``length`` logical columns."""
-        self.state.is_open = self.state.is_filling = True
         self.physical_length = length - self.lost
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -123,7 +93,7 @@ class PrunedStaticLayer(Described, StaticLayer):
         """
         if self.is_described and not self.state.is_open:
             raise RuntimeError(NOT_CONTINUED)
-        if self.state.is_filling:
+        if self.state.is_open and not self.state.is_step:
             return self._fill(key_states, value_states)
         count = key_states.shape[-2]
         if not torch.compiler.is_compiling():
@@ -210,7 +180,7 @@ def static_layers(cache: StaticCache) -> list[PrunedStaticLayer]:
     """Return the layers of a static cache as pruned ones, with what they already hold; waits for the device if they
     do.
     """
-    shared = next((layer.state for layer in cache.layers if isinstance(layer, PrunedStaticLayer)), StaticState())
+    shared = next((layer.state for layer in cache.layers if isinstance(layer, PrunedStaticLayer)), CacheState())
     return [_converted(layer, shared) for layer in cache.layers]
 
 
@@ -227,8 +197,9 @@ _CONTENT = (
 """What a fixed layer has once it holds something."""
 
 
-def _converted(layer: Any, state: StaticState) -> PrunedStaticLayer:
+def _converted(layer: Any, state: CacheState) -> PrunedStaticLayer:
     if isinstance(layer, PrunedStaticLayer):
+        layer.state = state  # copies of single layers have others
         return layer
     pruned = PrunedStaticLayer(layer.max_cache_len, state)
     length = int(layer.get_seq_length()) if layer.is_initialized else 0

@@ -1,0 +1,276 @@
+"""Tokens after a pruned growing cache that need the same in every layer: they pass by what a prompt takes.
+
+Whatever happens between two of them, each gives what it gives without that way.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import vitcop_llava
+from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, ViTCoP
+from vitcop_llava.hooks import calls, stepping
+
+Make = Callable[..., Tensor]
+Change = Callable[[Any, DynamicCache], DynamicCache]
+METHODS = {
+    "ViTCoP": ViTCoP(retained_tokens=16, cutoff_distance=3.0),
+    "FastV": FastV(retained_tokens=32),
+    "VisionZip": VisionZip(retained_tokens=16),
+    "PyramidDrop": PyramidDrop(retained_tokens=48),
+    "SparseVLM": SparseVLM(retained_tokens=32),
+    "DivPrune": DivPrune(retained_tokens=16),
+    "VisPruner": VisPruner(retained_tokens=16),
+}
+WORDS = [7, 31, 8, 55, 12, 90]
+
+
+class Ways:
+    """Which way each call of a model went; ``is_off`` lets none be plain."""
+
+    def __init__(self, is_plain: Callable[..., bool]) -> None:
+        self._is_plain, self.taken, self.is_off = is_plain, list[bool](), False
+
+    def __call__(self, *args: Any) -> bool:
+        found = not self.is_off and self._is_plain(*args)
+        self.taken.append(found)
+        return found
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
+    made = Ways(stepping.is_plain_token)
+    monkeypatch.setattr(calls, "is_plain_token", made)
+    return made
+
+
+def run(model: Any, given: dict[str, Any], changes: dict[int, Change] | None = None, **settings: Any) -> list[Tensor]:
+    """Returns the logits of a prompt's last token and of each word after it; ``changes`` happen before a word."""
+    output = model(**given)
+    cache, mask, found = output.past_key_values, given["attention_mask"], [output.logits[:, -1]]
+    for number, word in enumerate(WORDS):
+        if changes and number in changes:
+            cache = changes[number](model, cache)
+        rows = cache.layers[0].keys.shape[0]
+        mask = torch.cat([mask[:1].expand(rows, -1) if rows != len(mask) else mask, mask.new_ones(rows, 1)], dim=1)
+        token = torch.full((rows, 1), word)
+        output = model(input_ids=token, attention_mask=mask, past_key_values=cache, **settings)
+        assert output.past_key_values is cache
+        found.append(output.logits[:, -1])
+    return found
+
+
+def check(ways: Ways, model: Any, method: Any, given: dict[str, Any], taken: list[bool], **how: Any) -> None:
+    """Asserts that tokens are what they are without the plain way, to the bit, and which of them went it."""
+    with vitcop_llava.prune(model, method):
+        found = run(model, given, **how)
+        assert ways.taken[1:] == taken
+        ways.is_off = True
+        wanted = run(model, given, **how)
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_but_the_first_token_are_plain(ways: Ways, model: Any, given: dict[str, Any], name: str) -> None:
+    is_packed = name in ("PyramidDrop", "SparseVLM")  # whose positions differ from layer to layer
+    check(ways, model, METHODS[name], given, [not is_packed and number > 0 for number in range(len(WORDS))])
+
+
+def test_without_a_mask_as_well(ways: Ways, model: Any, given: dict[str, Any]) -> None:
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        cache = model(**given).past_key_values
+        found = [model(input_ids=torch.tensor([[word]]), past_key_values=cache).logits[:, -1] for word in WORDS]
+        assert ways.taken[1:] == [False, True, True, True, True, True]
+        ways.is_off = True
+        assert all(map(torch.equal, found, run(model, given)[1:]))
+
+
+def test_generated_tokens_are_plain(ways: Ways, model: Any, given: dict[str, Any]) -> None:
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        found = model.generate(**given, max_new_tokens=8, do_sample=False)
+        assert ways.taken == [False, False, *[True] * 6]
+        ways.is_off = True
+        assert torch.equal(found, model.generate(**given, max_new_tokens=8, do_sample=False))
+
+
+def test_batches_with_padding_are_not_plain(ways: Ways, model: Any, batch: dict[str, Any]) -> None:
+    check(ways, model, METHODS["ViTCoP"], batch, [False] * len(WORDS))
+
+
+def test_masks_of_math_are_not_plain(ways: Ways, build: Callable[..., Any], given: dict[str, Any]) -> None:
+    check(ways, build(attention="eager"), METHODS["ViTCoP"], given, [False] * len(WORDS))
+
+
+def _deep(model: Any, cache: DynamicCache) -> DynamicCache:
+    return copy.deepcopy(cache)
+
+
+def _layer_by_layer(model: Any, cache: DynamicCache) -> DynamicCache:
+    made = DynamicCache()
+    made.layers = [copy.deepcopy(layer) for layer in cache.layers]
+    return made
+
+
+def _one_layer(number: int, model: Any, cache: DynamicCache) -> DynamicCache:
+    cache.layers[number] = copy.deepcopy(cache.layers[number])
+    return cache
+
+
+def _rows(model: Any, cache: DynamicCache) -> DynamicCache:
+    cache.batch_repeat_interleave(3)
+    cache.reorder_cache(torch.LongTensor([2, 0, 1]))
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    return cache
+
+
+CHANGES: dict[str, tuple[Change, bool]] = {
+    "deep copy": (_deep, False),
+    "copies of layers": (_layer_by_layer, False),
+    **{f"copy of layer {number}": (partial(_one_layer, number), False) for number in (0, 3, -1)},
+    "rows": (_rows, True),
+}
+"""What happens to a cache, and whether the next token is plain still."""
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_cache_that_changes_on_the_way(ways: Ways, model: Any, given: dict[str, Any], name: str) -> None:
+    change, stays = CHANGES[name]
+    taken = [False, True, True, stays, True, True]
+    check(ways, model, METHODS["ViTCoP"], given, taken, changes={3: change})
+
+
+def test_tokens_that_are_taken_back(ways: Ways, model: Any, given: dict[str, Any]) -> None:
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        cache = model(**given).past_key_values
+        found = []
+        for word in WORDS:
+            for other in (word, 3):
+                found.append(model(input_ids=torch.tensor([[other]]), past_key_values=cache).logits)
+            cache.crop(-1)
+        assert all(ways.taken[2:])
+        ways.is_off = True
+        assert all(map(torch.equal, (each[:, -1] for each in found[::2]), run(model, given)[1:]))
+
+
+def test_mask_that_hides_a_word_from_some_token_on(ways: Ways, model: Any, given: dict[str, Any]) -> None:
+    words, wanted = torch.tensor([WORDS]), []
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        for is_off in (False, True):
+            ways.is_off = is_off
+            cache, mask = model(**given).past_key_values, given["attention_mask"]
+            for number in range(words.shape[1]):
+                mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+                if number == 3:
+                    mask[:, -3] = 0
+                output = model(input_ids=words[:, number, None], attention_mask=mask, past_key_values=cache)
+                wanted.append(output.logits)
+    assert ways.taken[1:7] == [False, True, True, False, False, False]
+    assert all(map(torch.equal, wanted[:6], wanted[6:]))
+    assert not torch.equal(wanted[3][:, -1], run(model, given)[4])
+
+
+def test_backend_that_changes_between_tokens(ways: Ways, deep: Any, given: dict[str, Any]) -> None:
+    language, how = deep.model.language_model, ["sdpa", "eager", "sdpa"]
+    found = []
+    with vitcop_llava.prune(deep, METHODS["ViTCoP"]):
+        for is_off in (False, True):
+            ways.is_off = is_off
+            cache = deep(**given).past_key_values
+            for number, word in enumerate(WORDS):
+                language.config._attn_implementation = how[number // 2]
+                found.append(deep(input_ids=torch.tensor([[word]]), past_key_values=cache).logits)
+    assert ways.taken[1:7] == [False, True, False, False, False, True]
+    assert all(map(torch.equal, found[:6], found[6:]))
+
+
+def test_turns_of_text_and_of_an_image_between_tokens(
+    ways: Ways, model: Any, given: dict[str, Any], prompt: Make, pictures: Make
+) -> None:
+    word, found = torch.tensor([[7]]), []
+    more: list[dict[str, Any]] = [
+        {"input_ids": prompt(4, seed=1)},
+        {"input_ids": prompt(2, "image", 4, seed=2), "pixel_values": pictures(seed=1)},
+        {"input_ids": prompt(3, seed=3)},
+    ]
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        for is_off in (False, True):
+            ways.is_off = is_off
+            cache = model(**given).past_key_values
+            for turn in more:
+                found += [model(input_ids=word, past_key_values=cache).logits for _ in range(3)]
+                found.append(model(**turn, past_key_values=cache).logits)
+    assert ways.taken[:13] == [False, *[False, True, True, False] * 3]
+    half = len(found) // 2
+    assert all(map(torch.equal, found[:half], found[half:]))
+
+
+def test_cache_is_closed_when_a_token_fails(ways: Ways, deep: Any, given: dict[str, Any]) -> None:
+    word = torch.tensor([[7]])
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a layer")
+
+    with vitcop_llava.prune(deep, METHODS["ViTCoP"]):
+        cache = deep(**given).past_key_values
+        for _ in range(2):
+            deep(input_ids=word, past_key_values=cache)
+        handle = deep.model.language_model.layers[-1].register_forward_hook(fail)
+        with pytest.raises(KeyError, match="a layer"):
+            deep(input_ids=word, past_key_values=cache)
+        handle.remove()
+    assert ways.taken[-1]
+    assert not cache.layers[0].state.is_open
+    with pytest.raises(RuntimeError, match="past_key_values: was pruned by vitcop"):
+        deep(input_ids=word, past_key_values=cache)
+
+
+@pytest.mark.parametrize("columns", [-1, 1])
+def test_masks_of_another_length_are_refused(ways: Ways, model: Any, given: dict[str, Any], columns: int) -> None:
+    word = torch.tensor([[7]])
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        cache = model(**given).past_key_values
+        for _ in range(2):
+            model(input_ids=word, past_key_values=cache)
+        wrong = torch.ones(1, cache.get_seq_length() + 1 + columns, dtype=torch.int64)
+        with pytest.raises(ValueError, match=r"attention_mask must cover \d+ tokens"):
+            model(input_ids=word, past_key_values=cache, attention_mask=wrong)
+    assert ways.taken[1:] == [False, True, False]
+
+
+def test_layers_that_are_compiled_between_tokens(
+    ways: Ways, own: Any, given: dict[str, Any], prompt: Make, pictures: Make, pad: Any
+) -> None:
+    word = torch.tensor([[7], [7]])
+    method = ViTCoP(retained_tokens=48, layers=(1, 2), cutoff_distance=3.0)
+    alike = {name: torch.cat([value, value]) for name, value in given.items()}
+    padded = {**pad([prompt("image", 3, "image", 4), prompt(3, "image", 8)]), "pixel_values": pictures(3)}
+    with vitcop_llava.prune(own, method):
+        wanted = run(own, padded)
+        cache = own(**alike).past_key_values
+        for _ in range(2):
+            own(input_ids=word, past_key_values=cache)
+        for layer in own.model.language_model.layers:
+            layer.compile(backend="eager")
+        own(input_ids=word, past_key_values=cache)
+        assert ways.taken[-1]  # code that was compiled for it has to do for tokens that need the hooks
+        for own_token, token in zip(run(own, padded), wanted, strict=True):
+            torch.testing.assert_close(own_token, token)
+    torch._dynamo.reset()
+
+
+def test_windows_are_looked_at_for_every_token(ways: Ways, build: Callable[..., Any], given: dict[str, Any]) -> None:
+    model, length = copy.deepcopy(build("mistral")), given["input_ids"].shape[1]
+    model.model.language_model.config.sliding_window = length + 2
+    word = torch.tensor([[7]])
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        cache = model(**given).past_key_values
+        for _ in range(2):
+            model(input_ids=word, past_key_values=cache)
+        with pytest.raises(ValueError, match=f"input_ids must be at most {length + 2} tokens in all"):
+            model(input_ids=word, past_key_values=cache)
