@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
+from transformers.masking_utils import create_causal_mask
 
 import vitcop_llava
 from vitcop_llava import DivPrune, FastV, VisionZip, ViTCoP
+from vitcop_llava.sequence.masks import PhysicalSizes, segment_mask
 
 Make = Callable[..., Tensor]
 METHODS = [
@@ -122,3 +124,22 @@ def test_mask_that_changes_while_decoding_is_seen(model: Any, prompt: Make, pict
         cache.crop(-1)
         unseen = model(input_ids=step, attention_mask=hidden, past_key_values=cache).logits
     assert not torch.allclose(seen, unseen)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [None, 0, 3])
+def test_mask_of_a_lone_token_is_what_transformers_makes(backend: str, dtype: torch.dtype, hidden: int | None) -> None:
+    config: Any = LlamaConfig()
+    config._attn_implementation = backend
+    like = torch.zeros(2, 1, 8, dtype=dtype)
+    padding = None if hidden is None else torch.ones(2, 21, dtype=torch.bool)
+    if padding is not None:
+        padding[1, :hidden] = False
+    sizes: Any = PhysicalSizes(20)
+    found = segment_mask(config, like, 1, 20, padding)
+    wanted: Any = create_causal_mask(config, like, padding, sizes, layer_idx=0, allow_is_causal_skip=padding is None)
+    if wanted is not None and wanted.dtype == torch.bool and wanted.ndim == 4:  # the same, said otherwise
+        wanted = torch.zeros(wanted.shape, dtype=dtype).masked_fill_(~wanted, torch.finfo(dtype).min)
+    assert (found is None) == (wanted is None)
+    assert wanted is None or torch.equal(found, wanted)

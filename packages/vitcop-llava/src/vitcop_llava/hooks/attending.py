@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.runs import Continuation, Keys, Prefill
+from vitcop_llava.hooks.runs import Keys, Prefill
+from vitcop_llava.sequence.cache import HeldLayer, PrunedLayer
 from vitcop_llava.sequence.masks import segment_mask, slot_padding
 from vitcop_llava.sequence.static import PrunedStaticLayer
 
@@ -33,39 +34,31 @@ def keys_of(parts: Parts, run: Prefill, like: Tensor, layer: int) -> Keys:
     return Keys(columns, has_padding, padding, mask)
 
 
-def mask_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> Any:
-    """Return the mask of a layer that continues from its cache with nothing to cut."""
-    held = run.layers[layer]
-    if held.group not in run.masks:
-        rows, queries, padding = like.shape[0], like.shape[1], None
-        if held.has_padding or run.attention_mask is not None:
-            new = torch.arange(queries, device=like.device) + run.past
-            columns = torch.cat([held.slot_columns(rows, like.device), new.expand(rows, -1)], dim=1)
-            padding = slot_padding(columns, run.attention_mask, has_padding=held.has_padding)
-        run.masks[held.group] = segment_mask(parts.config, like, queries, held.physical_length, padding)
-    return run.masks[held.group]
+def growing_step(parts: Parts, held: PrunedLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
+    """Return the arguments of a layer of a growing cache that differ from layer to layer, for tokens that follow.
 
-
-def is_plain(run: Continuation, queries: int) -> bool:
-    """Return whether every layer takes the arguments of the first as they are: a single token that attends to
-    everything, at one position.
+    Args:
+        parts: The model's.
+        held: The layer.
+        like: ``[B, Q, d]``, for batch size, dtype and device.
+        mask: The caller's ``[B, past + Q]`` mask; None where it hides nothing.
+        positions: ``[B or 1, Q]`` position ids, less what was lost at the entry.
     """
-    if queries > 1 or run.attention_mask is not None:
-        return False
-    return not any(held.has_padding or isinstance(held.shift, Tensor) or held.shift for held in run.layers)
+    rows, queries, past, padding = like.shape[0], like.shape[1], held.physical_length, None
+    if held.has_padding or mask is not None:
+        columns = held.columns_of(past + queries, rows, like.device)
+        padding = slot_padding(columns, mask, has_padding=held.has_padding)
+    return _step(parts, held, like, segment_mask(parts.config, like, queries, past, padding), positions)
 
 
-def rotary_of_group(parts: Parts, run: Continuation, like: Tensor, layer: int) -> dict[str, Any]:
-    """Return the rotations of a layer that continues from a cache whose positions were packed there."""
-    held = run.layers[layer]
-    if isinstance(held.shift, int) and held.shift == 0:
-        return {}
-    if held.group not in run.rotaries:
-        run.rotaries[held.group] = parts.rotary(like, run.positions - held.shift)
-    return {"position_embeddings": run.rotaries[held.group]}
+def _step(parts: Parts, held: HeldLayer, like: Tensor, mask: Any, positions: Tensor) -> Step:
+    step: Step = {"attention_mask": mask}
+    if isinstance(held.shift, Tensor) or held.shift:  # positions were packed there
+        step["position_embeddings"] = parts.rotary(like, positions - held.shift)
+    return step
 
 
-def step_of_group(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
+def static_step(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
     """Return the arguments of a layer of a static cache that differ from layer to layer, for tokens that follow.
 
     Nothing in it depends on how many tokens the cache holds but values on the device.
@@ -89,7 +82,4 @@ def step_of_group(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Ten
         # These kernels know no offset of the queries: they are the last of what is not padding.
         used = torch.arange(room, device=device) < past + queries
         padding = used.expand(rows, -1) if padding is None else padding & used
-    step: Step = {"attention_mask": segment_mask(parts.config, like, queries, past, padding, keys=room)}
-    if isinstance(held.shift, Tensor) or held.shift:
-        step["position_embeddings"] = parts.rotary(like, positions - held.shift)
-    return step
+    return _step(parts, held, like, segment_mask(parts.config, like, queries, past, padding, keys=room), positions)

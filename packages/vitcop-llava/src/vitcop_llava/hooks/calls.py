@@ -33,10 +33,11 @@ from vitcop_llava.hooks.opening import check_clips, check_continuing, check_open
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
-from vitcop_llava.hooks.stepping import by_name, is_plain_token, is_step, or_take_back, whole_mask
+from vitcop_llava.hooks.stepping import by_name, follows, is_step, or_take_back, whole_mask
 from vitcop_llava.hooks.vision import arguments_of
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
+from vitcop_llava.weights.fingerprint import check_marked
 
 Kwargs = dict[str, Any]
 
@@ -149,7 +150,7 @@ class CallHooks:
         named = by_name(self._base_names, args, kwargs)
         if is_step(named, self._switch):
             return self._step(original, named)
-        if is_plain_token(named, self._parts):
+        if follows(named, self._parts):
             return self._follow(original, named)
         if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get(CACHE)):
             return original(*args, **kwargs)
@@ -172,6 +173,7 @@ class CallHooks:
     def _follow(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
         """Run one token more in a growing cache: no call is opened for it."""
         expect_call(None)
+        check_marked(kwargs[CACHE], self._parts.base)
         state = kwargs[CACHE].layers[0].state
         state.open(is_step=True)
         try:

@@ -22,18 +22,18 @@ from vitcop_llava.families import Parts
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks import layout
 from vitcop_llava.hooks.active import active_call, expect_call, is_expected
-from vitcop_llava.hooks.attending import is_plain, keys_of, mask_of_group, rotary_of_group
+from vitcop_llava.hooks.attending import keys_of
 from vitcop_llava.hooks.capture import DecoderCapture
 from vitcop_llava.hooks.checks import check_expected, check_ran, is_checkpointing
-from vitcop_llava.hooks.counting import count_rows, without_padding
+from vitcop_llava.hooks.counting import count_rows
 from vitcop_llava.hooks.cutting import apply_cut, keep_positions, labels_after, restored
 from vitcop_llava.hooks.patching import HookSwitch, Removable, any_compiled, eager, unless_compiling
 from vitcop_llava.hooks.planning import Planner
 from vitcop_llava.hooks.reading import read_prompt
-from vitcop_llava.hooks.runs import Continuation, Keys, Prefill, Run
+from vitcop_llava.hooks.runs import Keys, Prefill, Run
 from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call
-from vitcop_llava.hooks.stepping import followed, is_following, is_plain_step, is_stepping, step_of, stepped
+from vitcop_llava.hooks.stepping import followed, is_following, is_plain_step, is_stepping, own_step, step_of, stepped
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.foreign import remember
@@ -111,7 +111,7 @@ class LanguageHooks:
         self._stay_if_compiled()
         cache: Any = kwargs.get(CACHE)
         if is_following(cache):
-            return args, followed(kwargs)
+            return args, followed(self._parts, kwargs, self.switch)
         call = active_call(self._owner)
         if call is None:
             was_expected = is_expected(self._owner)
@@ -183,24 +183,13 @@ class LanguageHooks:
             self.switch.hold_for(layer.state)
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
-        embeds, cache, past = kwargs["inputs_embeds"], kwargs[CACHE], call.past
-        layers = install_layers(cache, self._parts.shape.num_layers)
-        if isinstance(cache, StaticCache):
-            call.run = Run(layers, None, past)
-            call.run.open(is_step=True)
-            self._hold_for(cache)
-            return stepped(self._parts, kwargs)
-        queries, device = embeds.shape[1], embeds.device
-        positions = layout.logical_positions(kwargs.get("position_ids"), past, queries, device)
-        positions = positions - layers[0].entry_dropped
-        call.run = run = Continuation(layers, without_padding(kwargs.get("attention_mask")), past, positions)
-        run.open()
-        mask = mask_of_group(self._parts, run, embeds, layer=0)
-        run.is_plain = mask is None and is_plain(run, queries)
-        layers[0].state.plain_for = self._parts.config._attn_implementation if run.is_plain else None
-        if not run.is_plain:
-            run.hold(self.switch)
-        return {**kwargs, "position_ids": by_axis(positions), "attention_mask": mask}
+        cache = kwargs[CACHE]
+        call.run = Run(install_layers(cache, self._parts.shape.num_layers), None, call.past)
+        call.run.open(is_step=True)
+        if not isinstance(cache, StaticCache):
+            return followed(self._parts, kwargs, self.switch)
+        self._hold_for(cache)
+        return stepped(self._parts, kwargs)
 
     def _leave(self, cache: object, output: Any) -> Any:
         call = None if is_following(cache) else active_call(self._owner)
@@ -228,14 +217,14 @@ class LanguageHooks:
             return args, step
         if torch.compiler.is_compiling():  # what a graph holds without steps is not pruned
             return None
+        own = None if kwargs is None else own_step(index, kwargs)
+        if own is not None:
+            return args, own
         call = active_call(self._owner)
         if kwargs is None or call is None:
             return None
         if isinstance(call.run, Prefill):
             return self._prefill_layer(call, call.run, index, args, kwargs)
-        if isinstance(call.run, Continuation) and not call.run.is_plain:
-            own = {"attention_mask": mask_of_group(self._parts, call.run, args[0], layer=index)}
-            return args, {**kwargs, **own, **rotary_of_group(self._parts, call.run, args[0], layer=index)}
         return None
 
     def _prefill_layer(

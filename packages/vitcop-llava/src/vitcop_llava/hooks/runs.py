@@ -80,7 +80,7 @@ class Aligned:
 class Run:
     """The language model's part of a call that prunes, or continues what was pruned.
 
-    Used as it is where the layers need nothing else: in a static cache, which holds all that steps are made from.
+    Used as it is for what follows in a cache, which holds all that steps are made from.
 
     Attributes:
         layers: The layers of the cache; empty with ``use_cache=False``.
@@ -111,23 +111,6 @@ class Run:
         if self.switch is not None:
             self.switch.let_go()
             self.switch = None
-
-
-@dataclass(eq=False)
-class Continuation(Run):
-    """Tokens that follow in a dynamic cache that was pruned: nothing is cut.
-
-    Attributes:
-        positions: ``[B or 1, L]`` int64, the caller's position ids, less what was lost at the entry.
-        masks: The mask of each group of layers.
-        rotaries: Cosines and sines of each group of layers whose positions are packed.
-        is_plain: Whether no layer needs anything but what the first is given.
-    """
-
-    positions: Final[Tensor]
-    masks: Final[dict[int, Any]] = field(default_factory=dict)
-    rotaries: Final[dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    is_plain: bool = False
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_llava.compat import CACHE, KINDS, named_cache
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.attending import Step, step_of_group
+from vitcop_llava.hooks.attending import Step, growing_step, static_step
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.hooks.counting import without_padding
 from vitcop_llava.hooks.layout import logical_positions
@@ -62,28 +62,26 @@ def _is_token(given: Kwargs) -> bool:
     return tokens is not None and tokens.shape[1] == 1
 
 
-def is_plain_token(given: Kwargs, parts: Parts) -> bool:
-    """Return whether a call is one token of text after a growing cache that was pruned, and needs what the last one
-    did: the same in every layer. Reads the mask, as transformers does.
+def follows(given: Kwargs, parts: Parts) -> bool:
+    """Return whether a call is one token of text after a growing cache that was pruned, and there is nothing else to
+    check.
     """
-    cache: Any = given.get(CACHE)
+    cache = given.get(CACHE)
     if torch.compiler.is_compiling() or not isinstance(cache, DynamicCache) or not cache.layers:
         return False
-    first: Any = cache.layers[0]
-    if not isinstance(first, PrunedLayer) or first.state.plain_for is None:
+    layers: list[Any] = cache.layers
+    first = layers[0]
+    if not isinstance(first, PrunedLayer) or not first.is_described or parts.window is not None:
         return False
-    state = first.state
-    if state.plain_for != parts.config._attn_implementation or parts.window is not None or not _is_token(given):
-        return False
-    for layer in cache.layers:
-        if getattr(layer, "state", None) is not state:  # a copy, or anybody's
+    for layer in layers:
+        # One that was copied by itself has another state, and a fork has rows yet to get.
+        if getattr(layer, "state", None) is not first.state or layer.is_shared:
             return False
     mask = given.get("attention_mask")
     if mask is None:
-        return True
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != first.get_seq_length() + 1:
-        return False
-    return without_padding(mask) is None
+        return _is_token(given)
+    fits = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == first.get_seq_length() + 1
+    return fits and _is_token(given)
 
 
 def is_plain_step(kwargs: Kwargs) -> bool:
@@ -99,16 +97,50 @@ def is_stepping(cache: object) -> bool:
 
 
 def is_following(cache: object) -> bool:
-    """Return whether a call is at work that `is_plain_token` was true of."""
+    """Return whether a call is at work that continues what was pruned in a growing cache."""
     first = next(iter(cache.layers), None) if isinstance(cache, DynamicCache) else None
     return isinstance(first, PrunedLayer) and first.state.is_step
 
 
-def followed(kwargs: Kwargs) -> Kwargs:
-    """Return the arguments of the language model for a token that `is_plain_token` was true of."""
-    first, ids, device = kwargs[CACHE].layers[0], kwargs.get("position_ids"), kwargs["inputs_embeds"].device
-    positions = logical_positions(ids, first.get_seq_length(), 1, device) - first.entry_dropped
-    return {**kwargs, "position_ids": by_axis(positions), "attention_mask": None}
+def followed(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwargs:
+    """Return the arguments of the language model for tokens that follow in a growing cache that was pruned.
+
+    The layers' hooks stay off where all take the same. Where they do not, what each takes is on the cache, and the
+    hooks are on for as long as it lives. Reads the mask, as transformers does.
+    """
+    embeds, layers = kwargs["inputs_embeds"], kwargs[CACHE].layers
+    state, past, queries = layers[0].state, layers[0].get_seq_length(), embeds.shape[1]
+    mask = without_padding(kwargs.get("attention_mask"))
+    positions = logical_positions(kwargs.get("position_ids"), past, queries, embeds.device)
+    positions = positions - layers[0].entry_dropped
+    groups: dict[int, Step] = {}
+    for layer in layers:
+        if layer.group not in groups:
+            groups[layer.group] = growing_step(parts, layer, embeds, mask, positions)
+    first = groups[layers[0].group]
+    if not _are_alike([*groups.values()], parts):
+        switch.hold_for(state)
+        state.steps = tuple(groups[layer.group] for layer in layers)
+    return {**kwargs, "position_ids": by_axis(positions), "attention_mask": first["attention_mask"]}
+
+
+def _are_alike(steps: Sequence[Step], parts: Parts) -> bool:
+    """Return whether all layers can take the first one's arguments."""
+    if any("position_embeddings" in step for step in steps):
+        return False
+    is_bare = all(step["attention_mask"] is None for step in steps)
+    return is_bare or (len(steps) == 1 and parts.window is None)
+
+
+def own_step(index: int, kwargs: Kwargs) -> Kwargs | None:
+    """Return the arguments of decoder layer ``index`` in a step after a growing cache; None where they are the first
+    one's.
+    """
+    cache: Any = kwargs.get(CACHE)
+    if not is_following(cache):
+        return None
+    steps = cache.layers[0].state.steps
+    return None if steps is None else {**kwargs, **steps[index]}
 
 
 def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
@@ -125,7 +157,7 @@ def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
     slots: dict[int, Tensor] = {}
     for layer in layers:
         if layer.group not in groups:
-            groups[layer.group] = step_of_group(parts, layer, embeds, mask, positions)
+            groups[layer.group] = static_step(parts, layer, embeds, mask, positions)
             slots[layer.group] = layer.next_slots(embeds.shape[1])
     torch._foreach_add_([layer.cumulative_length for layer in layers], embeds.shape[1])  # one launch
     layers[0].state.slots = slots

@@ -22,26 +22,26 @@ class CacheState:
         is_step: Whether that call is text, and all that is known of it is on the cache.
         slots: ``[Q]`` int64 by group of layers: where the Q tokens of a step go in a static cache, whose counters are
             past them; None otherwise.
-        plain_for: The attention backend for which a token that follows, and attends to everything, needs the same in
-            every layer of a growing cache; None where it does not, or none has followed yet.
+        steps: What each layer is given in place of the first one's arguments, in a step after a growing cache; None
+            where all take the same.
     """
 
     def __init__(self) -> None:
         self.is_open = self.is_step = False
         self.slots: dict[int, Tensor] | None = None
-        self.plain_for: str | None = None
+        self.steps: tuple[dict[str, Any], ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(CacheState())
 
     def open(self, *, is_step: bool) -> None:
         """Let the layers take tokens."""
-        self.is_open, self.is_step, self.slots = True, is_step, None
+        self.is_open, self.is_step = True, is_step
 
     def close(self) -> None:
         """Undo `open`."""
         self.is_open = self.is_step = False
-        self.slots = None
+        self.slots = self.steps = None
 
 
 class Described:
@@ -67,7 +67,6 @@ class Described:
     state: CacheState
 
     def _forget(self) -> None:
-        self.state.plain_for = None
         self.columns: Tensor | None = None
         self.is_described = False
         self.covered = self.lost = 0
@@ -95,7 +94,7 @@ class Described:
     ) -> None:
         """Record what the slots stand for, just before the update that appends the last of them."""
         self.columns, self.covered, self.lost = columns, covered, covered - columns.shape[1]
-        self.is_described, self.state.plain_for = True, None
+        self.is_described = True
         self.entry_dropped, self.text_tail = entry_dropped, text_tail
         self.has_padding, self.group, self.shift = has_padding, group, shift
 

@@ -64,6 +64,12 @@ def segment_mask(
     Returns:
         What the backend takes: a 4-D float tensor to add, a 2-D one for FlashAttention, a block mask, or None.
     """
+    if queries == 1 and keys is None:  # a lone token attends to all that is no padding
+        backend = config._attn_implementation or ""
+        if padding is None and (backend == "sdpa" or "flash" in backend):
+            return None
+        if padding is not None and backend in ("sdpa", "eager"):
+            return _additive(padding[:, None, None], like.dtype)
     mask = create_causal_mask(
         config,
         torch.empty((like.shape[0], queries, 0), dtype=like.dtype, device=like.device),

@@ -1,6 +1,6 @@
-"""Tokens after a pruned growing cache that need the same in every layer: they pass by what a prompt takes.
+"""Tokens after a pruned growing cache: they open no call, and have hooks in the layers only where these differ.
 
-Whatever happens between two of them, each gives what it gives without that way.
+Whatever happens between two of them, each gives what it gives in a call of its own.
 """
 
 import copy
@@ -32,21 +32,21 @@ WORDS = [7, 31, 8, 55, 12, 90]
 
 
 class Ways:
-    """Which way each call of a model went; ``is_off`` lets none be plain."""
+    """Whether each forward of a model went without a call; with ``is_off`` none does."""
 
-    def __init__(self, is_plain: Callable[..., bool]) -> None:
-        self._is_plain, self.taken, self.is_off = is_plain, list[bool](), False
+    def __init__(self, follows: Callable[..., bool]) -> None:
+        self._follows, self.taken, self.is_off = follows, list[bool](), False
 
     def __call__(self, *args: Any) -> bool:
-        found = not self.is_off and self._is_plain(*args)
+        found = not self.is_off and self._follows(*args)
         self.taken.append(found)
         return found
 
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
-    made = Ways(stepping.is_plain_token)
-    monkeypatch.setattr(calls, "is_plain_token", made)
+    made = Ways(stepping.follows)
+    monkeypatch.setattr(calls, "follows", made)
     return made
 
 
@@ -67,7 +67,7 @@ def run(model: Any, given: dict[str, Any], changes: dict[int, Change] | None = N
 
 
 def check(ways: Ways, model: Any, method: Any, given: dict[str, Any], taken: list[bool], **how: Any) -> None:
-    """Asserts that tokens are what they are without the plain way, to the bit, and which of them went it."""
+    """Asserts that tokens are what they are in calls, to the bit, and which of them went without."""
     with vitcop_llava.prune(model, method):
         found = run(model, given, **how)
         assert ways.taken[1:] == taken
@@ -77,34 +77,63 @@ def check(ways: Ways, model: Any, method: Any, given: dict[str, Any], taken: lis
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_but_the_first_token_are_plain(ways: Ways, model: Any, given: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tokens_open_no_call(
+    ways: Ways, build: Callable[..., Any], given: dict[str, Any], name: str, attention: str
+) -> None:
+    check(ways, build(attention=attention), METHODS[name], given, [True] * len(WORDS))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_of_a_padded_batch_open_no_call(ways: Ways, model: Any, batch: dict[str, Any], name: str) -> None:
+    check(ways, model, METHODS[name], batch, [True] * len(WORDS))
+
+
+def _hooks(model: Any) -> int:
+    return sum(len(layer._forward_pre_hooks) for layer in model.model.language_model.layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_have_no_hooks_where_they_are_alike(model: Any, given: dict[str, Any], name: str) -> None:
     is_packed = name in ("PyramidDrop", "SparseVLM")  # whose positions differ from layer to layer
-    check(ways, model, METHODS[name], given, [not is_packed and number > 0 for number in range(len(WORDS))])
+    before = _hooks(model)
+    with vitcop_llava.prune(model, METHODS[name]):
+        cache = model(**given).past_key_values
+        model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+        assert _hooks(model) == before + 8 * is_packed
+        del cache
+        assert _hooks(model) == before
+
+
+@pytest.mark.parametrize(("name", "hooks"), [("ViTCoP", 8), ("VisionZip", 0)])
+def test_layers_of_a_padded_batch_have_hooks_where_they_differ(
+    model: Any, batch: dict[str, Any], name: str, hooks: int
+) -> None:
+    before, more = _hooks(model), torch.full((3, 1), 7)
+    with vitcop_llava.prune(model, METHODS[name]):
+        cache = model(**batch).past_key_values
+        mask = torch.cat([batch["attention_mask"], torch.ones_like(more)], dim=1)
+        model(input_ids=more, attention_mask=mask, past_key_values=cache)
+        assert _hooks(model) == before + hooks
+        del cache
+        assert _hooks(model) == before
 
 
 def test_without_a_mask_as_well(ways: Ways, model: Any, given: dict[str, Any]) -> None:
     with vitcop_llava.prune(model, METHODS["ViTCoP"]):
         cache = model(**given).past_key_values
         found = [model(input_ids=torch.tensor([[word]]), past_key_values=cache).logits[:, -1] for word in WORDS]
-        assert ways.taken[1:] == [False, True, True, True, True, True]
+        assert ways.taken == [False, *[True] * 6]
         ways.is_off = True
         assert all(map(torch.equal, found, run(model, given)[1:]))
 
 
-def test_generated_tokens_are_plain(ways: Ways, model: Any, given: dict[str, Any]) -> None:
+def test_generated_tokens_open_no_call(ways: Ways, model: Any, given: dict[str, Any]) -> None:
     with vitcop_llava.prune(model, METHODS["ViTCoP"]):
         found = model.generate(**given, max_new_tokens=8, do_sample=False)
-        assert ways.taken == [False, False, *[True] * 6]
+        assert ways.taken == [False, *[True] * 7]
         ways.is_off = True
         assert torch.equal(found, model.generate(**given, max_new_tokens=8, do_sample=False))
-
-
-def test_batches_with_padding_are_not_plain(ways: Ways, model: Any, batch: dict[str, Any]) -> None:
-    check(ways, model, METHODS["ViTCoP"], batch, [False] * len(WORDS))
-
-
-def test_masks_of_math_are_not_plain(ways: Ways, build: Callable[..., Any], given: dict[str, Any]) -> None:
-    check(ways, build(attention="eager"), METHODS["ViTCoP"], given, [False] * len(WORDS))
 
 
 def _deep(model: Any, cache: DynamicCache) -> DynamicCache:
@@ -130,18 +159,18 @@ def _rows(model: Any, cache: DynamicCache) -> DynamicCache:
 
 
 CHANGES: dict[str, tuple[Change, bool]] = {
-    "deep copy": (_deep, False),
+    "deep copy": (_deep, True),
     "copies of layers": (_layer_by_layer, False),
     **{f"copy of layer {number}": (partial(_one_layer, number), False) for number in (0, 3, -1)},
     "rows": (_rows, True),
 }
-"""What happens to a cache, and whether the next token is plain still."""
+"""What happens to a cache, and whether the next token opens no call still."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_cache_that_changes_on_the_way(ways: Ways, model: Any, given: dict[str, Any], name: str) -> None:
     change, stays = CHANGES[name]
-    taken = [False, True, True, stays, True, True]
+    taken = [True, True, True, stays, True, True]
     check(ways, model, METHODS["ViTCoP"], given, taken, changes={3: change})
 
 
@@ -170,7 +199,7 @@ def test_mask_that_hides_a_word_from_some_token_on(ways: Ways, model: Any, given
                     mask[:, -3] = 0
                 output = model(input_ids=words[:, number, None], attention_mask=mask, past_key_values=cache)
                 wanted.append(output.logits)
-    assert ways.taken[1:7] == [False, True, True, False, False, False]
+    assert all(ways.taken[1:7])
     assert all(map(torch.equal, wanted[:6], wanted[6:]))
     assert not torch.equal(wanted[3][:, -1], run(model, given)[4])
 
@@ -185,7 +214,7 @@ def test_backend_that_changes_between_tokens(ways: Ways, deep: Any, given: dict[
             for number, word in enumerate(WORDS):
                 language.config._attn_implementation = how[number // 2]
                 found.append(deep(input_ids=torch.tensor([[word]]), past_key_values=cache).logits)
-    assert ways.taken[1:7] == [False, True, False, False, False, True]
+    assert all(ways.taken[1:7])
     assert all(map(torch.equal, found[:6], found[6:]))
 
 
@@ -205,7 +234,7 @@ def test_turns_of_text_and_of_an_image_between_tokens(
             for turn in more:
                 found += [model(input_ids=word, past_key_values=cache).logits for _ in range(3)]
                 found.append(model(**turn, past_key_values=cache).logits)
-    assert ways.taken[:13] == [False, *[False, True, True, False] * 3]
+    assert ways.taken[:13] == [False, *[True, True, True, False] * 3]
     half = len(found) // 2
     assert all(map(torch.equal, found[:half], found[half:]))
 
@@ -240,7 +269,7 @@ def test_masks_of_another_length_are_refused(ways: Ways, model: Any, given: dict
         wrong = torch.ones(1, cache.get_seq_length() + 1 + columns, dtype=torch.int64)
         with pytest.raises(ValueError, match=r"attention_mask must cover \d+ tokens"):
             model(input_ids=word, past_key_values=cache, attention_mask=wrong)
-    assert ways.taken[1:] == [False, True, False]
+    assert ways.taken[1:] == [True, True, False]
 
 
 def test_layers_that_are_compiled_between_tokens(
