@@ -259,14 +259,14 @@ def host_table(stored: Stored) -> str:
         [
             row.name,
             "" if row.retained_tokens is None else f"{row.retained_tokens:g}",
-            *(f"{1e3 * min(row.prefill):.4g} ms", f"{row.prefill_ratio:.3f}"),
-            *(f"{1e3 * min(row.token):.4g} ms", f"{row.token_ratio:.3f}"),
+            *(f"{1e3 * statistics.median(row.prefill):.4g} ms", f"{row.prefill_ratio:.3f}"),
+            *(f"{1e3 * statistics.median(row.token):.4g} ms", f"{row.token_ratio:.3f}"),
         ]
         for row in (HostCost(**row) for row in stored["rows"])
     ]
     headings, place = ["method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"], stored["environment"]
     return (
-        f"{markdown_table(headings, lines)}\n\nThe least of {stored['repeats']} rounds, in seconds of one thread on "
+        f"{markdown_table(headings, lines)}\n\nMedians of {stored['repeats']} rounds, in seconds of one thread on "
         f"{place['processor']}; {stored['visual_tokens']} visual tokens. `{stored['command']}`."
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,7 @@ class HostCost:
         name: The method, or "unpruned".
         retained_tokens: The budget; None for the unpruned model.
         prefill, token: Seconds of the thread for a prefill, and for the fastest token after it; every round.
-        prefill_ratio, token_ratio: The least of the rounds over the least of the unpruned model's: whatever else the
-            machine does only adds.
+        prefill_ratio, token_ratio: The median, over the rounds, of the cost over the unpruned model's in that round.
     """
 
     name: str
@@ -88,8 +88,8 @@ def _cost(variant: BenchVariant, costs: list[_Cost], unpruned: list[_Cost]) -> H
         variant.retained_tokens,
         [cost.prefill for cost in costs],
         [cost.token for cost in costs],
-        min(cost.prefill for cost in costs) / min(cost.prefill for cost in unpruned),
-        min(cost.token for cost in costs) / min(cost.token for cost in unpruned),
+        median(own.prefill / other.prefill for own, other in zip(costs, unpruned, strict=True)),
+        median(own.token / other.token for own, other in zip(costs, unpruned, strict=True)),
     )
 
 

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -299,7 +300,7 @@ def _print_host(command: str, ready: BenchModel, result: HostResult) -> None:
     table = make_table(("method", "tokens", "prefill", "of unpruned", "a token", "of unpruned"), title=command)
     for row in result.rows:
         kept = "" if row.retained_tokens is None else f"{row.retained_tokens:g}"
-        spent = (1e3 * min(row.prefill), 1e3 * min(row.token))
+        spent = (1e3 * median(row.prefill), 1e3 * median(row.token))
         cells = zip(spent, (row.prefill_ratio, row.token_ratio), strict=True)
         add_row(table, row.name, kept, *(cell for ms, ratio in cells for cell in (f"{ms:.4g} ms", f"{ratio:.3f}")))
     print_result(_heading(ready, result))
