@@ -93,6 +93,15 @@ def check_positive(name: str, value: object, at_most: int | None = None) -> Frac
     and ``0.07`` seven hundredths. Otherwise a product that should be a whole number falls just short of it, and its
     floor loses a token.
 
+    Args and errors are those of :func:`check_above_zero`.
+    """
+    number = check_above_zero(name, value, at_most)
+    return _simplest(number) if isinstance(number, float) else Fraction(number)
+
+
+def check_above_zero(name: str, value: object, at_most: int | None = None) -> int | float | Fraction:
+    """Return ``value`` as a number of Python's own if it is a finite positive one.
+
     Args:
         name: The argument's name.
         value: An int, float or Fraction, or a number of numpy; a bool is not a number.
@@ -108,7 +117,7 @@ def check_positive(name: str, value: object, at_most: int | None = None) -> Frac
     require(finite and number > 0 and (at_most is None or number <= at_most), name, expected, number)
     # Beyond these it could not be turned into a float, or only into 0.
     require(_TINY <= number <= _HUGE, name, "a number from 1e-300 to 1e300", number)
-    return _simplest(number) if isinstance(number, float) else Fraction(number)
+    return number
 
 
 def check_finite(name: str, value: object) -> float:

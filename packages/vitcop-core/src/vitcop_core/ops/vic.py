@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitcop_core.checks import check_floating, check_int, check_positive, check_rows
+from vitcop_core.checks import check_above_zero, check_floating, check_int, check_rows
 from vitcop_core.ops._library import accumulator, register, row_counts, valid_tokens
 from vitcop_core.ops.product import product
 from vitcop_core.tokens import Clusters
@@ -118,8 +118,8 @@ def _check(
     cutoff, cutoffs = thresholds[0], None
     if isinstance(cutoff, Tensor):
         cutoffs, cutoff = check_floating("cutoff_distance", cutoff, (batch,), like=features).detach(), 1.0
-    check_positive("cutoff_distance", cutoff)
-    check_positive("spatial_threshold", thresholds[1])
+    check_above_zero("cutoff_distance", cutoff)
+    check_above_zero("spatial_threshold", thresholds[1])
     check_rows(features, lengths=lengths, counts=counts)
     return (num_centers, float(cutoff), float(thresholds[1])), cutoffs
 

@@ -65,6 +65,11 @@ def close_call(call: Call) -> None:
     call.close()
 
 
+def without_call() -> AbstractContextManager[None]:
+    """Run a step, which no call is open for."""
+    return _holding(_call, None)
+
+
 def announce_continuation(owner: int, columns: int) -> None:
     """Note how many columns at the end of ``owner``'s next call follow the prompt."""
     _continuation.set((owner, columns))

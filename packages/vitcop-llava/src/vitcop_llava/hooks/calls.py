@@ -25,6 +25,7 @@ from vitcop_llava.hooks.active import (
     expect_call,
     generating,
     open_call,
+    without_call,
 )
 from vitcop_llava.hooks.carrying import encoded_of
 from vitcop_llava.hooks.checks import PIXELS, check_absent
@@ -177,7 +178,8 @@ class CallHooks:
         state = kwargs[CACHE].layers[0].state
         state.open(is_step=True)
         try:
-            return original(**kwargs)
+            with without_call():
+                return original(**kwargs)
         finally:
             state.close()
 

@@ -33,7 +33,16 @@ from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.runs import Keys, Prefill, Run
 from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call
-from vitcop_llava.hooks.stepping import followed, is_following, is_plain_step, is_stepping, own_step, step_of, stepped
+from vitcop_llava.hooks.stepping import (
+    STEPS,
+    followed,
+    is_following,
+    is_plain_step,
+    is_stepping,
+    own_step,
+    step_of,
+    stepped,
+)
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.foreign import remember
@@ -105,7 +114,7 @@ class LanguageHooks:
         is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
         if is_step or is_stepping(kwargs.get(CACHE)):
             return None
-        return self._leave_in_python(kwargs.get(CACHE), output)
+        return self._leave_in_python(output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         self._stay_if_compiled()
@@ -191,8 +200,8 @@ class LanguageHooks:
         self._hold_for(cache)
         return stepped(self._parts, kwargs)
 
-    def _leave(self, cache: object, output: Any) -> Any:
-        call = None if is_following(cache) else active_call(self._owner)
+    def _leave(self, output: Any) -> Any:
+        call = active_call(self._owner)
         if call is None or not isinstance(call.run, Prefill):
             return None
         run, restore = call.run, partial(restored, call.run)
@@ -212,20 +221,17 @@ class LanguageHooks:
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs | None = None
     ) -> tuple[tuple[Any, ...], Kwargs] | None:
-        step = None if kwargs is None else step_of(index, kwargs)
-        if step is not None:
-            return args, step
+        if kwargs is None:
+            return None
+        if STEPS in kwargs:
+            return args, step_of(index, kwargs)
         if torch.compiler.is_compiling():  # what a graph holds without steps is not pruned
             return None
-        own = None if kwargs is None else own_step(index, kwargs)
-        if own is not None:
-            return args, own
         call = active_call(self._owner)
-        if kwargs is None or call is None:
-            return None
-        if isinstance(call.run, Prefill):
+        if call is not None and isinstance(call.run, Prefill):
             return self._prefill_layer(call, call.run, index, args, kwargs)
-        return None
+        own = own_step(index, kwargs)
+        return None if own is None else (args, own)
 
     def _prefill_layer(
         self, call: Call, run: Prefill, index: int, args: tuple[Any, ...], kwargs: Kwargs

@@ -261,7 +261,8 @@ def row_cut(call: Call, run: Prefill, layer: int, device: torch.device) -> tuple
     made = [0 if cut is None else cut.recycled for cut in cuts]
     cut = next(cut for cut in cuts if cut is not None)
     keeps = None if run.segment.lengths is None else on_device(stay, device)
-    cut = replace(cut, keep=max(stay), recycled=max(made))
+    if (cut.keep, cut.recycled) != (max(stay), max(made)):
+        cut = replace(cut, keep=max(stay), recycled=max(made))
     return cut, keeps, [keep + recycled for keep, recycled in zip(stay, made, strict=True)]
 
 

@@ -185,12 +185,9 @@ def count_back(layers: Sequence[PrunedStaticLayer]) -> None:
     torch._foreach_sub_([layer.cumulative_length for layer in layers], 1)
 
 
-def step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
-    """Return the arguments of decoder layer ``index``; None where it was given no steps."""
-    steps = kwargs.get(STEPS)
-    if steps is None:
-        return None
-    return {**{name: value for name, value in kwargs.items() if name != STEPS}, **steps[index]}
+def step_of(index: int, kwargs: Kwargs) -> Kwargs:
+    """Return the arguments of decoder layer ``index`` in a step after a static cache."""
+    return {**{name: value for name, value in kwargs.items() if name != STEPS}, **kwargs[STEPS][index]}
 
 
 def whole_mask(mask: Tensor | None, cache: StaticCache) -> Tensor | None:

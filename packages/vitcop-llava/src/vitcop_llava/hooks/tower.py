@@ -83,5 +83,7 @@ class TowerHooks:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    hooks = (hook for name in _HOOKS for hook in getattr(module, name).values())
-    return not all(comes_from(hook, _OWN) for hook in hooks)
+    for hooks in map(vars(module).__getitem__, _HOOKS):
+        if hooks and not all(comes_from(hook, _OWN) for hook in hooks.values()):
+            return True
+    return False

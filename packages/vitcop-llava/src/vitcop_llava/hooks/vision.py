@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -232,12 +233,18 @@ def image_tilings(given: dict[str, Any], anyres: Anyres, sizes: Sequence[tuple[i
     return [anyres.untiled if one else anyres.tile(*size) for size, one in zip(sizes, shared, strict=True)]
 
 
+_names: WeakKeyDictionary[Callable[..., Any], tuple[str, ...]] = WeakKeyDictionary()
+
+
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what a function is called with, by name."""
+    """Return what a function, or a method of an object, is called with, by name."""
     if not args:
         return dict(kwargs)
-    bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    return {**bound, **bound.pop("kwargs", {})}
+    plain = getattr(function, "__func__", function)
+    if plain not in _names:
+        _names[plain] = tuple(inspect.signature(plain).parameters)
+    is_bound = plain is not function
+    return {**dict(zip(_names[plain][is_bound:], args, strict=False)), **kwargs}
 
 
 class VisionHooks:

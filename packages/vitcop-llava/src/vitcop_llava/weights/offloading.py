@@ -65,13 +65,12 @@ def weights_in_place(*owners: nn.Module) -> Iterator[None]:
     accelerate may bring in the weights of a whole layer as the layer runs (``preload_module_classes``); a projection
     that is called by itself would compute on the meta device.
     """
+    hooked: list[Any] = [owner for owner in owners if vars(owner).get("_hf_hook") is not None]
     with ExitStack() as stack:
-        if any(parameter.is_meta for owner in owners for parameter in owner.parameters()):
-            for owner in owners:
-                hook: Any = getattr(owner, "_hf_hook", None)
-                if hook is not None:
-                    hook.pre_forward(owner)
-                    stack.callback(hook.post_forward, owner, None)
+        if hooked and any(parameter.is_meta for owner in owners for parameter in owner.parameters()):
+            for owner in hooked:
+                owner._hf_hook.pre_forward(owner)
+                stack.callback(owner._hf_hook.post_forward, owner, None)
         yield
 
 
