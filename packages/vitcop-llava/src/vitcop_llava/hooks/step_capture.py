@@ -13,6 +13,7 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -114,6 +115,10 @@ class CannotReplayError(Exception):
     """A token cannot be replayed; the message says why."""
 
 
+class HinderedError(CannotReplayError):
+    """No token can be, for something that is on the model, or what is asked of it."""
+
+
 class StepCapture:
     """Replays tokens of one model. What it holds of a cache goes with that cache.
 
@@ -174,16 +179,13 @@ class StepCapture:
         """
         chosen = config or getattr(self._model.generation_config, "compile_config", None) or CompileConfig()
         own = without_graphs(chosen) if self._model.device.type in GRAPHS_ON else chosen
-        how = ("compiled", repr(own.to_dict()))
+        how, as_asked = ("compiled", repr(own.to_dict())), partial(_call, original, config)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             given = by_name(self._names, args, kwargs)
             if not self._is_step(given):
-                return original(config)(**given)
-            if self._steps_of(given).recording is None and (obstacle := self._now(given)[1]) is not None:
-                self.obstacle = obstacle
-                return original(config)(**given)
-            return self._replay_or_run(how, lambda **given: original(own)(**given), given)
+                return as_asked(**given)
+            return self._replay_or_run(how, partial(_call, original, own), given, hindered=as_asked)
 
         return run
 
@@ -193,13 +195,16 @@ class StepCapture:
     def _steps_of(self, given: Kwargs) -> Steps:
         return self._steps.setdefault(given[CACHE].layers[0].state, Steps())
 
-    def _replay_or_run(self, how: tuple[Hashable, ...], run: Run, given: Kwargs) -> Any:
+    def _replay_or_run(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, hindered: Run | None = None) -> Any:
+        """Replay a token, or run it; by ``hindered``, if that is given, where none can be replayed."""
         steps = self._steps_of(given)
         steps.is_running = True
         try:
             try:
                 output, self.obstacle = self._replayed(how, run, given, steps), None
             except CannotReplayError as reason:
+                if isinstance(reason, HinderedError) and steps.recording is None:
+                    run = hindered or run
                 output, self.obstacle, steps.recording = None, str(reason), None
             if output is not None:
                 return output
@@ -216,7 +221,7 @@ class StepCapture:
         """
         given, cache, device = of_one_token(given), given[CACHE], self._model.device
         if obstacle := obstacle_here(device):
-            raise CannotReplayError(obstacle)
+            raise HinderedError(obstacle)
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in given.items() if name not in tensors and name != CACHE}
         if not is_data(rest):
@@ -234,7 +239,7 @@ class StepCapture:
             steps.spoilt += recording is not None
             state, obstacle = self._now(given)
             if obstacle is not None:
-                raise CannotReplayError(obstacle)
+                raise HinderedError(obstacle)
             # Libraries choose kernels, and code is compiled, in the first token; some code again in the second.
             if steps.ran < (1 if how[0] == AS_IT_IS else 2):
                 raise CannotReplayError(NEW)
@@ -314,6 +319,11 @@ class StepCapture:
         layers = {*self._parts.decoder_layers}
         inner = (each for each in self._parts.language_model.children() if layers.isdisjoint(each.children()))
         return [*outer, *inner]
+
+
+def _call(compiled: Callable[[Any], Run], config: Any, **given: Any) -> Any:
+    """Run a token compiled in one way; it is compiled as it is called."""
+    return compiled(config)(**given)
 
 
 def _layers(cache: StaticCache) -> list[PrunedStaticLayer]:
