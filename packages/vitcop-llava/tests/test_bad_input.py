@@ -268,6 +268,15 @@ def test_call_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budge
         assert torch.equal(model(**given).logits, wanted)
 
 
+def test_argument_that_comes_twice_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
+    ids, images = prompt(*IDS_3_8), pictures()
+    with vitcop_llava.prune(model, budget()):
+        with pytest.raises(TypeError, match=r"each argument once, got 1 by place, .*and input_ids once more by name"):
+            model.model(ids, input_ids=ids, pixel_values=images)
+        with pytest.raises(TypeError, match="each argument once, got 40 by place"):
+            model.model(*[None] * 40)
+
+
 @pytest.mark.parametrize(
     ("parts", "images", "message"),
     [

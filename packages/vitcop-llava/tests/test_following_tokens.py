@@ -7,9 +7,11 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
+from static_caches import filled
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -32,7 +34,7 @@ WORDS = [7, 31, 8, 55, 12, 90]
 
 
 class Ways:
-    """Whether each forward of a model went without a call; with ``is_off`` none does."""
+    """Whether each forward of a model but the first went without a call; with ``is_off`` none does."""
 
     def __init__(self, follows: Callable[..., bool]) -> None:
         self._follows, self.taken, self.is_off = follows, list[bool](), False
@@ -45,8 +47,8 @@ class Ways:
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
-    made = Ways(stepping.follows)
-    monkeypatch.setattr(calls, "follows", made)
+    made = Ways(stepping.is_growing_step)
+    monkeypatch.setattr(calls, "is_growing_step", made)
     return made
 
 
@@ -70,7 +72,7 @@ def check(ways: Ways, model: Any, method: Any, given: dict[str, Any], taken: lis
     """Asserts that tokens are what they are in calls, to the bit, and which of them went without."""
     with vitcop_llava.prune(model, method):
         found = run(model, given, **how)
-        assert ways.taken[1:] == taken
+        assert ways.taken == taken
         ways.is_off = True
         wanted = run(model, given, **how)
     assert all(map(torch.equal, found, wanted))
@@ -123,7 +125,7 @@ def test_without_a_mask_as_well(ways: Ways, model: Any, given: dict[str, Any]) -
     with vitcop_llava.prune(model, METHODS["ViTCoP"]):
         cache = model(**given).past_key_values
         found = [model(input_ids=torch.tensor([[word]]), past_key_values=cache).logits[:, -1] for word in WORDS]
-        assert ways.taken == [False, *[True] * 6]
+        assert ways.taken == [True] * 6
         ways.is_off = True
         assert all(map(torch.equal, found, run(model, given)[1:]))
 
@@ -131,7 +133,7 @@ def test_without_a_mask_as_well(ways: Ways, model: Any, given: dict[str, Any]) -
 def test_generated_tokens_open_no_call(ways: Ways, model: Any, given: dict[str, Any]) -> None:
     with vitcop_llava.prune(model, METHODS["ViTCoP"]):
         found = model.generate(**given, max_new_tokens=8, do_sample=False)
-        assert ways.taken == [False, *[True] * 7]
+        assert ways.taken == [True] * 7
         ways.is_off = True
         assert torch.equal(found, model.generate(**given, max_new_tokens=8, do_sample=False))
 
@@ -182,7 +184,7 @@ def test_tokens_that_are_taken_back(ways: Ways, model: Any, given: dict[str, Any
             for other in (word, 3):
                 found.append(model(input_ids=torch.tensor([[other]]), past_key_values=cache).logits)
             cache.crop(-1)
-        assert all(ways.taken[2:])
+        assert all(ways.taken)
         ways.is_off = True
         assert all(map(torch.equal, (each[:, -1] for each in found[::2]), run(model, given)[1:]))
 
@@ -199,7 +201,7 @@ def test_mask_that_hides_a_word_from_some_token_on(ways: Ways, model: Any, given
                     mask[:, -3] = 0
                 output = model(input_ids=words[:, number, None], attention_mask=mask, past_key_values=cache)
                 wanted.append(output.logits)
-    assert all(ways.taken[1:7])
+    assert all(ways.taken[:6])
     assert all(map(torch.equal, wanted[:6], wanted[6:]))
     assert not torch.equal(wanted[3][:, -1], run(model, given)[4])
 
@@ -214,7 +216,7 @@ def test_backend_that_changes_between_tokens(ways: Ways, deep: Any, given: dict[
             for number, word in enumerate(WORDS):
                 language.config._attn_implementation = how[number // 2]
                 found.append(deep(input_ids=torch.tensor([[word]]), past_key_values=cache).logits)
-    assert all(ways.taken[1:7])
+    assert all(ways.taken[:6])
     assert all(map(torch.equal, found[:6], found[6:]))
 
 
@@ -234,7 +236,7 @@ def test_turns_of_text_and_of_an_image_between_tokens(
             for turn in more:
                 found += [model(input_ids=word, past_key_values=cache).logits for _ in range(3)]
                 found.append(model(**turn, past_key_values=cache).logits)
-    assert ways.taken[:13] == [False, *[True, True, True, False] * 3]
+    assert ways.taken[:12] == [True, True, True, False] * 3
     half = len(found) // 2
     assert all(map(torch.equal, found[:half], found[half:]))
 
@@ -269,28 +271,103 @@ def test_masks_of_another_length_are_refused(ways: Ways, model: Any, given: dict
         wrong = torch.ones(1, cache.get_seq_length() + 1 + columns, dtype=torch.int64)
         with pytest.raises(ValueError, match=r"attention_mask must cover \d+ tokens"):
             model(input_ids=word, past_key_values=cache, attention_mask=wrong)
-    assert ways.taken[1:] == [True, True, False]
+    assert ways.taken == [True, True, False]
 
 
+def _compile_layers(model: Any) -> None:
+    for layer in model.model.language_model.layers:
+        layer.compile(backend="eager")
+
+
+def _compile_language_model(model: Any) -> None:
+    model.model.language_model.compile(backend="eager")
+
+
+COMPILED = {
+    "layers": _compile_layers,
+    "one layer": lambda model: model.model.language_model.layers[-1].compile(backend="eager"),
+    "language model": _compile_language_model,
+}
+
+
+@pytest.mark.parametrize("what", COMPILED)
+@pytest.mark.parametrize("name", ["ViTCoP", "ViTCoP padded", "PyramidDrop"])
 def test_layers_that_are_compiled_between_tokens(
-    ways: Ways, own: Any, given: dict[str, Any], prompt: Make, pictures: Make, pad: Any
+    own: Any, given: dict[str, Any], prompt: Make, pictures: Make, pad: Any, name: str, what: str
 ) -> None:
-    word = torch.tensor([[7], [7]])
-    method = ViTCoP(retained_tokens=48, layers=(1, 2), cutoff_distance=3.0)
+    """Hooks are on for the cache's sake, or are not; code that was compiled then has to do for every later call."""
+    rows = [prompt("image", 3, "image", 4), prompt(3, "image", 8)]
+    padded = {**pad(rows), "pixel_values": pictures(3)}
     alike = {name: torch.cat([value, value]) for name, value in given.items()}
-    padded = {**pad([prompt("image", 3, "image", 4), prompt(3, "image", 8)]), "pixel_values": pictures(3)}
-    with vitcop_llava.prune(own, method):
-        wanted = run(own, padded)
-        cache = own(**alike).past_key_values
-        for _ in range(2):
-            own(input_ids=word, past_key_values=cache)
-        for layer in own.model.language_model.layers:
-            layer.compile(backend="eager")
-        own(input_ids=word, past_key_values=cache)
-        assert ways.taken[-1]  # code that was compiled for it has to do for tokens that need the hooks
-        for own_token, token in zip(run(own, padded), wanted, strict=True):
-            torch.testing.assert_close(own_token, token)
+    first = padded if name == "ViTCoP padded" else alike
+    packs, keeps = PyramidDrop(retained_tokens=60, layers=(1, 2)), ViTCoP(retained_tokens=48, layers=(1, 2))
+
+    def run_twice(before: Change) -> list[Tensor]:
+        return [*run(own, first, {2: before}), *run(own, padded), *run(own, alike)]
+
+    def compile_now(model: Any, cache: DynamicCache) -> DynamicCache:
+        COMPILED[what](model)
+        return cache
+
+    with vitcop_llava.prune(own, packs if name == "PyramidDrop" else keeps):
+        wanted = run_twice(lambda model, cache: cache)
+        found = run_twice(compile_now)
     torch._dynamo.reset()
+    for token, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(token, other)
+
+
+def test_layers_that_are_compiled_while_a_static_cache_lives(own: Any, given: dict[str, Any]) -> None:
+    word, found = torch.tensor([[7]]), list[Tensor]()
+    with vitcop_llava.prune(own, ViTCoP(retained_tokens=48, layers=(1, 2))):
+        for _ in range(2):
+            cache, _ = filled(own, given)
+            found += [own(input_ids=word, past_key_values=cache).logits for _ in range(2)]
+            if len(found) == 2:
+                _compile_layers(own)
+            found += [own(**given).logits, own(input_ids=word, past_key_values=cache).logits]
+    torch._dynamo.reset()
+    for token, other in zip(found[:4], found[4:], strict=True):
+        torch.testing.assert_close(token, other)
+
+
+def test_layers_copied_one_by_one_go_on_beside_their_cache(model: Any, given: dict[str, Any]) -> None:
+    word, beside = torch.tensor([[7]]), list[Tensor]()
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        cache = model(**given).past_key_values
+        model(input_ids=word, past_key_values=cache)
+        other = DynamicCache()
+        other.layers = [copy.copy(layer) for layer in cache.layers]
+
+        def ask(*_: Any) -> None:
+            handle.remove()
+            beside.append(model(input_ids=word, past_key_values=other).logits)
+
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(ask)
+        found = model(input_ids=word, past_key_values=cache).logits
+    assert torch.equal(found, beside[0])
+
+
+def test_report_of_a_block_that_only_continues_a_cache(model: Any, given: dict[str, Any]) -> None:
+    with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+        caches = [model(**given).past_key_values, filled(model, given)[0]]
+    for cache in caches:
+        with vitcop_llava.prune(model, METHODS["ViTCoP"]) as pruner:
+            assert "nothing has run yet" in str(pruner.report)
+            for _ in range(2):
+                model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+                assert "a text-only prompt" in str(pruner.report)
+
+
+def test_cache_forgets_the_blocks_that_it_went_through(model: Any, batch: dict[str, Any]) -> None:
+    before, more = len(finalize._registry), torch.full((3, 1), 7)  # type: ignore[attr-defined]
+    cache, mask = None, batch["attention_mask"]
+    for _ in range(3):
+        with vitcop_llava.prune(model, METHODS["ViTCoP"]):
+            cache = model(**batch).past_key_values if cache is None else cache
+            mask = torch.cat([mask, torch.ones_like(more)], dim=1)
+            model(input_ids=more, attention_mask=mask, past_key_values=cache)
+    assert len(finalize._registry) == before  # type: ignore[attr-defined]
 
 
 def test_windows_are_looked_at_for_every_token(ways: Ways, build: Callable[..., Any], given: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from vitcop_llava.hooks.active import (
     open_call,
     without_call,
 )
+from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.carrying import encoded_of
 from vitcop_llava.hooks.checks import PIXELS, check_absent
 from vitcop_llava.hooks.counting import either
@@ -34,8 +34,7 @@ from vitcop_llava.hooks.opening import check_clips, check_continuing, check_open
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
 from vitcop_llava.hooks.reading import read_prompt
 from vitcop_llava.hooks.state import Call, Source
-from vitcop_llava.hooks.stepping import by_name, follows, is_step, or_take_back, whole_mask
-from vitcop_llava.hooks.vision import arguments_of
+from vitcop_llava.hooks.stepping import is_growing_step, is_static_step, or_take_back, whole_mask
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
 from vitcop_llava.weights.fingerprint import check_marked
@@ -63,8 +62,8 @@ class CallHooks:
     ) -> None:
         self._model, self._parts, self._owner, self._finished = model, parts, owner, finished
         self._switch = switch
-        self._names, self._base_names = (tuple(inspect.signature(m.forward).parameters) for m in (model, parts.base))
-        self._identity = identity
+        self._names, self._base_names = (names_of(m.forward) for m in (model, parts.base))
+        self._identity, self._has_run = identity, False
         self._prune_in_python = eager(self._prune)
 
     def attach(self) -> Iterator[Removable]:
@@ -90,7 +89,7 @@ class CallHooks:
         in_python = eager(hook)
 
         def guarded(module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, *output: Any) -> None:
-            if torch.compiler.is_compiling() and is_step(by_name(names, args, kwargs), self._switch):
+            if torch.compiler.is_compiling() and is_static_step(by_name(names, args, kwargs), self._switch):
                 return
             in_python(kwargs)
 
@@ -121,7 +120,7 @@ class CallHooks:
         """Return the mask of each kind of placeholder. Their number is known on the host; a wrong one is left to
         transformers, which refuses it. On a device without values there is nothing to count.
         """
-        call, given = active_call(self._owner), arguments_of(original, args, kwargs)
+        call, given = active_call(self._owner), by_name(names_of(original), args, kwargs)
         embeds, kinds = given["inputs_embeds"], self._parts.token_ids
         if call is None or call.placeholders is None or call.placeholders.shape != embeds.shape[:2]:
             return original(*args, **kwargs)
@@ -149,10 +148,11 @@ class CallHooks:
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = by_name(self._base_names, args, kwargs)
-        if is_step(named, self._switch):
-            return self._step(original, named)
-        if follows(named, self._parts):
-            return self._follow(original, named)
+        if self._has_run or torch.compiler.is_compiling():  # the first call is opened for the report, whatever it is
+            if is_static_step(named, self._switch):
+                return self._step(original, named)
+            if is_growing_step(named, self._parts):
+                return self._follow(original, named)
         if self._identity and torch.compiler.is_compiling() and not is_pruned(named.get(CACHE)):
             return original(*args, **kwargs)
         return self._prune_in_python(original, *args, **kwargs)
@@ -165,7 +165,7 @@ class CallHooks:
         layers: Any = kwargs[CACHE].layers
         if not is_static_pruned(layers[0]):
             return original(**kwargs)
-        layers[0].state.open(is_step=True)
+        layers[0].state.open(is_text=True)
         try:
             return original(**kwargs) if is_compiling else or_take_back(layers, original, kwargs)
         finally:
@@ -176,7 +176,7 @@ class CallHooks:
         expect_call(None)
         check_marked(kwargs[CACHE], self._parts.base)
         state = kwargs[CACHE].layers[0].state
-        state.open(is_step=True)
+        state.open(is_text=True)
         try:
             with without_call():
                 return original(**kwargs)
@@ -197,6 +197,7 @@ class CallHooks:
         finally:
             close_call(call)
         self._finished(call)
+        self._has_run = True
         return output
 
     def _stacked(self, given: Kwargs) -> Kwargs:

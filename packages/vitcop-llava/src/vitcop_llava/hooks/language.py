@@ -35,13 +35,13 @@ from vitcop_llava.hooks.scoring import Scoring, own_padding
 from vitcop_llava.hooks.state import Call
 from vitcop_llava.hooks.stepping import (
     STEPS,
-    followed,
-    is_following,
+    continues_growing,
+    continues_static,
+    growing_arguments,
+    growing_step_of,
     is_plain_step,
-    is_stepping,
-    own_step,
-    step_of,
-    stepped,
+    static_arguments,
+    static_step_of,
 )
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.deepstack import Deepstack
@@ -103,8 +103,8 @@ class LanguageHooks:
     # The language model: columns become slots, and slots columns.
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
-        if is_stepping(kwargs.get(CACHE)):
-            return args, stepped(self._parts, kwargs)
+        if continues_static(kwargs.get(CACHE)):
+            return args, static_arguments(self._parts, kwargs)
         if torch.compiler.is_compiling() and is_plain_step(kwargs):
             return None
         entered: tuple[Any, Kwargs] | None = self._enter_in_python(module, args, kwargs)
@@ -112,15 +112,15 @@ class LanguageHooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs, output: Any) -> Any:
         is_step = torch.compiler.is_compiling() and is_plain_step(kwargs)
-        if is_step or is_stepping(kwargs.get(CACHE)):
+        if is_step or continues_static(kwargs.get(CACHE)):
             return None
         return self._leave_in_python(output)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Kwargs) -> tuple[Any, Kwargs] | None:
         self._stay_if_compiled()
         cache: Any = kwargs.get(CACHE)
-        if is_following(cache):
-            return args, followed(self._parts, kwargs, self.switch)
+        if continues_growing(cache):
+            return args, growing_arguments(self._parts, kwargs, self.switch)
         call = active_call(self._owner)
         if call is None:
             was_expected = is_expected(self._owner)
@@ -193,12 +193,12 @@ class LanguageHooks:
 
     def _continue(self, call: Call, kwargs: Kwargs) -> Kwargs:
         cache = kwargs[CACHE]
-        call.run = Run(install_layers(cache, self._parts.shape.num_layers), None, call.past)
-        call.run.open(is_step=True)
+        call.run = Run(install_layers(cache, self._parts.shape.num_layers))
+        call.run.open(is_text=True)
         if not isinstance(cache, StaticCache):
-            return followed(self._parts, kwargs, self.switch)
+            return growing_arguments(self._parts, kwargs, self.switch)
         self._hold_for(cache)
-        return stepped(self._parts, kwargs)
+        return static_arguments(self._parts, kwargs)
 
     def _leave(self, output: Any) -> Any:
         call = active_call(self._owner)
@@ -224,13 +224,13 @@ class LanguageHooks:
         if kwargs is None:
             return None
         if STEPS in kwargs:
-            return args, step_of(index, kwargs)
+            return args, static_step_of(index, kwargs)
         if torch.compiler.is_compiling():  # what a graph holds without steps is not pruned
             return None
         call = active_call(self._owner)
         if call is not None and isinstance(call.run, Prefill):
             return self._prefill_layer(call, call.run, index, args, kwargs)
-        own = own_step(index, kwargs)
+        own = growing_step_of(index, kwargs)
         return None if own is None else (args, own)
 
     def _prefill_layer(

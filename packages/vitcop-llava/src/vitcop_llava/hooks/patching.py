@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
 from threading import RLock
 from typing import Any, Protocol
-from weakref import WeakSet, finalize, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ _switching = RLock()
 
 
 class HookSwitch:
-    """Forward pre-hooks that are on their modules only while a call, or a static cache, holds them.
+    """Forward pre-hooks that are on their modules only while a call, or a cache, holds them.
 
     A module without hooks costs nothing, and what a call has to do in every layer ends with its prefill. The hooks go
     before all others. Several threads may hold them at once.
@@ -92,7 +92,7 @@ class HookSwitch:
     ) -> None:
         self._hooks, self._more, self._holders = hooks, more, 0
         self.handles: list[Removable] = []
-        self._lasting: WeakSet[Any] = WeakSet()
+        self._lasting: WeakKeyDictionary[Any, finalize[Any, Any]] = WeakKeyDictionary()
         self.is_on = False  # a graph cannot look at handles
 
     def hold(self) -> None:
@@ -100,19 +100,13 @@ class HookSwitch:
         with _switching:
             self._holders += 1
             if not self.handles:
-                self.handles = [
-                    module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-                    for module, hook in self._hooks
-                ]
-                self.handles += [make() for make in self._more]
-                self.is_on = True
+                self._put_on()
 
     def hold_for(self, holder: object) -> None:
         """Put the hooks on for as long as ``holder`` lives, which keeps nothing of the model alive."""
         if holder not in self._lasting:
             self.hold()
-            self._lasting.add(holder)
-            finalize(holder, _let_go, ref(self))
+            self._lasting[holder] = finalize(holder, _let_go, ref(self))
 
     def stays_for(self, holder: object) -> bool:
         """Return whether the hooks are on for as long as ``holder`` lives. A graph keeps those that are on as it is
@@ -121,10 +115,13 @@ class HookSwitch:
         return self.is_on if torch.compiler.is_compiling() else holder in self._lasting
 
     def guard(self, wrap: Callable[..., Any]) -> None:
-        """Put ``wrap(hook)`` on in place of the hooks the next time that they are put on, and nothing else."""
+        """Put ``wrap(hook)`` on in place of each hook, now if they are on and from now on, and nothing else."""
         with _switching:
             self._more = ()
             self._hooks = [(module, wrap(hook)) for module, hook in self._hooks]
+            if self.handles:
+                self._take_off()
+                self._put_on()
 
     def let_go(self) -> None:
         """Take the hooks off, if nobody else holds them."""
@@ -137,7 +134,16 @@ class HookSwitch:
         """Take the hooks off, whoever holds them."""
         with _switching:
             self._take_off()
+            for finalizer in [*self._lasting.values()]:
+                finalizer.detach()
             self._lasting.clear()
+
+    def _put_on(self) -> None:
+        self.handles = [
+            module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True) for module, hook in self._hooks
+        ]
+        self.handles += [make() for make in self._more]
+        self.is_on = True
 
     def _take_off(self) -> None:
         self.is_on = False

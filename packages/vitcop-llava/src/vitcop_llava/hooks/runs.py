@@ -80,24 +80,20 @@ class Aligned:
 class Run:
     """The language model's part of a call that prunes, or continues what was pruned.
 
-    Used as it is for what follows in a cache, which holds all that steps are made from.
+    Used as it is by text that continues a cache, which holds all that its layers need. A lone token has none.
 
     Attributes:
         layers: The layers of the cache; empty with ``use_cache=False``.
-        attention_mask: The caller's ``[B, past + L]`` mask, or None, also where it is all ones.
-        past: Columns before this call.
         switch: The hooks of the decoder layers, which this keeps on; None where they need none.
     """
 
     layers: Final[Sequence[HeldLayer]]
-    attention_mask: Final[Tensor | None]
-    past: Final[int]
     switch: HookSwitch | None = field(default=None, init=False)
 
-    def open(self, *, is_step: bool = False) -> None:
+    def open(self, *, is_text: bool = False) -> None:
         """Let the layers take tokens; see `CacheState`."""
         if self.layers:
-            self.layers[0].state.open(is_step=is_step)
+            self.layers[0].state.open(is_text=is_text)
 
     def hold(self, switch: HookSwitch) -> None:
         """Leave the hooks of the decoder layers on until this closes."""
@@ -118,6 +114,8 @@ class Prefill(Run):
     """A prompt with images: it is cut.
 
     Attributes:
+        attention_mask: The caller's ``[B, past + L]`` mask, or None, also where it is all ones.
+        past: Columns before this call.
         length: Columns of this call.
         continuation: Columns at the end of this call that follow the prompt: candidates of assisted decoding.
         placeholders: ``[B, L]`` bool, where placeholders stand whose images the mask does not hide.
@@ -148,6 +146,8 @@ class Prefill(Run):
         deepstack: What the first layers add to the visual tokens; None where they add nothing.
     """
 
+    attention_mask: Final[Tensor | None]
+    past: Final[int]
     length: Final[int]
     continuation: Final[int]
     placeholders: Final[Tensor]

@@ -10,7 +10,6 @@ the token is taken back, and runs as it is.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +24,12 @@ from transformers.utils.generic import ModelOutput
 
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
+from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.capture import OUTPUTS, DecoderCapture
 from vitcop_llava.hooks.checks import replaced_part
 from vitcop_llava.hooks.graphs import NEW, Graph, Graphs, place_of, shapes_of
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement
-from vitcop_llava.hooks.stepping import by_name, count_back, is_step, of_one_token
+from vitcop_llava.hooks.stepping import count_back, is_static_step, of_one_token
 from vitcop_llava.hooks.unchanged import is_data, obstacle_here, obstacle_of, weights_of, words_of
 from vitcop_llava.sequence.described import CacheState
 from vitcop_llava.sequence.static import PrunedStaticLayer, is_static_pruned
@@ -136,7 +136,7 @@ class StepCapture:
     def __init__(self, model: Any, parts: Parts, decoder: DecoderCapture, graphs: Graphs, switch: HookSwitch) -> None:
         self._model, self._parts, self._decoder = model, parts, decoder
         self._graphs, self._switch = graphs, switch
-        self._names = tuple(inspect.signature(model.forward).parameters)
+        self._names = names_of(model.forward)
         # What the pruner puts something on, beside the layers.
         self._hooked = (model, parts.base, parts.language_model)
         self._own: dict[nn.Module, Replacement] = {}
@@ -190,7 +190,7 @@ class StepCapture:
         return run
 
     def _is_step(self, given: Kwargs) -> bool:
-        return is_step(given, self._switch) and is_static_pruned(given[CACHE].layers[0])
+        return is_static_step(given, self._switch) and is_static_pruned(given[CACHE].layers[0])
 
     def _steps_of(self, given: Kwargs) -> Steps:
         return self._steps.setdefault(given[CACHE].layers[0].state, Steps())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from vitcop_llava.compat import CACHE, KINDS, named_cache
+from vitcop_llava.compat import CACHE, KINDS
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.attending import Step, growing_step, static_step
 from vitcop_llava.hooks.checks import PIXELS
@@ -31,18 +31,13 @@ STEPS = "vitcop_steps"
 _ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 
 
-def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
-    """Return all arguments of a forward by name."""
-    return named_cache({**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)
-
-
 def of_one_token(given: Kwargs) -> Kwargs:
     """Return the arguments of a step in shapes that stay from token to token."""
     kinds = given.get(KINDS)
     return given if kinds is None or kinds.shape[-1] == 1 else {**given, KINDS: kinds[..., -1:]}
 
 
-def is_step(given: Kwargs, switch: HookSwitch) -> bool:
+def is_static_step(given: Kwargs, switch: HookSwitch) -> bool:
     """Return whether a call is one token of text after a static cache that nothing has to be looked up or checked for.
 
     Its tokens are not pruned, or were pruned and the layers' hooks stay on for as long as it lives.
@@ -62,7 +57,7 @@ def _is_token(given: Kwargs) -> bool:
     return tokens is not None and tokens.shape[1] == 1
 
 
-def follows(given: Kwargs, parts: Parts) -> bool:
+def is_growing_step(given: Kwargs, parts: Parts) -> bool:
     """Return whether a call is one token of text after a growing cache that was pruned, and there is nothing else to
     check.
     """
@@ -91,18 +86,18 @@ def is_plain_step(kwargs: Kwargs) -> bool:
     return is_one and isinstance(cache, StaticCache) and not is_static_pruned(cache.layers[0])
 
 
-def is_stepping(cache: object) -> bool:
+def continues_static(cache: object) -> bool:
     """Return whether a call is at work that continues what was pruned in a static cache."""
-    return isinstance(cache, StaticCache) and is_static_pruned(cache.layers[0]) and cache.layers[0].state.is_step
+    return isinstance(cache, StaticCache) and is_static_pruned(cache.layers[0]) and cache.layers[0].state.is_text
 
 
-def is_following(cache: object) -> bool:
+def continues_growing(cache: object) -> bool:
     """Return whether a call is at work that continues what was pruned in a growing cache."""
     first = next(iter(cache.layers), None) if isinstance(cache, DynamicCache) else None
-    return isinstance(first, PrunedLayer) and first.state.is_step
+    return isinstance(first, PrunedLayer) and first.state.is_text
 
 
-def followed(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwargs:
+def growing_arguments(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwargs:
     """Return the arguments of the language model for tokens that follow in a growing cache that was pruned.
 
     The layers' hooks stay off where all take the same. Where they do not, what each takes is on the cache, and the
@@ -132,18 +127,18 @@ def _are_alike(steps: Sequence[Step], parts: Parts) -> bool:
     return is_bare or (len(steps) == 1 and parts.window is None)
 
 
-def own_step(index: int, kwargs: Kwargs) -> Kwargs | None:
+def growing_step_of(index: int, kwargs: Kwargs) -> Kwargs | None:
     """Return the arguments of decoder layer ``index`` in a step after a growing cache; None where they are the first
     one's.
     """
     cache: Any = kwargs.get(CACHE)
-    if not is_following(cache):
+    if not continues_growing(cache):
         return None
     steps = cache.layers[0].state.steps
     return None if steps is None else {**kwargs, **steps[index]}
 
 
-def stepped(parts: Parts, kwargs: Kwargs) -> Kwargs:
+def static_arguments(parts: Parts, kwargs: Kwargs) -> Kwargs:
     """Return the arguments of the language model for tokens that follow in a static cache that was pruned; and tell the
     cache where they go.
     """
@@ -185,7 +180,7 @@ def count_back(layers: Sequence[PrunedStaticLayer]) -> None:
     torch._foreach_sub_([layer.cumulative_length for layer in layers], 1)
 
 
-def step_of(index: int, kwargs: Kwargs) -> Kwargs:
+def static_step_of(index: int, kwargs: Kwargs) -> Kwargs:
     """Return the arguments of decoder layer ``index`` in a step after a static cache."""
     return {**{name: value for name, value in kwargs.items() if name != STEPS}, **kwargs[STEPS][index]}
 

@@ -8,12 +8,10 @@ one more field of the encoder's output.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +35,7 @@ from vitcop_llava.hooks.active import (
     set_tower,
     tower_ends_at,
 )
+from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.capture import TowerCapture
 from vitcop_llava.hooks.carrying import with_encoded
 from vitcop_llava.hooks.checks import PIXELS, check_feature_choice, check_unchanged
@@ -98,7 +97,7 @@ class FeatureHooks:
     def _encode_images(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_own_call("image"):
             return original(*args, **kwargs)
-        given, anyres = arguments_of(original, args, kwargs), self._parts.anyres
+        given, anyres = by_name(names_of(original), args, kwargs), self._parts.anyres
         if self._cuts_tower:
             check_feature_choice(given, self._parts)
         encoded = EncodedImages(self._owner)
@@ -115,7 +114,7 @@ class FeatureHooks:
     def _encode_clips(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_own_call("video"):
             return original(*args, **kwargs)
-        given, video = arguments_of(original, args, kwargs), self._parts.video
+        given, video = by_name(names_of(original), args, kwargs), self._parts.video
         assert video is not None  # only then attached
         if self._cuts_tower:
             check_feature_choice(given, self._parts)
@@ -147,7 +146,7 @@ class FeatureHooks:
         squares = self._parts.squares
         if squares is None or is_encoding(self._owner) or not self._is_own_call(kind):
             return original(*args, **kwargs)
-        given = arguments_of(original, args, kwargs)
+        given = by_name(names_of(original), args, kwargs)
         pixels, name = pixels_argument(original), grids_argument(original)
         call = active_call(self._owner)
         seen = None if call is None else call.seen
@@ -231,20 +230,6 @@ def image_tilings(given: dict[str, Any], anyres: Anyres, sizes: Sequence[tuple[i
     given["batch_num_images"] = counts = read_shared(given.get("batch_num_images"), len(sizes))
     shared = [False] * len(sizes) if counts is None else [count > 1 for count in counts for _ in range(count)]
     return [anyres.untiled if one else anyres.tile(*size) for size, one in zip(sizes, shared, strict=True)]
-
-
-_names: WeakKeyDictionary[Callable[..., Any], tuple[str, ...]] = WeakKeyDictionary()
-
-
-def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what a function, or a method of an object, is called with, by name."""
-    if not args:
-        return dict(kwargs)
-    plain = getattr(function, "__func__", function)
-    if plain not in _names:
-        _names[plain] = tuple(inspect.signature(plain).parameters)
-    is_bound = plain is not function
-    return {**dict(zip(_names[plain][is_bound:], args, strict=False)), **kwargs}
 
 
 class VisionHooks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,32 +15,32 @@ NOT_CONTINUED = (
 
 
 class CacheState:
-    """What all layers of one cache share. A copy of the cache gets one of its own, and is closed.
+    """What all layers of one cache share. Copies have one of their own, and are closed.
 
     Attributes:
         is_open: Whether a call of a pruned model is at work on the cache, and keeps lengths and masks in step.
-        is_step: Whether that call is text, and all that is known of it is on the cache.
-        slots: ``[Q]`` int64 by group of layers: where the Q tokens of a step go in a static cache, whose counters are
-            past them; None otherwise.
-        steps: What each layer is given in place of the first one's arguments, in a step after a growing cache; None
-            where all take the same.
+        is_text: Whether that call continues what was pruned, and cuts nothing: what its layers need is on the cache.
+        slots: ``[Q]`` int64 by group of layers: where the Q tokens of such a call go in a static cache, whose counters
+            are past them; None otherwise.
+        steps: What such a call gives each layer of a growing cache in place of the first one's arguments; None where
+            all take the same.
     """
 
     def __init__(self) -> None:
-        self.is_open = self.is_step = False
+        self.is_open = self.is_text = False
         self.slots: dict[int, Tensor] | None = None
         self.steps: tuple[dict[str, Any], ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(CacheState())
 
-    def open(self, *, is_step: bool) -> None:
+    def open(self, *, is_text: bool) -> None:
         """Let the layers take tokens."""
-        self.is_open, self.is_step = True, is_step
+        self.is_open, self.is_text = True, is_text
 
     def close(self) -> None:
         """Undo `open`."""
-        self.is_open = self.is_step = False
+        self.is_open = self.is_text = False
         self.slots = self.steps = None
 
 
@@ -65,6 +65,11 @@ class Described:
     """
 
     state: CacheState
+
+    def __copy__(self) -> Self:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), state=CacheState())
+        return copied
 
     def _forget(self) -> None:
         self.columns: Tensor | None = None

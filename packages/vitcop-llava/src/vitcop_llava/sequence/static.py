@@ -65,7 +65,7 @@ class PrunedStaticLayer(Described, StaticLayer):
         self.batch_size, self.num_heads = key_states.shape[:2]
         self.k_head_dim, self.v_head_dim = key_states.shape[-1], value_states.shape[-1]
         # Tensors of inference mode could not be written to outside of it.
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             self.keys, self.values = (
                 torch.zeros((*like.shape[:2], self.room, like.shape[-1]), dtype=like.dtype, device=like.device)
                 for like in (key_states, value_states)
@@ -93,7 +93,7 @@ class PrunedStaticLayer(Described, StaticLayer):
         """
         if self.is_described and not self.state.is_open:
             raise RuntimeError(NOT_CONTINUED)
-        if self.state.is_open and not self.state.is_step:
+        if self.state.is_open and not self.state.is_text:
             return self._fill(key_states, value_states)
         count = key_states.shape[-2]
         if not torch.compiler.is_compiling():
