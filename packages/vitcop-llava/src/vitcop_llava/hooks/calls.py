@@ -148,7 +148,7 @@ class CallHooks:
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = by_name(self._base_names, args, kwargs)
-        if self._has_run or torch.compiler.is_compiling():  # the first call is opened for the report, whatever it is
+        if torch.compiler.is_compiling() or self._has_run:  # the first call is opened for the report, whatever it is
             if is_static_step(named, self._switch):
                 return self._step(original, named)
             if is_growing_step(named, self._parts):
@@ -158,7 +158,7 @@ class CallHooks:
         return self._prune_in_python(original, *args, **kwargs)
 
     def _step(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
-        """Run one token more in a static cache: all that is known of it is on the cache."""
+        """Run one token more in a static cache."""
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             expect_call(None)
@@ -172,7 +172,7 @@ class CallHooks:
             layers[0].state.close()
 
     def _follow(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
-        """Run one token more in a growing cache: no call is opened for it."""
+        """Run one token more in a growing cache."""
         expect_call(None)
         check_marked(kwargs[CACHE], self._parts.base)
         state = kwargs[CACHE].layers[0].state

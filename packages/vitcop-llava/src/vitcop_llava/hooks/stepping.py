@@ -1,5 +1,6 @@
-"""Decoding: calls of one token whose every need is on the cache. In a static one a graph can hold them; in a growing
-one they pass by whatever a prompt takes.
+"""Text that continues a cache, which holds all that its layers need.
+
+A lone token opens no call: in a static cache a graph can hold it, in a growing one it passes by what a prompt takes.
 """
 
 from __future__ import annotations
