@@ -1,14 +1,17 @@
 """Positions are given once; every layer's cache holds what the plan says."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import vitcop_llava
+from vitcop_llava.hooks.attending import rotations
 
 Make = Callable[..., Tensor]
 
@@ -103,3 +106,29 @@ def test_reindexed_positions_restart_in_the_deep_layers(model: Any, prompt: Make
     stage = [4 + shallow.index(patch) for patch in deep]
     wanted = [*range(4), *stage, *range(4 + len(shallow), 12 + len(shallow))]
     assert torch.equal(seen[7], angles(model, torch.tensor(wanted)))
+
+
+LEARNED = 32
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 2.0},
+    "longrope": {"factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotations_of_several_positions_are_those_of_each(kind: str, dtype: torch.dtype) -> None:
+    """Also where a call turns all positions by how large its largest is, beyond what was learned or not."""
+    learned = {"original_max_position_embeddings": LEARNED} if kind in ("llama3", "yarn", "longrope") else {}
+    rope = {"rope_type": kind, "rope_theta": 1e4, **ROPES[kind], **learned}
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 2 * LEARNED}
+    config, like = LlamaConfig(**sizes, rope_parameters=rope), torch.zeros(2, 1, 64, dtype=dtype)
+    positions = [torch.tensor([[70], [20]]), torch.tensor([[40]]), torch.tensor([[10], [30]])]
+    parts: Any = SimpleNamespace(rotary=LlamaRotaryEmbedding(config))
+    found, own = rotations(parts, like, positions), LlamaRotaryEmbedding(config)
+    for turns, each in zip(found, positions, strict=True):
+        assert all(map(torch.equal, turns, own(like, each)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,32 +35,24 @@ def keys_of(parts: Parts, run: Prefill, like: Tensor, layer: int) -> Keys:
     return Keys(columns, has_padding, padding, mask)
 
 
-def growing_step(parts: Parts, held: PrunedLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
-    """Return the arguments of a layer of a growing cache that differ from layer to layer, for tokens that follow.
+def growing_mask(parts: Parts, held: PrunedLayer, like: Tensor, mask: Tensor | None) -> Any:
+    """Return what tokens that follow attend to in a layer of a growing cache, in the attention backend's form.
 
     Args:
         parts: The model's.
         held: The layer.
         like: ``[B, Q, d]``, for batch size, dtype and device.
         mask: The caller's ``[B, past + Q]`` mask; None where it hides nothing.
-        positions: ``[B or 1, Q]`` position ids, less what was lost at the entry.
     """
     rows, queries, past, padding = like.shape[0], like.shape[1], held.physical_length, None
     if held.has_padding or mask is not None:
         columns = held.columns_of(past + queries, rows, like.device)
         padding = slot_padding(columns, mask, has_padding=held.has_padding)
-    return _step(parts, held, like, segment_mask(parts.config, like, queries, past, padding), positions)
+    return segment_mask(parts.config, like, queries, past, padding)
 
 
-def _step(parts: Parts, held: HeldLayer, like: Tensor, mask: Any, positions: Tensor) -> Step:
-    step: Step = {"attention_mask": mask}
-    if isinstance(held.shift, Tensor) or held.shift:  # positions were packed there
-        step["position_embeddings"] = parts.rotary(like, positions - held.shift)
-    return step
-
-
-def static_step(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None, positions: Tensor) -> Step:
-    """Return the arguments of a layer of a static cache that differ from layer to layer, for tokens that follow.
+def static_mask(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tensor | None) -> Any:
+    """Return what tokens that follow attend to in a layer of a static cache, in the attention backend's form.
 
     Nothing in it depends on how many tokens the cache holds but values on the device.
 
@@ -68,7 +61,6 @@ def static_step(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tenso
         held: The layer.
         like: ``[B, Q, d]``, for batch size, dtype and device.
         mask: The caller's ``[B, columns]`` mask, or None. What stands after its end is not attended to.
-        positions: ``[B or 1, Q]`` position ids, less what was lost at the entry.
     """
     rows, queries, room, device = like.shape[0], like.shape[1], held.room, like.device
     past, padding = held.cumulative_length.to(device) - held.lost, None
@@ -82,4 +74,41 @@ def static_step(parts: Parts, held: PrunedStaticLayer, like: Tensor, mask: Tenso
         # These kernels know no offset of the queries: they are the last of what is not padding.
         used = torch.arange(room, device=device) < past + queries
         padding = used.expand(rows, -1) if padding is None else padding & used
-    return _step(parts, held, like, segment_mask(parts.config, like, queries, past, padding, keys=room), positions)
+    return segment_mask(parts.config, like, queries, past, padding, keys=room)
+
+
+def steps_of(
+    parts: Parts, held: Mapping[int, HeldLayer], masks: Mapping[int, Any], like: Tensor, positions: Tensor
+) -> dict[int, Step]:
+    """Return the arguments that differ from one group of layers to the next, for tokens that follow in a cache.
+
+    Args:
+        parts: The model's.
+        held: A layer of each group.
+        masks: What each group attends to.
+        like: ``[B, Q, d]``, for dtype and device.
+        positions: ``[B or 1, Q]`` position ids, less what was lost at the entry.
+    """
+    steps: dict[int, Step] = {group: {"attention_mask": mask} for group, mask in masks.items()}
+    packed = {group: positions - layer.shift for group, layer in held.items() if _is_shifted(layer)}
+    for group, turns in zip(packed, rotations(parts, like, [*packed.values()]), strict=True):
+        steps[group]["position_embeddings"] = turns
+    return steps
+
+
+def _is_shifted(held: HeldLayer) -> bool:
+    return isinstance(held.shift, Tensor) or held.shift != 0
+
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that turn every position of a call by how large its largest is."""
+
+
+def rotations(parts: Parts, like: Tensor, positions: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]]:
+    """Return cosines and sines of each of some position ids ``[B or 1, Q]``, computed as one if that is the same."""
+    kind = getattr(parts.rotary, "rope_type", None)
+    if len(positions) < 2 or not isinstance(kind, str) or any(name in kind for name in _BY_LENGTH):
+        return [parts.rotary(like, each) for each in positions]
+    rows = [each.shape[0] for each in positions]
+    cosines, sines = parts.rotary(like, torch.cat([*positions]))
+    return [*zip(cosines.split(rows), sines.split(rows), strict=True)]

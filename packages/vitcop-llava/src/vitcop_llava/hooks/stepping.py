@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_llava.compat import CACHE, KINDS
 from vitcop_llava.families import Parts
-from vitcop_llava.hooks.attending import Step, growing_step, static_step
+from vitcop_llava.hooks.attending import Step, growing_mask, static_mask, steps_of
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.hooks.counting import without_padding
 from vitcop_llava.hooks.layout import logical_positions
@@ -109,10 +109,9 @@ def growing_arguments(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwarg
     mask = without_padding(kwargs.get("attention_mask"))
     positions = logical_positions(kwargs.get("position_ids"), past, queries, embeds.device)
     positions = positions - layers[0].entry_dropped
-    groups: dict[int, Step] = {}
-    for layer in layers:
-        if layer.group not in groups:
-            groups[layer.group] = growing_step(parts, layer, embeds, mask, positions)
+    held = {layer.group: layer for layer in reversed(layers)}
+    masks = {group: growing_mask(parts, layer, embeds, mask) for group, layer in held.items()}
+    groups = steps_of(parts, held, masks, embeds, positions)
     first = groups[layers[0].group]
     if not _are_alike([*groups.values()], parts):
         switch.hold_for(state)
@@ -149,12 +148,10 @@ def static_arguments(parts: Parts, kwargs: Kwargs) -> Kwargs:
         numbers = torch.arange(embeds.shape[1], device=embeds.device)
         positions = (layers[0].cumulative_length.to(embeds.device) + numbers)[None]
     positions = positions - layers[0].entry_dropped
-    groups: dict[int, Step] = {}
-    slots: dict[int, Tensor] = {}
-    for layer in layers:
-        if layer.group not in groups:
-            groups[layer.group] = static_step(parts, layer, embeds, mask, positions)
-            slots[layer.group] = layer.next_slots(embeds.shape[1])
+    held = {layer.group: layer for layer in reversed(layers)}
+    masks = {group: static_mask(parts, layer, embeds, mask) for group, layer in held.items()}
+    groups = steps_of(parts, held, masks, embeds, positions)
+    slots = {group: layer.next_slots(embeds.shape[1]) for group, layer in held.items()}
     torch._foreach_add_([layer.cumulative_length for layer in layers], embeds.shape[1])  # one launch
     layers[0].state.slots = slots
     steps = tuple(groups[layer.group] for layer in layers)
