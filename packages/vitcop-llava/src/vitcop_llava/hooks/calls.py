@@ -23,8 +23,9 @@ from vitcop_llava.hooks.active import (
     encoding_ahead,
     expect_call,
     generating,
+    leave_call,
     open_call,
-    without_call,
+    return_to,
 )
 from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.carrying import encoded_of
@@ -175,13 +176,13 @@ class CallHooks:
         """Run one token more in a growing cache."""
         expect_call(None)
         check_marked(kwargs[CACHE], self._parts.base)
-        state = kwargs[CACHE].layers[0].state
+        state, outer = kwargs[CACHE].layers[0].state, leave_call()
         state.open(is_text=True)
         try:
-            with without_call():
-                return original(**kwargs)
+            return original(**kwargs)
         finally:
             state.close()
+            return_to(outer)
 
     def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

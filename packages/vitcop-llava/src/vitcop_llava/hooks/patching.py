@@ -223,8 +223,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def any_compiled(modules: Iterable[nn.Module]) -> bool:
     """Return whether one of these modules was compiled by itself."""
-    for module in modules:
-        own = vars(module)
+    for own in map(vars, modules):
         if own.get("_compiled_call_impl") is not None:
             return True
         if "forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"):

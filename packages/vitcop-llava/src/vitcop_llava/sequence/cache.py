@@ -18,6 +18,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from vitcop_llava.sequence.described import NOT_CONTINUED, CacheState, Described
 from vitcop_llava.sequence.static import STATIC_LAYERS, PrunedStaticLayer, static_layers
 
+_append = DynamicLayer.update
+"""Found once: each layer does this for each token."""
+
 
 class PrunedLayer(Described, DynamicLayer):
     """A growing cache layer whose first slots stand for chosen columns of a longer prompt.
@@ -74,8 +77,7 @@ class PrunedLayer(Described, DynamicLayer):
             raise RuntimeError(NOT_CONTINUED)
         if self.is_shared:
             self._unshare(key_states.shape[0])
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return keys, values
+        return _append(self, key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Return the logical length: what the caller's prompt and the generated tokens add up to."""
