@@ -120,7 +120,7 @@ class LanguageHooks:
         self._stay_if_compiled()
         cache: Any = kwargs.get(CACHE)
         if continues_growing(cache):
-            return args, growing_arguments(self._parts, kwargs, self.switch)
+            return args, growing_arguments(self._parts, kwargs, self.switch, is_compiled=self._stays)
         call = active_call(self._owner)
         if call is None:
             was_expected = is_expected(self._owner)
@@ -196,7 +196,7 @@ class LanguageHooks:
         call.run = Run(install_layers(cache, self._parts.shape.num_layers))
         call.run.open(is_text=True)
         if not isinstance(cache, StaticCache):
-            return growing_arguments(self._parts, kwargs, self.switch)
+            return growing_arguments(self._parts, kwargs, self.switch, is_compiled=self._stays)
         self._hold_for(cache)
         return static_arguments(self._parts, kwargs)
 

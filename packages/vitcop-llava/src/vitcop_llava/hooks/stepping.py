@@ -98,11 +98,18 @@ def continues_growing(cache: object) -> bool:
     return isinstance(first, PrunedLayer) and first.state.is_text
 
 
-def growing_arguments(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwargs:
+def growing_arguments(parts: Parts, kwargs: Kwargs, switch: HookSwitch, *, is_compiled: bool) -> Kwargs:
     """Return the arguments of the language model for tokens that follow in a growing cache that was pruned.
 
     The layers' hooks stay off where all take the same. Where they do not, what each takes is on the cache, and the
     hooks are on for as long as it lives. Reads the mask, as transformers does.
+
+    Args:
+        parts: The model's.
+        kwargs: The arguments that it was given.
+        switch: The layers' hooks.
+        is_compiled: Whether the language model or a layer was: some versions of transformers make a mask in compiled
+            code where there is nothing to hide, of one size for all layers.
     """
     embeds, layers = kwargs["inputs_embeds"], kwargs[CACHE].layers
     state, past, queries = layers[0].state, layers[0].get_seq_length(), embeds.shape[1]
@@ -113,7 +120,7 @@ def growing_arguments(parts: Parts, kwargs: Kwargs, switch: HookSwitch) -> Kwarg
     masks = {group: growing_mask(parts, layer, embeds, mask) for group, layer in held.items()}
     groups = steps_of(parts, held, masks, embeds, positions)
     first = groups[layers[0].group]
-    if not _are_alike([*groups.values()], parts):
+    if is_compiled or not _are_alike([*groups.values()], parts):
         switch.hold_for(state)
         state.steps = tuple(groups[layer.group] for layer in layers)
     return {**kwargs, "position_ids": by_axis(positions), "attention_mask": first["attention_mask"]}
