@@ -266,9 +266,9 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
     taken for text.
 
     Args:
-        model: A ``ForConditionalGeneration`` of transformers: ``Llava``, ``LlavaNext``, ``LlavaOnevision``, ``VipLlava``,
-            or with vitcop-video installed ``LlavaNextVideo``, with a CLIP or a SigLIP tower and a language model such
-            as Llama, Mistral, Qwen2, Qwen3 or Gemma; or a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
+        model: A ``ForConditionalGeneration`` of transformers: ``Llava``, ``LlavaNext``, ``LlavaOnevision``,
+            ``VipLlava``, or with vitcop-video installed ``LlavaNextVideo``, with a CLIP or a SigLIP tower and a
+            language model such as Llama, Mistral, Qwen2, Qwen3 or Gemma; or a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
         method: The settings, for example ``ViTCoP(retained_tokens=64)``.
         keep_newline: LLaVA-NeXT ends every line of an image's tiles with a newline token. False drops them with the
             patches; True keeps those of lines that have patches, through all cuts and beside the budget.
