@@ -65,16 +65,9 @@ def close_call(call: Call) -> None:
     call.close()
 
 
-def leave_call() -> Call | None:
-    """Make no call the active one, for a step that none is opened for; return the one that was."""
-    outer = _call.get()
-    _call.set(None)
-    return outer
-
-
-def return_to(call: Call | None) -> None:
-    """Undo `leave_call`."""
-    _call.set(call)
+def without_call() -> AbstractContextManager[None]:
+    """Run a step, which no call is opened for, within another call or none."""
+    return _holding(_call, None)
 
 
 def announce_continuation(owner: int, columns: int) -> None:

@@ -23,9 +23,8 @@ from vitcop_llava.hooks.active import (
     encoding_ahead,
     expect_call,
     generating,
-    leave_call,
     open_call,
-    return_to,
+    without_call,
 )
 from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.carrying import encoded_of
@@ -38,7 +37,6 @@ from vitcop_llava.hooks.state import Call, Source
 from vitcop_llava.hooks.stepping import is_growing_step, is_static_step, or_take_back, whole_mask
 from vitcop_llava.sequence.cache import cached_length, is_pruned
 from vitcop_llava.sequence.static import is_static_pruned
-from vitcop_llava.weights.fingerprint import check_marked
 
 Kwargs = dict[str, Any]
 
@@ -175,14 +173,13 @@ class CallHooks:
     def _follow(self, original: Callable[..., Any], kwargs: Kwargs) -> Any:
         """Run one token more in a growing cache."""
         expect_call(None)
-        check_marked(kwargs[CACHE], self._parts.base)
-        state, outer = kwargs[CACHE].layers[0].state, leave_call()
+        state = kwargs[CACHE].layers[0].state
         state.open(is_text=True)
         try:
-            return original(**kwargs)
+            with without_call():
+                return original(**kwargs)
         finally:
             state.close()
-            return_to(outer)
 
     def _prune(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

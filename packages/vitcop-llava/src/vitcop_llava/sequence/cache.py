@@ -77,7 +77,7 @@ class PrunedLayer(Described, DynamicLayer):
             raise RuntimeError(NOT_CONTINUED)
         if self.is_shared:
             self._unshare(key_states.shape[0])
-        return _append(self, key_states, value_states)
+        return _append(self, key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:
         """Return the logical length: what the caller's prompt and the generated tokens add up to."""
