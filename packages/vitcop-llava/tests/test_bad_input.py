@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -251,6 +252,18 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "mask-4d": ({"attention_mask": torch.ones(1, 1, 156, 156)}, "attention_mask must be 2-D"),
     "mask-short": ({"attention_mask": torch.ones(1, 150)}, "attention_mask must cover 156 tokens"),
     "mask-long": ({"attention_mask": torch.ones(1, 160)}, "attention_mask must cover 156 tokens"),
+    "mask-rows": ({"attention_mask": torch.ones(2, 156)}, "attention_mask must have 1 rows"),
+    "mask-no-rows": ({"attention_mask": torch.ones(0, 156)}, "attention_mask must have 1 rows"),
+    "positions-short": ({"position_ids": torch.arange(150)[None]}, r"position_ids must be a tensor \[1 or 1, 156\]"),
+    "positions-rows": ({"position_ids": torch.zeros(3, 156).long()}, r"position_ids must be .*, got shape \(3, 156\)"),
+    "positions-flat": ({"position_ids": torch.arange(156)}, r"position_ids must be .*, got shape \(156,\)"),
+    "positions-axes": ({"position_ids": torch.zeros(3, 1, 156).long()}, r"position_ids must be .*, got shape \(3, 1"),
+    "ids-flat": ({"input_ids": torch.zeros(156).long()}, r"input_ids must be of shape \[batch, length\], got \(156,\)"),
+    "ids-missing": ({"input_ids": None}, "input_ids must be given, or inputs_embeds in its place, got neither"),
+    "embeds-2d": (
+        {"input_ids": None, "inputs_embeds": torch.zeros(156, 32)},
+        r"inputs_embeds must be of shape \[batch, length, width\], got \(156, 32\)",
+    ),
     "feature-layer": ({"vision_feature_layer": -1}, "vision_feature_layer must be 3"),
     "feature-layers": ({"vision_feature_layer": [1, 2]}, "vision_feature_layer must be 3"),
     "strategy": ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy must be 'default'"),
@@ -264,8 +277,44 @@ def test_call_is_refused_by_name(model: Any, prompt: Make, pictures: Make, budge
     with vitcop_llava.prune(model, budget()):
         wanted = model(**given).logits
         with pytest.raises(ValueError, match=message):
-            model(**given, **settings)
+            model(**given | settings)
         assert torch.equal(model(**given).logits, wanted)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "position_ids"])
+def test_list_in_place_of_a_tensor_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any, name: str) -> None:
+    given = {"input_ids": prompt(*IDS_3_8), "pixel_values": pictures()}
+    with vitcop_llava.prune(model, budget()):
+        with pytest.raises(TypeError, match=rf"{name} must be a tensor \[.*\], got a list"):
+            model(**given | {name: [[*range(156)]]})
+        cache = model(**given).past_key_values
+        with pytest.raises(TypeError, match=rf"{name} must be a tensor \[.*\], got a list"):
+            model(**{"input_ids": torch.tensor([[7]]), name: [[7]]}, past_key_values=cache)
+
+
+FOLLOWING: dict[str, tuple[dict[str, Any], str]] = {
+    "mask-rows": ({"attention_mask": torch.ones(2, 157)}, "attention_mask must have 1 rows"),
+    "mask-short": ({"attention_mask": torch.ones(1, 156)}, "attention_mask must cover 157 tokens"),
+    "ids-flat": ({"input_ids": torch.zeros(1).long()}, r"input_ids must be of shape \[batch, length\], got \(1,\)"),
+    "ids-missing": ({"input_ids": None}, "input_ids must be given, or inputs_embeds in its place, got neither"),
+    "positions-long": ({"position_ids": torch.arange(157)[None]}, r"position_ids must be a tensor \[1 or 1, 1\]"),
+}
+
+
+@pytest.mark.parametrize("make", [DynamicCache, partial(StaticCache, max_cache_len=400)], ids=["growing", "static"])
+@pytest.mark.parametrize("case", FOLLOWING)
+def test_token_is_refused_by_name(
+    model: Any, prompt: Make, pictures: Make, budget: Any, case: str, make: Callable[..., Any]
+) -> None:
+    (settings, message), token = FOLLOWING[case], {"input_ids": torch.tensor([[7]])}
+    caches = [make(config=model.config.text_config) for _ in range(2)]
+    with vitcop_llava.prune(model, budget()):
+        for cache in caches:
+            model(input_ids=prompt(*IDS_3_8), pixel_values=pictures(), past_key_values=cache)
+        with pytest.raises(ValueError, match=message):
+            model(**token | settings, past_key_values=caches[0])
+        found, wanted = (model(**token, past_key_values=cache).logits for cache in caches)
+        assert torch.equal(found, wanted)
 
 
 def test_argument_that_comes_twice_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:

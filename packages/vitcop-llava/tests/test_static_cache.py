@@ -199,6 +199,17 @@ def test_copy_goes_on_by_itself(model: Any, prompt: Make, pictures: Make, make: 
         assert torch.equal(model(input_ids=token, past_key_values=other).logits, wanted)
 
 
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_cache_with_a_layer_that_was_copied_goes_on(model: Any, prompt: Make, pictures: Make, number: int) -> None:
+    cache, token = fixed(model), prompt()[:, :1]
+    with vitcop_llava.prune(model, CUTS):
+        model(input_ids=prompt(3, "image", 8), pixel_values=pictures(), past_key_values=cache)
+        wanted = [model(input_ids=token, past_key_values=other).logits for other in [copy.deepcopy(cache)] * 2]
+        cache.layers[number] = copy.deepcopy(cache.layers[number])
+        found = [model(input_ids=token, past_key_values=cache).logits for _ in wanted]
+    assert all(map(torch.equal, found, wanted))
+
+
 @by_name
 def test_too_short_for_the_prompt_is_refused(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
     with (

@@ -25,6 +25,12 @@ def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return _known[plain] if plain is function else _known[plain][1:]
 
 
+def tokens_of(given: Kwargs) -> Any:
+    """Return what a call's tokens come in, ``input_ids`` or ``inputs_embeds``; None where it has neither."""
+    ids = given.get("input_ids")
+    return given.get("inputs_embeds") if ids is None else ids
+
+
 def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: Kwargs) -> Kwargs:
     """Return all arguments of a call by name.
 

@@ -28,7 +28,7 @@ from vitcop_llava.hooks.active import (
 )
 from vitcop_llava.hooks.arguments import by_name, names_of
 from vitcop_llava.hooks.carrying import encoded_of
-from vitcop_llava.hooks.checks import PIXELS, check_absent
+from vitcop_llava.hooks.checks import PIXELS, check_absent, check_tokens
 from vitcop_llava.hooks.counting import either
 from vitcop_llava.hooks.opening import check_clips, check_continuing, check_opening
 from vitcop_llava.hooks.patching import HookSwitch, Removable, Replacement, eager
@@ -208,6 +208,7 @@ class CallHooks:
         return {**given, "mm_encoder_outputs": {**outputs, "video": type(clips)(**whole)}}
 
     def _open(self, call: Call, given: Kwargs) -> None:
+        check_tokens(given)
         cache = given.get(CACHE)
         past = call.past = cached_length(cache)
         call.is_fresh = cache is None or (isinstance(cache, DynamicCache | StaticCache) and past == 0)

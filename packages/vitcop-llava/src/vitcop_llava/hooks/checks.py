@@ -13,6 +13,7 @@ from vitcop_core import Method
 from vitcop_llava.compat import CACHE, checkpoints_rerun_hooks
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clip import one_layer
+from vitcop_llava.hooks.arguments import tokens_of
 from vitcop_llava.hooks.state import EncodedImages, Held
 
 Given = dict[str, Any]
@@ -27,6 +28,28 @@ _SEAMS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 _REPLACED = "leave the `with` block, or remove() the pruner, and prune the model as it is then"
 
 
+_DIMENSIONS = {"input_ids": "[batch, length]", "inputs_embeds": "[batch, length, width]"}
+"""Of what a call's tokens come in."""
+
+
+def check_tokens(given: Given) -> None:
+    """Raise unless the tokens of a call come in a tensor of as many dimensions as it has to have.
+
+    Raises:
+        TypeError: They come in something else.
+        ValueError: There are none, or the tensor has other dimensions.
+    """
+    tokens = tokens_of(given)
+    if tokens is None:
+        raise ValueError("input_ids must be given, or inputs_embeds in its place, got neither")
+    name = "inputs_embeds" if given.get("input_ids") is None else "input_ids"
+    wanted = _DIMENSIONS[name]
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{name} must be a tensor {wanted}, got a {type(tokens).__name__}; give it to torch.tensor")
+    if tokens.ndim != wanted.count(",") + 1:
+        raise ValueError(f"{name} must be of shape {wanted}, got {tuple(tokens.shape)}")
+
+
 def check_call(given: Given, parts: Parts) -> None:
     """Raise for a call with images or clips that cannot be pruned.
 
@@ -34,8 +57,8 @@ def check_call(given: Given, parts: Parts) -> None:
         ValueError: More images or clips than the prompt has room for, packed samples, or gradient checkpointing in a
             version of transformers whose checkpoints run hooks twice.
     """
-    ids = given.get("input_ids")
-    room = (given["inputs_embeds"][..., 0] if ids is None else ids).numel()
+    rows, length = tokens_of(given).shape[:2]
+    room = rows * length
     for kind in parts.token_ids:
         images, needed = _needed(kind, given, parts)
         if needed > room:  # the reverse takes counting placeholders, which is done with the layout
@@ -261,7 +284,9 @@ def check_mask(given: Given, past: int) -> None:
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise ValueError(f"attention_mask must be 2-D, [batch, length], in a call that is pruned, got {shape}")
-    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+    tokens = tokens_of(given)
+    if len(mask) != len(tokens):
+        raise ValueError(f"attention_mask must have {len(tokens)} rows, as many as the tokens, got shape {shape}")
     is_text = all(given.get(name) is None for name in (*PIXELS.values(), "mm_encoder_outputs"))
     is_longer = mask.shape[1] > past + tokens.shape[1]
     if is_longer and is_text and isinstance(given.get(CACHE), StaticCache):
@@ -271,3 +296,26 @@ def check_mask(given: Given, past: int) -> None:
             f"attention_mask must cover {past + tokens.shape[1]} tokens ({past} in the cache, {tokens.shape[1]} new), "
             f"got shape {shape}"
         )
+
+
+def check_positions(given: Given, *, has_axes: bool) -> None:
+    """Raise unless there is a position id for every token.
+
+    Args:
+        given: The call's arguments.
+        has_axes: Whether the model takes positions along several axes, ``[axes, batch, length]``, too.
+
+    Raises:
+        TypeError: They are not in a tensor.
+        ValueError: There are more, or fewer.
+    """
+    positions = given.get("position_ids")
+    if positions is None:
+        return
+    rows, length = tokens_of(given).shape[:2]
+    wanted = f"a tensor [{rows} or 1, {length}]" + (f", or [axes, {rows} or 1, {length}]" if has_axes else "")
+    if not isinstance(positions, Tensor):
+        raise TypeError(f"position_ids must be {wanted}, got a {type(positions).__name__}")
+    shape = tuple(positions.shape)
+    if shape[-2:] not in ((rows, length), (1, length)) or len(shape) > (3 if has_axes else 2):
+        raise ValueError(f"position_ids must be {wanted}, one for every token, got shape {shape}")

@@ -9,10 +9,12 @@ from transformers.cache_utils import Cache
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import check_frames
+from vitcop_llava.hooks.arguments import tokens_of
 from vitcop_llava.hooks.checks import (
     check_call,
     check_encoded,
     check_mask,
+    check_positions,
     check_text_only,
     check_unchanged,
     check_window,
@@ -46,8 +48,7 @@ def check_opening(
     """
     cache = given.get(CACHE)
     check_marked(cache, parts.base)
-    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-    length = tokens.shape[1]
+    length = tokens_of(given).shape[1]
     if past:
         check_foreign(cache)
     if sources:
@@ -64,6 +65,7 @@ def check_opening(
             check_text_only(given["input_ids"], absent, past)
     if sources or is_pruned(cache):
         check_mask(given, past)
+        check_positions(given, has_axes=parts.keeps_positions)
         check_window(past + length, parts)
 
 
@@ -80,8 +82,8 @@ def check_continuing(given: Given, parts: Parts, past: int, *, brings_images: bo
     if not is_pruned(cache):
         return
     check_mask(given, past)
-    tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-    check_window(past + tokens.shape[1], parts)
+    check_positions(given, has_axes=parts.keeps_positions)
+    check_window(past + tokens_of(given).shape[1], parts)
     if brings_images:
         check_cuts(cast(Cache, cache), cut_layers=())
 

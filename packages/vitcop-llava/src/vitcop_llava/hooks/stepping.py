@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from vitcop_llava.compat import CACHE, KINDS
 from vitcop_llava.families import Parts
+from vitcop_llava.hooks.arguments import tokens_of
 from vitcop_llava.hooks.attending import Step, growing_mask, static_mask, steps_of
 from vitcop_llava.hooks.checks import PIXELS
 from vitcop_llava.hooks.counting import without_padding
@@ -46,16 +47,31 @@ def is_static_step(given: Kwargs, switch: HookSwitch) -> bool:
     cache = given.get(CACHE)
     if not isinstance(cache, StaticCache) or not _is_token(given):
         return False
-    layer, mask = cache.layers[0], given.get("attention_mask")
-    return not is_static_pruned(layer) or ((mask is None or mask.ndim == 2) and switch.stays_for(layer.state))
+    layers: list[Any] = cache.layers
+    if not is_static_pruned(layers[0]):
+        return True
+    state, mask = layers[0].state, given.get("attention_mask")
+    for layer in layers:
+        if layer.state is not state:  # it was copied by itself
+            return False
+    return (mask is None or _covers(mask, given, layers[0])) and switch.stays_for(state)
+
+
+def _covers(mask: Any, given: Kwargs, layer: PrunedStaticLayer) -> bool:
+    """Return whether a mask has a row for each of a call's, and columns for all that the host knows of."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(tokens_of(given)):
+        return False
+    return torch.compiler.is_compiling() or mask.shape[1] > layer.physical_length + layer.lost
 
 
 def _is_token(given: Kwargs) -> bool:
     """Return whether a call is one token of text in each row."""
     if any(given.get(name) is not None for name in _ENCODED):
         return False
-    tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
-    return tokens is not None and tokens.shape[1] == 1
+    tokens, positions = tokens_of(given), given.get("position_ids")
+    if positions is not None and not (isinstance(positions, Tensor) and positions.shape[-1:] == (1,)):
+        return False
+    return isinstance(tokens, Tensor) and tokens.ndim > 1 and tokens.shape[1] == 1
 
 
 def is_growing_step(given: Kwargs, parts: Parts) -> bool:
@@ -73,11 +89,11 @@ def is_growing_step(given: Kwargs, parts: Parts) -> bool:
         # One that was copied by itself has another state, and a fork has rows yet to get.
         if getattr(layer, "state", None) is not first.state or layer.is_shared:
             return False
+    if not _is_token(given):
+        return False
     mask = given.get("attention_mask")
-    if mask is None:
-        return _is_token(given)
-    fits = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == first.get_seq_length() + 1
-    return fits and _is_token(given)
+    fits = isinstance(mask, Tensor) and mask.shape == (len(tokens_of(given)), first.get_seq_length() + 1)
+    return mask is None or fits
 
 
 def is_plain_step(kwargs: Kwargs) -> bool:
