@@ -327,13 +327,13 @@ def test_nothing_is_kept_of_a_cache_that_is_gone(tape: type[Tape], deep: Any, gi
             for _ in range(4):
                 step(deep, cache, token)
             assert pruner._tokens is not None
-            assert len(pruner._tokens._steps) == 1
+            assert len(pruner._tokens._histories) == 1
             layers: Any = cache.layers
             state = weakref.ref(layers[0].state)
             assert tape.made == 1
             del cache, layers
             assert state() is None
-            assert len(pruner._tokens._steps) == 0
+            assert len(pruner._tokens._histories) == 0
     finally:
         gc.enable()
 

@@ -84,29 +84,19 @@ class Run:
 
     Attributes:
         layers: The layers of the cache; empty with ``use_cache=False``.
-        switch: The hooks of the decoder layers, which this keeps on; None where they need none.
     """
 
     layers: Final[Sequence[HeldLayer]]
-    switch: HookSwitch | None = field(default=None, init=False)
 
     def open(self, *, is_text: bool = False) -> None:
         """Let the layers take tokens; see `CacheState`."""
         if self.layers:
             self.layers[0].state.open(is_text=is_text)
 
-    def hold(self, switch: HookSwitch) -> None:
-        """Leave the hooks of the decoder layers on until this closes."""
-        switch.hold()
-        self.switch = switch
-
     def close(self) -> None:
-        """Undo `open` and `hold`."""
+        """Undo `open`."""
         if self.layers:
             self.layers[0].state.close()
-        if self.switch is not None:
-            self.switch.let_go()
-            self.switch = None
 
 
 @dataclass(eq=False)
@@ -144,6 +134,7 @@ class Prefill(Run):
             cuts of this call dropped and packed: an int, or ``[B, 1]`` int64.
         replay: How segments are replayed; None where nobody asked for it.
         deepstack: What the first layers add to the visual tokens; None where they add nothing.
+        switch: The hooks of the decoder layers, once this keeps them on.
     """
 
     attention_mask: Final[Tensor | None]
@@ -173,6 +164,19 @@ class Prefill(Run):
     packed: Tensor | int = 0
     replay: Replay | None = None
     deepstack: Deepstack | None = None
+    switch: HookSwitch | None = None
+
+    def hold(self, switch: HookSwitch) -> None:
+        """Leave the hooks of the decoder layers on until this closes."""
+        switch.hold()
+        self.switch = switch
+
+    def close(self) -> None:
+        """Undo `open` and `hold`."""
+        super().close()
+        if self.switch is not None:
+            self.switch.let_go()
+            self.switch = None
 
     @property
     def segment(self) -> Segment:

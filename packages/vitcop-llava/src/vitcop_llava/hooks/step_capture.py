@@ -92,7 +92,7 @@ class Recording:
 
 
 @dataclass(eq=False)
-class Steps:
+class History:
     """What is known of the tokens of one cache. A call of another form begins anew.
 
     Attributes:
@@ -140,7 +140,7 @@ class StepCapture:
         # What the pruner puts something on, beside the layers.
         self._hooked = (model, parts.base, parts.language_model)
         self._own: dict[nn.Module, Replacement] = {}
-        self._steps: WeakKeyDictionary[CacheState, Steps] = WeakKeyDictionary()
+        self._histories: WeakKeyDictionary[CacheState, History] = WeakKeyDictionary()
         self.obstacle: str | None = "no token has followed in a static cache"
 
     def attach(self, handles: Iterable[Removable]) -> Iterator[Removable]:
@@ -160,14 +160,14 @@ class StepCapture:
 
     def remove(self) -> None:
         """Let go of all recordings."""
-        self._steps.clear()
+        self._histories.clear()
         self._graphs.clear()
 
     def _run(self, original: Run, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(*args, **kwargs)
         given = by_name(self._names, args, kwargs)
-        if not self._is_step(given) or self._steps_of(given).is_running:
+        if not self._is_step(given) or self._history_of(given).is_running:
             return original(**given)
         return self._replay_or_run((AS_IT_IS,), original, given)
 
@@ -192,28 +192,28 @@ class StepCapture:
     def _is_step(self, given: Kwargs) -> bool:
         return is_static_step(given, self._switch) and is_static_pruned(given[CACHE].layers[0])
 
-    def _steps_of(self, given: Kwargs) -> Steps:
-        return self._steps.setdefault(given[CACHE].layers[0].state, Steps())
+    def _history_of(self, given: Kwargs) -> History:
+        return self._histories.setdefault(given[CACHE].layers[0].state, History())
 
     def _replay_or_run(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, hindered: Run | None = None) -> Any:
         """Replay a token, or run it; by ``hindered``, if that is given, where none can be replayed."""
-        steps = self._steps_of(given)
-        steps.is_running = True
+        history = self._history_of(given)
+        history.is_running = True
         try:
             try:
-                output, self.obstacle = self._replayed(how, run, given, steps), None
+                output, self.obstacle = self._replayed(how, run, given, history), None
             except CannotReplayError as reason:
-                if isinstance(reason, HinderedError) and steps.recording is None:
+                if isinstance(reason, HinderedError) and history.recording is None:
                     run = hindered or run
-                output, self.obstacle, steps.recording = None, str(reason), None
+                output, self.obstacle, history.recording = None, str(reason), None
             if output is not None:
                 return output
-            steps.ran += 1
+            history.ran += 1
             return run(**given)
         finally:
-            steps.is_running = False
+            history.is_running = False
 
-    def _replayed(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, steps: Steps) -> Any:
+    def _replayed(self, how: tuple[Hashable, ...], run: Run, given: Kwargs, history: History) -> Any:
         """Return the output of a token that was replayed; None where there is nothing to record.
 
         Raises:
@@ -232,27 +232,27 @@ class StepCapture:
             raise CannotReplayError("the cache is full")  # as it then says itself
         inputs = [*tensors.values()]
         key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device), torch.is_inference_mode_enabled())
-        if key != steps.key:
-            steps.key, steps.ran, steps.recording = key, 0, None
-        recording = steps.recording
+        if key != history.key:
+            history.key, history.ran, history.recording = key, 0, None
+        recording = history.recording
         if recording is None or recording.memory != _memory(recording.weights, cache):
-            steps.spoilt += recording is not None
+            history.spoilt += recording is not None
             state, obstacle = self._now(given)
             if obstacle is not None:
                 raise HinderedError(obstacle)
             # Libraries choose kernels, and code is compiled, in the first token; some code again in the second.
-            if steps.ran < (1 if how[0] == AS_IT_IS else 2):
+            if history.ran < (1 if how[0] == AS_IT_IS else 2):
                 raise CannotReplayError(NEW)
-            if steps.spoilt >= _PATIENCE:
+            if history.spoilt >= _PATIENCE:
                 raise CannotReplayError("the model or the cache changes from token to token")
             if device.type not in GRAPHS_ON:
                 return None
-            recording = steps.recording = self._recorded(run, tensors, rest, cache, (key, state))
+            recording = history.recording = self._recorded(run, tensors, rest, cache, (key, state))
         found = self._graphs.replay(recording.graph, inputs)
         state, obstacle = self._now(given)  # the device is at work by now
         if obstacle is not None or state != recording.state:
             count_back(cache.layers)
-            steps.spoilt += 1
+            history.spoilt += 1
             raise CannotReplayError(obstacle or "the model has changed")
         for layer in cache.layers:
             layer.physical_length += recording.counted
