@@ -108,7 +108,7 @@ FIRST = (
     ),
     Step(
         "model",
-        150,
+        240,
         ("scripts/gpu_model_check.py", "--device", "cuda", "--out", "{out}/model-check.json"),
         ("scripts/gpu_model_check.py", "--device", "cpu", "--quick", "--out", "{out}/model-check.json"),
     ),
@@ -138,14 +138,14 @@ FIRST = (
     ),
     Step(
         "decoding",
-        280,
+        400,
         (
-            *("-m", DECODING, "--device", "cuda", "--modes", "dynamic", "captured", "captured-tuned", "compiled"),
-            *("captured-compiled", "--out", "{out}/decoding.json"),
+            *("-m", DECODING, "--device", "cuda", "--modes", "captured-tuned", "captured-compiled", "captured"),
+            *("compiled", "dynamic", "--out", "{out}/decoding.json"),
         ),
         (
             *("-m", DECODING, "--shape", "small", "--dtype", "float32", "--tokens", "4", "--repeats", "1"),
-            *("--modes", "dynamic", "static", "captured", "--out", "{out}/decoding.json"),
+            *("--modes", "dynamic", "static", "captured", "captured-compiled", "--out", "{out}/decoding.json"),
         ),
     ),
     Step(

@@ -3,7 +3,7 @@
 import copy
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from transformers import CompileConfig, StaticCache
 
 import vitcop_llava
 from vitcop_llava import VisPruner, ViTCoP
+from vitcop_llava.hooks import graphs
 from vitcop_llava.hooks.step_capture import without_graphs
 
 Make = Callable[..., Tensor]
@@ -112,19 +113,50 @@ def test_what_mixes_experts_waits_and_runs_as_it_is(tape: type[Tape]) -> None:
             assert "it cannot be recorded: operation not permitted" in str(pruner.uncaptured_token)
 
 
-def test_compiled_tokens_are_replayed_too(tape: type[Tape], deep: Any, given: dict[str, Any]) -> None:
-    torch.compiler.reset()
-    config: Any = CompileConfig(backend="aot_eager", fullgraph=True)
+@pytest.fixture
+def compiled() -> Iterator[dict[str, Any]]:
+    """How `generate` compiles tokens here."""
+    config: Any = CompileConfig(backend="aot_eager", fullgraph=True, mode=None)  # type: ignore[arg-type]
     config._compile_all_devices = True  # transformers compiles by itself on GPUs alone
-    how = {"cache_implementation": "static", "max_new_tokens": TOKENS, "compile_config": config}
+    torch.compiler.reset()
+    yield {"cache_implementation": "static", "max_new_tokens": TOKENS, "compile_config": config}
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compiled_tokens_are_replayed_too(
+    tape: type[Tape], deep: Any, given: dict[str, Any], compiled: dict[str, Any], mode: Callable[[], Any]
+) -> None:
     with vitcop_llava.prune(deep, CUTS):
         wanted = deep.generate(**given, max_new_tokens=TOKENS)
-    with vitcop_llava.prune(deep, CUTS, capture=True) as pruner:
+    with mode(), vitcop_llava.prune(deep, CUTS, capture=True) as pruner:
         for number in (1, 2):
-            assert torch.equal(deep.generate(**given, **how), wanted)
+            assert torch.equal(deep.generate(**given, **compiled), wanted)
             assert pruner.uncaptured_token is None
             assert tape.replays == number * (TOKENS - RECORDED_AT - 1)  # two of them ran
-    torch.compiler.reset()
+
+
+def test_where_no_compiled_token_can_be_recorded_the_code_is_what_was_asked_for(
+    tape: type[Tape], deep: Any, given: dict[str, Any], compiled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+
+    def get_compiled_call(model: Any, config: Any) -> Callable[..., Any]:
+        asked.append(config)
+        return model.__call__  # type: ignore[no-any-return]
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(graphs, "Graph", refuse)
+    monkeypatch.setattr(type(deep), "get_compiled_call", get_compiled_call)
+    own = compiled["compile_config"]
+    with vitcop_llava.prune(deep, CUTS, capture=True) as pruner:
+        for warm in (2, 2):
+            asked.clear()
+            deep.generate(**given, **compiled)
+            assert str(pruner.uncaptured_token) == "it cannot be recorded: operation not permitted"
+            assert [each is own for each in asked] == [False] * warm + [True] * (TOKENS - 1 - warm)
 
 
 def test_a_mode_that_records_is_compiled_without_its_graphs() -> None:

@@ -2,8 +2,8 @@
 
 What is recorded is the operators, and where the tensors lie that they were called with. A replay runs these again on
 the same memory and puts what comes out where it was at first, and no line of Python that stood between them. As with a
-graph, recording changes nothing on the device, it fails where the host has to know a value, and it keeps no memory
-alive but its own. Unlike a graph, a replay that would read memory that is gone says so.
+graph, recording changes nothing on the device, it fails where the host has to know a value or code is compiled, and it
+keeps no memory alive but its own. Unlike a graph, a replay that would read memory that is gone says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,6 +23,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from vitcop_llava.hooks import graphs, step_capture
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
+def _compiled() -> int:
+    """Return how much code has been compiled."""
+    return int(counters["stats"]["unique_graphs"])
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -99,11 +105,14 @@ class Tape(graphs.Graph):
     def __init__(
         self, work: Callable[..., Any], inputs: Sequence[Tensor], pool: Any = None, *, is_warm: bool = False
     ) -> None:
-        self._inputs = [each.clone() for each in inputs]
-        self._operators = _Operators(self._inputs)
+        self._inputs = graphs.rooms_for(inputs, is_warm=is_warm)
+        self._fill(inputs)
+        self._operators, compiled = _Operators(self._inputs), _compiled()
         try:
             with self._operators:
                 self._outputs = work(*self._inputs)
+            if _compiled() != compiled:  # which asks for the state of the device's random numbers
+                raise RuntimeError("Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture")
         finally:
             self._operators.undo()
         self._is_token = is_warm

@@ -8,8 +8,8 @@ replays it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -36,9 +36,7 @@ class Graph:
     """
 
     def __init__(self, work: Work, inputs: Sequence[Tensor], pool: Any = None, *, is_warm: bool = False) -> None:
-        # Tensors of inference mode could not be written to outside of it.
-        with torch.inference_mode(mode=False):
-            self._inputs = [torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in inputs]
+        self._inputs = rooms_for(inputs, is_warm=is_warm)
         self._work: Work | None = work
         self._graph: torch.cuda.CUDAGraph | None = None
         self._fill(inputs)
@@ -58,7 +56,7 @@ class Graph:
             graph = self._graph = torch.cuda.CUDAGraph()
             try:
                 # Other threads may go on with their own work.
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with _own_workspaces(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self._outputs = work(*self._inputs)
             except BaseException:
                 _end_failed(device, pool)
@@ -67,7 +65,8 @@ class Graph:
                 torch.cuda.set_stream(own)  # torch leaves its own on where the recording fails
 
     def _fill(self, inputs: Sequence[Tensor]) -> None:
-        torch._foreach_copy_(self._inputs, [*inputs])
+        with torch.inference_mode():  # outside of it its tensors could not be written to
+            torch._foreach_copy_(self._inputs, [*inputs])
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on ``inputs``, of the shapes that it was recorded for, and return what comes out, to keep."""
@@ -77,6 +76,33 @@ class Graph:
         assert self._graph is not None  # it has one or the other
         self._graph.replay()
         return [each.clone() for each in self._outputs]
+
+
+def rooms_for(inputs: Sequence[Tensor], *, is_warm: bool) -> list[Tensor]:
+    """Return memory for the inputs of a recording.
+
+    Args:
+        inputs: What it is made for.
+        is_warm: Whether the work has run before. Then tensors of inference mode get such: compiled code asks for it,
+            and would be compiled anew. If not, the recording serves calls of both kinds, and is of none.
+    """
+    rooms = list[Tensor]()
+    for each in inputs:
+        with torch.inference_mode(mode=is_warm and each.is_inference()):
+            rooms.append(torch.empty(each.shape, dtype=each.dtype, device=each.device))
+    return rooms
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let a recording have cuBLAS workspaces of its own. torch keeps one for each stream: made in a recording, it would
+    hold that recording's memory for good, and later ones would read it when it is gone.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _end_failed(device: torch.device, pool: Any) -> None:

@@ -98,10 +98,11 @@ class History:
     Attributes:
         key: The form of the last call.
         ran: Tokens in a row that ran as they are.
-        recording: One of that form, once there is one.
         spoilt: Recordings that were good for nothing, because something else had changed.
         is_running: Whether a token is at work: compiled code may call the model's own forward, where it does not trace
             it.
+        recording: One of that form, once there is one.
+        obstacle: Why there can be none of that form.
     """
 
     key: tuple[Hashable, ...] = ()
@@ -109,6 +110,7 @@ class History:
     spoilt: int = 0
     is_running: bool = False
     recording: Recording | None = None
+    obstacle: str | None = None
 
 
 class CannotReplayError(Exception):
@@ -231,9 +233,12 @@ class StepCapture:
         if cache.layers[0].physical_length >= cache.layers[0].room:
             raise CannotReplayError("the cache is full")  # as it then says itself
         inputs = [*tensors.values()]
-        key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device), torch.is_inference_mode_enabled())
+        modes = (torch.is_inference_mode_enabled(), *map(Tensor.is_inference, inputs))
+        key = (*how, *tensors, shapes_of(inputs), repr(rest), place_of(device), modes)
         if key != history.key:
-            history.key, history.ran, history.recording = key, 0, None
+            history.key, history.ran, history.recording, history.obstacle = key, 0, None, None
+        if history.obstacle is not None:
+            raise HinderedError(history.obstacle)
         recording = history.recording
         if recording is None or recording.memory != _memory(recording.weights, cache):
             history.spoilt += recording is not None
@@ -247,7 +252,11 @@ class StepCapture:
                 raise CannotReplayError("the model or the cache changes from token to token")
             if device.type not in GRAPHS_ON:
                 return None
-            recording = history.recording = self._recorded(run, tensors, rest, cache, (key, state))
+            made = self._recorded(run, given, tensors, (key, state))
+            if isinstance(made, str):
+                history.obstacle = made
+                raise HinderedError(made)
+            recording = history.recording = made
         found = self._graphs.replay(recording.graph, inputs)
         state, obstacle = self._now(given)  # the device is at work by now
         if obstacle is not None or state != recording.state:
@@ -262,26 +271,30 @@ class StepCapture:
         return form.kind(**values, **form.rest, **{CACHE: cache})
 
     def _recorded(
-        self, run: Run, tensors: dict[str, Tensor], rest: Kwargs, cache: StaticCache, key: tuple[Hashable, Hashable]
-    ) -> Recording:
-        """Record a token.
+        self, run: Run, given: Kwargs, tensors: dict[str, Tensor], key: tuple[Hashable, Hashable]
+    ) -> Recording | str:
+        """Record a token, or return why it cannot be.
 
-        Raises:
-            CannotReplayError: It cannot be recorded.
+        Args:
+            run: What runs it.
+            given: All arguments.
+            tensors: Those that differ from token to token.
+            key: Their form, and what else it depends on.
         """
+        cache = given[CACHE]
         layers, forms = _layers(cache), list[Form]()
         before = [layer.physical_length for layer in layers]
 
         def work(*inputs: Tensor) -> tuple[Tensor, ...]:
-            output = run(**dict(zip(tensors, inputs, strict=True)), **rest, **{CACHE: cache})
+            output = run(**given | dict(zip(tensors, inputs, strict=True)))  # in the order that was compiled
             if not isinstance(output, ModelOutput) or output.get(CACHE) is not cache:
                 raise RuntimeError(f"the model gives a {type(output).__name__} without the cache")
             held = tuple(name for name, value in output.items() if getattr(self._parts.base, name, None) is value)
-            given = {name: value for name, value in output.items() if name != CACHE and name not in held}
-            found = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-            others = {name: value for name, value in given.items() if name not in found}
+            gives = {name: value for name, value in output.items() if name != CACHE and name not in held}
+            found = {name: value for name, value in gives.items() if isinstance(value, Tensor)}
+            others = {name: value for name, value in gives.items() if name not in found}
             if not is_data(others):
-                raise RuntimeError(f"the model gives {', '.join(given)}")
+                raise RuntimeError(f"the model gives {', '.join(gives)}")
             forms.append(Form(type(output), tuple(found), held, others))
             return tuple(found.values())
 
@@ -292,7 +305,7 @@ class StepCapture:
             for layer, length in zip(layers, before, strict=True):
                 layer.physical_length = length
         if isinstance(made, str):
-            raise CannotReplayError(made)
+            return made
         weights = [ref(each) for each in weights_of([*self._around(), *self._parts.decoder_layers])]
         return Recording(made, weights, _memory(weights, cache), key[1], forms[-1], counted)
 
@@ -337,9 +350,12 @@ def _memory(weights: Sequence[ref[Tensor]], cache: StaticCache) -> list[int]:
     for layer in _layers(cache):
         assert layer.keys is not None  # it was filled
         assert layer.values is not None
-        found += [layer.covered, layer.lost, layer.room, layer.has_padding, layer.group]
-        pointers += [layer.keys, layer.values, layer.cumulative_length, *layer.row_state.values()]
-    return found + [each.data_ptr() for each in pointers]
+        found += (layer.covered, layer.lost, layer.max_cache_len, layer.has_padding, layer.group)
+        pointers += (layer.keys, layer.values, layer.cumulative_length)
+        # `row_state` without a dictionary: the device waits for this in every token
+        pointers += [each for each in (layer.columns, layer.entry_dropped, layer.shift) if isinstance(each, Tensor)]
+    found += map(Tensor.data_ptr, pointers)
+    return found
 
 
 def without_graphs(config: Any) -> Any:

@@ -91,13 +91,13 @@ _ALIGNMENT = 16
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a bool mask as what is added to scores, which a kernel would make of it anew in every layer."""
-    width = mask.shape[-1]
-    room = torch.full(
-        (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT),
-        torch.finfo(dtype).min,
-        dtype=dtype,
-        device=mask.device,
-    )
+    width, lowest = mask.shape[-1], torch.finfo(dtype).min
+    shape = (*mask.shape[:-1], -(-width // _ALIGNMENT) * _ALIGNMENT)
+    room = torch.full(shape, lowest, dtype=dtype, device=mask.device)
+    if torch.compiler.is_compiling():
+        # Of what it could make in passing, compiled code would make a copy in every layer.
+        values = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+        return room.index_copy(-1, torch.arange(width, device=mask.device), values)[..., :width]
     return room[..., :width].masked_fill_(mask, 0)
 
 
