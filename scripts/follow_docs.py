@@ -40,7 +40,6 @@ CHECKPOINTS = {
 # The first page installs no command line yet.
 DRAW = """
 from vitcop_llava.tools.demo.scenes import render, sample_scene
-render(sample_scene(206)).save("scene.png")
 render(sample_scene(34)).convert("RGB").save("photo.jpg")
 """
 

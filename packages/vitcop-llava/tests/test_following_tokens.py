@@ -257,7 +257,7 @@ def test_cache_is_closed_when_a_token_fails(ways: Ways, deep: Any, given: dict[s
         handle.remove()
     assert ways.taken[-1]
     assert not cache.layers[0].state.is_open
-    with pytest.raises(RuntimeError, match="past_key_values: was pruned by vitcop"):
+    with pytest.raises(ValueError, match="past_key_values must be continued by a model that is pruned"):
         deep(input_ids=word, past_key_values=cache)
 
 

@@ -59,6 +59,27 @@ def test_handle_leaves_nothing_and_removes_twice(model: Any, budget: Any, untouc
     other.remove()
 
 
+def test_pruner_is_entered_once_while_it_is_on(model: Any, budget: Any, untouched: None) -> None:
+    pruner = vitcop_llava.prune(model, budget())
+    with pruner, pytest.raises(ValueError, match=r"entered once, .*, got one that is entered already"), pruner:
+        pass
+    with pytest.raises(ValueError, match=r"entered once, .*, got one that was removed; call prune again"), pruner:
+        pass
+
+
+def test_lost_pruner_is_found(model: Any, budget: Any, untouched: None) -> None:
+    assert vitcop_llava.pruner_of(model) is None
+    vitcop_llava.prune(model, budget())
+    gc.collect()
+    with pytest.raises(ValueError, match=r"vitcop_llava\.pruner_of\(model\)\.remove\(\)"):
+        vitcop_llava.prune(model, budget())
+    found = vitcop_llava.pruner_of(model)
+    assert found is not None
+    assert found.method == budget()
+    found.remove()
+    assert vitcop_llava.pruner_of(model) is None
+
+
 PLACES = {
     "decoder layer": lambda model: model.model.language_model.layers[3].mlp,
     "first layer": lambda model: model.model.language_model.layers[0],

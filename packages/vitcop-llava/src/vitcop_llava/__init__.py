@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitcop_llava.families.tiling import Tiling, tile_image
     from vitcop_llava.prefix.embeddings import embed_images
     from vitcop_llava.prefix.image_prefix import ImagePrefix, encode_image
-    from vitcop_llava.pruner import Pruner, prune
+    from vitcop_llava.pruner import Pruner, prune, pruner_of
     from vitcop_llava.report import FeatureScaleWarning, Report, Survivors
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "encode_image",
     "find_method",
     "prune",
+    "pruner_of",
     "tile_image",
 ]
 
@@ -82,6 +83,7 @@ _HOMES = {
     "vitcop_llava.pruner": (
         "Pruner",
         "prune",
+        "pruner_of",
     ),
     "vitcop_llava.report": (
         "FeatureScaleWarning",

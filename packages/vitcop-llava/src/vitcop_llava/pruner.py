@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 _owners = count(1)
-_pruned: WeakKeyDictionary[nn.Module, tuple[Settings, int]] = WeakKeyDictionary()
+_pruned: WeakKeyDictionary[nn.Module, tuple[Settings, int, ref[Pruner]]] = WeakKeyDictionary()
 _heard: ContextVar[list[Call] | None] = ContextVar("vitcop_heard", default=None)
 
 
@@ -61,12 +61,15 @@ class Pruner:
                 f"keep_newline must be False for a model without newline tokens, got True for a {type(model).__name__}"
             )
         if parts.base in _pruned:
-            raise ValueError("model must not be pruned already; remove() that pruner, or leave its `with` block, first")
+            raise ValueError(
+                "model must not be pruned already, got one that is; leave its `with` block first, or call "
+                "vitcop_llava.pruner_of(model).remove()"
+            )
         self._method, self._parts, self._kind = method, parts, type(model).__name__
         self._owner = next(_owners)
         self._last: Call | None = None
         self._handles: list[Removable] = []
-        self._captures = capture
+        self._captures, self._is_entered = capture, False
         self._tokens: StepCapture | None = None
         planner = Planner(method, parts.shape.num_layers, keep_newlines=keep_newline)
         reads_images = type(method).cut_vision is not Method.cut_vision
@@ -80,7 +83,8 @@ class Pruner:
         except BaseException:
             self.remove()
             raise
-        _pruned[parts.base] = Settings(method, keep_newline), self._owner
+        # Its hooks keep it alive, and the model them: this must not.
+        _pruned[parts.base] = Settings(method, keep_newline), self._owner, ref(self)
 
     def _attach(self, model: nn.Module, planner: Planner, *, identity: bool, cuts_tower: bool) -> None:
         parts, method, owner = self._parts, self._method, self._owner
@@ -141,7 +145,8 @@ class Pruner:
 
     @property
     def uncaptured(self) -> str | None:
-        """Why some part of the most recent prefill ran as it is, and was not replayed; None where all was.
+        """Why some part of the most recent prefill ran as it is, and was not replayed; None where all was. On a device
+        without graphs, where nothing is replayed, None as well.
 
         See ``capture`` of `prune`.
         """
@@ -181,11 +186,18 @@ class Pruner:
         self._handles = []
 
     def __enter__(self) -> Self:
+        if not self._handles or self._is_entered:
+            what = "is entered already" if self._handles else "was removed"
+            raise ValueError(
+                f"pruner must be entered once, while it is on its model, got one that {what}; call prune again"
+            )
+        self._is_entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_entered = False
         self.remove()
 
     def _finish(self, call: Call) -> None:
@@ -235,6 +247,18 @@ def active_owner(base: nn.Module) -> int:
     """Return the number of the pruner that is at work on the model with this base module; 0 while there is none."""
     found = _pruned.get(base)
     return 0 if found is None else found[1]
+
+
+def pruner_of(model: nn.Module) -> Pruner | None:
+    """Return the pruner that is at work on ``model``; None while there is none.
+
+    A model stays pruned when the handle that `prune` returned is lost. This finds it again.
+
+    Raises:
+        TypeError: The model is of a family that cannot be pruned.
+    """
+    found = _pruned.get(locate(unwrapped(model)).base)
+    return None if found is None else found[2]()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from vitcop_llava.sequence.described import NOT_CONTINUED, CacheState, Described
+from vitcop_llava.sequence.described import CacheState, Described, refuse_plain
 from vitcop_llava.sequence.static import STATIC_LAYERS, PrunedStaticLayer, static_layers
 
 _append = DynamicLayer.update
@@ -71,10 +71,10 @@ class PrunedLayer(Described, DynamicLayer):
         """Append keys and values.
 
         Raises:
-            RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
+            ValueError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
         """
         if self.is_described and not self.state.is_open:
-            raise RuntimeError(NOT_CONTINUED)
+            refuse_plain()
         if self.is_shared:
             self._unshare(key_states.shape[0])
         return _append(self, key_states, value_states, *args, **kwargs)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
-
-NOT_CONTINUED = (
-    "past_key_values: was pruned by vitcop, and the model that continues it is not: call it inside "
-    "`with vitcop_llava.prune(model, method)`, or start from a new cache"
-)
-"""Why a pruned cache takes no tokens of a model that is not pruned."""
 
 
 class CacheState:
@@ -118,3 +112,11 @@ class Described:
         """Keep the state of some rows."""
         for name, held in self.row_state.items():
             setattr(self, name, held.index_select(0, rows.to(held.device)))
+
+
+def refuse_plain() -> NoReturn:
+    """Raise for tokens of a model that is not pruned, which a pruned cache does not take."""
+    raise ValueError(
+        "past_key_values must be continued by a model that is pruned, got a cache that vitcop pruned, and a model that "
+        "is not; call it inside `with vitcop_llava.prune(model, method)`, or start from a new cache"
+    )

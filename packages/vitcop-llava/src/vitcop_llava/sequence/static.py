@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
 
-from vitcop_llava.sequence.described import NOT_CONTINUED, CacheState, Described
+from vitcop_llava.sequence.described import CacheState, Described, refuse_plain
 
 
 class PrunedStaticLayer(Described, StaticLayer):
@@ -88,11 +88,11 @@ class PrunedStaticLayer(Described, StaticLayer):
             The slots in use in a prefill, all slots otherwise.
 
         Raises:
-            RuntimeError: No pruner is at work to keep lengths and masks in step with the dropped tokens.
-            ValueError: There is no room for them.
+            ValueError: No pruner is at work to keep lengths and masks in step with the dropped tokens, or there is no
+                room for these.
         """
         if self.is_described and not self.state.is_open:
-            raise RuntimeError(NOT_CONTINUED)
+            refuse_plain()
         if self.state.is_open and not self.state.is_text:
             return self._fill(key_states, value_states)
         count = key_states.shape[-2]
