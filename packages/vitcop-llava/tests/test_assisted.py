@@ -87,6 +87,29 @@ def test_logits_that_a_call_keeps_do_not_move_its_prompt(
     assert torch.equal(again, wanted)
 
 
+@by_name
+@pytest.mark.parametrize("last", [1, 4])
+def test_logits_that_generate_keeps_do_not_move_its_prompt(
+    build: Any, given: dict[str, Any], method: Any, last: int
+) -> None:
+    """Nor those that a processor of logits asks for, be there candidates or not."""
+    model, asked = build(), list[Tensor]()
+    inputs = {name: value for name, value in given.items() if name != "do_sample"}
+
+    def ask(ids: Tensor, scores: Tensor) -> Tensor:
+        asked.append(model(**inputs, logits_to_keep=last).logits[:, -1])
+        return scores
+
+    with vitcop_llava.prune(model, method):
+        wanted, logits = model.generate(**given, max_new_tokens=4), model(**inputs).logits[:, -1]
+        assert torch.equal(model.generate(**given, max_new_tokens=4, logits_to_keep=last), wanted)
+        for more in ({}, {"prompt_lookup_num_tokens": 3}):
+            assert torch.equal(model.generate(**given, **more, max_new_tokens=4, logits_processor=[ask]), wanted)
+    assert len(asked) > 4
+    for found in asked:
+        torch.testing.assert_close(found, logits, rtol=0, atol=5e-6)
+
+
 def test_draft_without_pruning_needs_its_images_elsewhere(build: Any, prompt: Make, budget: Any) -> None:
     """Outside of drafting, a prompt without its image is still refused."""
     model, ids = build(), prompt(3, "image", 8)

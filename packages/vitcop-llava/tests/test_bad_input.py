@@ -317,6 +317,13 @@ def test_token_is_refused_by_name(
         assert torch.equal(found, wanted)
 
 
+def test_class_and_name_in_place_of_method_and_model_are_refused(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"method must be .*, got the class ViTCoP"):
+        vitcop_llava.prune(model, ViTCoP)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got a str; load the model first"):
+        vitcop_llava.prune("llava-hf/llava-1.5-7b-hf", ViTCoP(retained_tokens=64))  # type: ignore[arg-type]
+
+
 def test_argument_that_comes_twice_is_refused(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:
     ids, images = prompt(*IDS_3_8), pictures()
     with vitcop_llava.prune(model, budget()):

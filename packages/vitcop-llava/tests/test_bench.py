@@ -71,7 +71,7 @@ def test_prompt_holds_its_placeholders_and_text(made: Callable[..., Any]) -> Non
     ("shape", "given", "said"),
     [
         ("small", {"image_size": (336, 336)}, "image_size must be None for a model that sees every image at 336 x 336"),
-        ("small", {"frames": 4}, "frames must be None for a model that reads no clips, got 4"),
+        ("small", {"frames": 4}, "frames must be left out for a model that reads no clips, got 4"),
         ("small-next", {"text_tokens": 1}, "text_tokens must be at least 2"),
     ],
 )

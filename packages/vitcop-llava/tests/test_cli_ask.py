@@ -193,9 +193,13 @@ def test_ask_prints_model_text_without_control_characters(checkpoint: Path, imag
             "--method: setting must be one of keep, layer for FastV, got 'depth'",
         ),
         (["{image}", QUESTION, "--method", "fastv(layer=0)"], "--method: layer must be"),
+        (["{image}", QUESTION, "--method", "vitcop(layers=(1,60))"], "--method: layers must be below the model's 8"),
+        (["{image}", QUESTION, "--method", "vitcop(cutoff_distance=nan)"], "or (1, 6), got 'nan'"),
+        (["{image}", QUESTION, "--max-new-tokens", "0"], "got 0"),
+        (["{image}", QUESTION, "--max-new-tokens", "some"], "got some"),
         (["{image}", QUESTION, "--method", "fastv(retained_tokens=9)"], "the budget of FastV comes from --retain"),
-        (["{image}", QUESTION, "--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
-        (["{image}", QUESTION, "--dtype", "int8"], "dtype must be auto, float32, float16, bfloat16, got 'int8'"),
+        (["{image}", QUESTION, "--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
+        (["{image}", QUESTION, "--dtype", "int8"], "--dtype must be auto, float32, float16, bfloat16, got 'int8'"),
         (["none.png", QUESTION], "image must be an existing file, got none.png"),
         (["{folder}", QUESTION], "image must be a file, got the folder"),
         (["{folder}/config.json", QUESTION], "must be one of PNG, JPEG"),
@@ -244,7 +248,7 @@ def test_ask_names_a_model_that_is_none(image: Path, tmp_path: Path, model: str)
     result = ask(image, QUESTION, "--model", model.format(empty=tmp_path))
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("Error: model ")
+    assert result.stderr.startswith("Error: --model ")
 
 
 def test_ask_gives_the_adapters_error_for_another_family(image: Path, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_batch_reports_a_bad_line_and_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--batch", "{image}"], "which is no text; `vitcop ask FILE QUESTION`"),
         (["--batch", "none.jsonl"], "--batch must be an existing file of JSON lines, got none.jsonl"),
         (["--batch", "9" * 400], "path must be a name that the system takes, got 999"),
         (["--batch", "{batch}", "{image}", QUESTION], "--batch must be given alone"),

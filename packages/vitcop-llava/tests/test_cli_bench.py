@@ -78,7 +78,7 @@ def test_bench_measures_a_checkpoint(tmp_path: Path) -> None:
         (["--shape", "small", "--retain", "577"], "--retain must be at most the 576 visual tokens of a prompt"),
         (["--shape", "small", "--image-size", "336"], "--image-size must be width and height in pixels"),
         (["--shape", "small", "--image-size", "336x336"], "for a model that sees every image at 336 x 336"),
-        (["--shape", "small", "--frames", "4"], "frames must be None for a model that reads no clips"),
+        (["--shape", "small", "--frames", "4"], "--frames must be left out for a model that reads no clips"),
         (["--shape", "small", "--dtype", "int8"], "--dtype must be auto, float32"),
         (["--shape", "small", "--attention", "none"], "--attention must be one that is installed, got 'none'"),
         (

@@ -87,6 +87,26 @@ def test_unpruned_cache_goes_on(model: Any, prompt: Make, pictures: Make, method
 
 
 @by_name
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_that_was_in_a_batch_with_images_goes_on(
+    model: Any, prompt: Make, pictures: Make, method: Any, side: str
+) -> None:
+    """Rows that lost nothing have the keys of their prompts, and are taken for no pruned ones."""
+    text, image = prompt(170, seed=3), prompt(3, "image", 8)
+    gap = torch.zeros((1, text.shape[1] - image.shape[1]), dtype=torch.int64)
+    ids = torch.cat([text, torch.cat([gap, image] if side == "left" else [image, gap], dim=1)])
+    mask = torch.ones_like(ids)
+    mask[1] = torch.cat([gap, torch.ones_like(image)] if side == "left" else [torch.ones_like(image), gap], dim=1)
+    with vitcop_llava.prune(model, method):
+        cache = DynamicCache()
+        model(input_ids=ids, attention_mask=mask, pixel_values=pictures(), past_key_values=cache)
+        alone = model(input_ids=text).past_key_values
+        assert model(input_ids=text[:, 1:2], past_key_values=alone).logits.isfinite().all()
+        with pytest.raises(ValueError, match=r"past_key_values:? must h"):
+            model(input_ids=text[:, 1:2].expand(2, -1), past_key_values=rebuilt(cache))
+
+
+@by_name
 def test_forgotten_second_image_is_refused(model: Any, prompt: Make, pictures: Make, method: Any) -> None:
     cache, turn = DynamicCache(), prompt(2, "image", 3, seed=1)
     with vitcop_llava.prune(model, method):

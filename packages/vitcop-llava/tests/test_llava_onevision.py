@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,7 @@ Row = Sequence[int | tuple[int, int] | str]
 """Numbers of words, heights and widths of images, and clips such as "clip3"."""
 
 SMALL, LARGE, WIDE, FLAT = (38, 41), (120, 90), (70, 119), (18, 120)
+TILED = ViTCoP(ratios=(Fraction(39, 50), Fraction(37, 50), Fraction(1, 20)), cutoff_distance=3.0)
 PROMPTS: dict[str, list[Row]] = {
     "one": [[3, SMALL, 5]],
     "interpolated": [[3, LARGE, 5]],
@@ -222,6 +224,41 @@ def test_decoding_with_the_cache_is_recomputing(method: Any, rows: list[Row]) ->
         logits = model(**inputs | {"input_ids": whole, "attention_mask": mask}).logits[:, -7:-1]
     logits[..., [IMAGE, VIDEO]] = float("-inf")
     assert torch.equal(logits.argmax(-1), tokens)
+
+
+@pytest.mark.parametrize(
+    ("rows", "method"),
+    [
+        ([["clip30", LARGE, 3], [FLAT, 3]], TILED),
+        ([[FLAT, 3], ["clip30", LARGE, 3]], TILED),
+        *(
+            ([[SMALL, 4], [1, LARGE, 3]], ViTCoP(retention_ratio=share, cutoff_distance=3.0))
+            for share in (Fraction(9, 20), Fraction(13, 25))
+        ),
+    ],
+    ids=["clip first", "clip second", "9/20", "13/25"],
+)
+def test_units_that_are_not_clustered_beside_others_that_are(rows: list[Row], method: ViTCoP) -> None:
+    """They are decided in groups, and each token of one that is not clustered stands for itself."""
+    model = build()
+
+    def last(own: Sequence[Row]) -> Tensor:
+        found: Tensor = model(**given(own, seed=1)).logits[:, -1]
+        return found
+
+    with vitcop_llava.prune(model, method):
+        together, alone = last(rows), torch.cat([last([row]) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
+
+
+def test_a_prefix_takes_what_the_processor_gives() -> None:
+    model, question = build(), [5, 6]
+    inputs = given([[3, SMALL, 2, LARGE]])
+    ids = torch.cat([inputs["input_ids"], torch.tensor([question])], dim=1)
+    with vitcop_llava.prune(model, METHODS["vitcop"]):
+        prefix = vitcop_llava.encode_image(model, **inputs)
+        wanted = answer(model, {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        assert torch.equal(answer(model, prefix.inputs([question])), wanted)
 
 
 @methods

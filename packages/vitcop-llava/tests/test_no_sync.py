@@ -225,7 +225,6 @@ ALLOWED = {
     ("checks", "check_text_only", "item"),  # placeholders, of a prompt without images
     ("clips", "check_frames", "item"),  # placeholders, of a prompt with clips
     ("cache", "_uncover", "item"),  # rolling back
-    ("foreign", "_holds_prefill", "allclose"),  # a cache that nothing was dropped from, once
 }
 
 

@@ -1,6 +1,7 @@
 """Positions are given once; every layer's cache holds what the plan says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,6 +95,39 @@ def test_decode_steps_append_one_slot_everywhere(
             model(input_ids=ids[:, :1], past_key_values=cache)
     assert [layer.keys.shape[2] for layer in cache.layers] == [length + 3 for length in before]
     assert cache.get_seq_length() == ids.shape[1] + 3
+
+
+@pytest.mark.parametrize("settings", [{"deep_positions": "reindexed"}, {"compat": "official"}], ids=str)
+def test_reindexed_positions_count_from_an_image_that_begins_the_call(
+    model: Any, prompt: Make, pictures: Make, budget: Any, settings: dict[str, Any]
+) -> None:
+    """Also where Stage II drops the first token that entered: what the text's are depends on counts alone."""
+    ids, seen = prompt(6, "image", 4), set[tuple[int, ...]]()
+    with vitcop_llava.prune(model, budget(cutoff_distance=3.0, **settings)):
+        for seed in range(8):
+            whole = model(input_ids=ids, pixel_values=pictures(seed=seed)).logits[:, -4:]
+            cache = DynamicCache()
+            model(input_ids=ids[:, :7], past_key_values=cache)  # words, and nothing of the image
+            found = model(input_ids=ids[:, 7:], pixel_values=pictures(seed=seed), past_key_values=cache).logits[:, -4:]
+            torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+            layer = model.model.language_model.layers[-1]
+            with deep_positions(layer) as given:
+                model(input_ids=ids[:, 7:], pixel_values=pictures(seed=seed))
+            seen.add(tuple(given[0][0, -4:].tolist()))
+    assert len(seen) == 1
+
+
+@contextmanager
+def deep_positions(layer: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """The position ids that a layer is given."""
+    found = list[Tensor]()
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["position_ids"])
+
+    handle = layer.register_forward_pre_hook(note, with_kwargs=True)
+    yield found
+    handle.remove()
 
 
 def test_reindexed_positions_restart_in_the_deep_layers(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:

@@ -296,7 +296,7 @@ def test_encoding_with_a_method_leaves_the_model_bare(model: Any, prompt: Make, 
     with vitcop_llava.prune(model, budget()) as pruner:
         model(input_ids=prompt(3, "image"), pixel_values=pictures())
         assert str(prefix.report) == str(pruner.report)
-    assert repr(prefix).startswith("ImagePrefix(148 tokens, 1 images, ViTCoP(")
+    assert repr(prefix).startswith("ImagePrefix(148 tokens, 1 image, ViTCoP(")
 
 
 def test_whole_prompts_equal_their_questions(model: Any, prompt: Make, pictures: Make, budget: Any) -> None:

@@ -187,6 +187,12 @@ def test_clip_is_refused_by_name(processor: ClipProcessor, clip: Any, error: typ
         processor("a <video>", videos=[clip])
 
 
+def test_clip_in_place_of_a_list_is_refused(processor: ClipProcessor) -> None:
+    clip: Any = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"videos must be a list of clips, got one of shape \(2, 8, 8, 3\)"):
+        processor("a <video>", videos=clip)
+
+
 def test_clips_and_tokens_must_agree() -> None:
     with pytest.raises(ValueError, match="videos must be as many as <video> in text, which is 1, got 2"):
         expand_video_tokens(["a <video>"], [2, 2], 4)

@@ -185,5 +185,8 @@ def _settings(node: ast.Call, text: str, kind: type[Any], source: str | None) ->
         try:
             settings[setting] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"{setting} must be a plain value, got {shown(text)}") from error
+            value = shown(ast.get_source_segment(f"[{text}\n]", keyword.value) or text)
+            raise ValueError(
+                f"{setting} must be a plain value such as 6, 0.5, 'auto' or (1, 6), got {value}"
+            ) from error
     return settings

@@ -1,5 +1,6 @@
 """Values as messages show them: never longer than a line or two, and never an error of their own."""
 
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from reprlib import Repr
 from typing import Any
@@ -59,6 +60,15 @@ def shown(value: object) -> str:
         value: Anything. Of a long sequence the first items are shown, of a long text or number its size.
     """
     return shortened(_Shown().repr(value))
+
+
+def shown_settings(value: object) -> str:
+    """Return what a message says of a dataclass: its name, with those of its settings that are not its defaults."""
+    if not is_dataclass(value):
+        return repr(value)
+    values = ((each, getattr(value, each.name)) for each in fields(value))
+    given = (f"{each.name}={held!r}" for each, held in values if each.repr and held != each.default)
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 def shown_with_type(value: object) -> str:

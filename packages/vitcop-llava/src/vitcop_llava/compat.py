@@ -28,6 +28,9 @@ device twice, with the tower still at work and before the first layer is launche
 GENERATE_MASKS = "create_masks_for_generate"
 """The method of a model, where it has one, that makes the masks which `generate` passes with a static cache."""
 
+MAKE_CANDIDATES = "_get_candidate_generator"
+"""The step of `generate` that prepares to draft candidates, which it then verifies."""
+
 
 def checkpoints_rerun_hooks() -> bool:
     """Return whether gradient checkpointing runs a layer's hooks a second time, outside of the call: before 5.20 it

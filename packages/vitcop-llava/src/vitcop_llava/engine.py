@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitcop_core import Method, VisionView
+from vitcop_core.shown import shown_settings
 from vitcop_core.tokens import places_of
 from vitcop_llava.families.tiling import Tiling, interpolate_tiles, tile_image
 from vitcop_llava.hooks.kept import DROPPED, PlannedImage
@@ -191,7 +192,7 @@ def _planned(method: Method, num_layers: int, tiling: Tiling) -> PlannedImage:
     if image.plan.decoder:
         layers = ", ".join(str(cut.layer) for cut in image.plan.decoder)
         raise ValueError(
-            f"method must cut before the language model alone, got {method!r}, which cuts before layers {layers}; use "
-            "earlyvitcop, visionzip, vispruner or divprune"
+            f"method must cut before the language model alone, got {shown_settings(method)}, which cuts before "
+            f"layers {layers}; use earlyvitcop, visionzip, vispruner or divprune"
         )
     return image

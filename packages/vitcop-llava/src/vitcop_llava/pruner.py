@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from vitcop_core import Method
-from vitcop_core.shown import shown
+from vitcop_core.shown import shown, shown_settings
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks.calls import CallHooks
@@ -131,7 +130,7 @@ class Pruner:
 
     def __repr__(self) -> str:
         state = "on" if self._handles else "removed"
-        return f"<Pruner of a {self._kind}, {state}: {_settings_of(self._method)}>"
+        return f"<Pruner of a {self._kind}, {state}: {shown_settings(self._method)}>"
 
     @property
     def method(self) -> Method:
@@ -228,15 +227,6 @@ def _keeps_all(planner: Planner, parts: Parts, reader: Method | None) -> bool:
     return identity
 
 
-def _settings_of(method: Method) -> str:
-    """Return a method with those of its settings that are not its defaults."""
-    if not is_dataclass(method):
-        return repr(method)
-    values = ((each, getattr(method, each.name)) for each in fields(method))
-    given = (f"{each.name}={value!r}" for each, value in values if each.repr and value != each.default)
-    return f"{type(method).__name__}({', '.join(given)})"
-
-
 def active_settings(base: nn.Module) -> Settings | None:
     """Return what the model with this base module is being pruned with; None while it is not."""
     found = _pruned.get(base)
@@ -312,7 +302,8 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
             no newline tokens to keep. The model is then as it was.
     """
     if not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {got}")
     if not isinstance(keep_newline, bool):
         raise TypeError(f"keep_newline must be True or False, got {shown(keep_newline)}")
     if not isinstance(capture, bool):

@@ -134,10 +134,13 @@ class ClipProcessor:
 
         Raises:
             TypeError: A clip is neither an array nor pictures.
-            ValueError: Clips and video tokens differ in number, or a clip has another shape or no frame.
+            ValueError: Clips and video tokens differ in number, a clip has another shape or no frame, or one stands for
+                a list of them.
         """
         texts = [text] if isinstance(text, str) else [*text]
-        clips = [self.pixels(clip) for clip in videos or ()]
+        if isinstance(videos, np.ndarray | Tensor) and videos.ndim == 4:
+            raise ValueError(f"videos must be a list of clips, got one of shape {tuple(videos.shape)}; give [clip]")
+        clips = [self.pixels(clip) for clip in (() if videos is None else videos)]
         expanded = expand_video_tokens(texts, [len(clip) for clip in clips], self.tokens_per_frame, self.video_token)
         batch: BatchFeature = self._inner(text=expanded, images=images, **{**kwargs, "return_tensors": "pt"})
         if clips:

@@ -91,6 +91,8 @@ def locate(model: nn.Module) -> Parts:
     # The model without its head, as `model.model` is.
     whole = [f"{name.removesuffix('Model')}ForConditionalGeneration" for name in names if name.endswith("Model")]
     hint = next((f"; prune the {name} that it is a part of" for name in whole if name in {*known, *_ELSEWHERE}), "")
+    if not isinstance(model, nn.Module):
+        hint = "; load the model first, with its from_pretrained"
     raise TypeError(f"model must be one of {', '.join(known)}, got a {type(model).__name__}{hint}")
 
 

@@ -13,12 +13,20 @@ from vitcop_llava.hooks.state import Call, EncodedImages, TowerPass
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Generation:
-    """A running ``generate`` of the model that ``owner`` prunes; as an assistant's draft it sees no images."""
+    """A running ``generate`` of the model that ``owner`` prunes.
+
+    Attributes:
+        owner: The number of the pruner.
+        is_draft: Whether it drafts for another: it sees no images then.
+        verified: The cache of its calls that verify candidates, and ask for the logits of all of them; None where it
+            drafts none. Processors of logits may call the model meanwhile, for themselves.
+    """
 
     owner: int
     is_draft: bool
+    verified: object = None
 
 
 _call: ContextVar[Call | None] = ContextVar("vitcop_call", default=None)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
-from vitcop_llava.compat import CACHE, ENCODE_AHEAD, GENERATE_MASKS, PLACEHOLDER_MASK
+from vitcop_llava.compat import CACHE, ENCODE_AHEAD, GENERATE_MASKS, MAKE_CANDIDATES, PLACEHOLDER_MASK, named_cache
 from vitcop_llava.families import Parts
 from vitcop_llava.families.clips import stacked
 from vitcop_llava.families.grids import readable_grids
@@ -78,6 +78,8 @@ class CallHooks:
             announce = self._unless_step(self._announce, self._names)
             expect = self._unless_step(self._expect, self._base_names)
             expect_no_more = self._unless_step(self._expect_no_more, self._base_names)
+            if hasattr(self._model, MAKE_CANDIDATES):
+                yield Replacement(self._model, MAKE_CANDIDATES, self._make_candidates)
             yield self._model.register_forward_pre_hook(announce, with_kwargs=True)
             yield self._parts.base.register_forward_pre_hook(expect, with_kwargs=True)
             # Not one that is always called: compiled code would be good for this very hook alone.
@@ -135,9 +137,18 @@ class CallHooks:
         return masks if len(masks) > 1 else masks[0]
 
     def _announce(self, kwargs: Kwargs) -> None:
-        # In `generate` the prompt ends where logits are first asked for: verifying candidates asks for all of theirs.
-        last = kwargs.get("logits_to_keep") if active_generation(self._owner) is not None else None
-        announce_continuation(self._owner, last - 1 if isinstance(last, int) and last > 0 else 0)
+        # Verifying candidates asks for the logits of all of them, and of the token before.
+        generation, last = active_generation(self._owner), kwargs.get("logits_to_keep")
+        verified = None if generation is None else generation.verified
+        is_verifying = verified is not None and named_cache(kwargs).get(CACHE) is verified
+        announce_continuation(self._owner, last - 1 if is_verifying and isinstance(last, int) and last > 0 else 0)
+
+    def _make_candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        generation = active_generation(self._owner)
+        if generation is not None:
+            given = by_name(names_of(original), args, kwargs)
+            generation.verified = named_cache(given["model_kwargs"]).get(CACHE)
+        return original(*args, **kwargs)
 
     def _expect(self, kwargs: Kwargs) -> None:
         expect_call(self._owner)

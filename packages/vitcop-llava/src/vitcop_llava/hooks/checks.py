@@ -22,6 +22,9 @@ Given = dict[str, Any]
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument of ``forward`` that each kind of input comes in."""
 
+ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
+"""The arguments of a call that brings images or clips."""
+
 _SEAMS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """Arguments that tell an attention kernel where packed samples meet."""
 
@@ -287,7 +290,7 @@ def check_mask(given: Given, past: int) -> None:
     tokens = tokens_of(given)
     if len(mask) != len(tokens):
         raise ValueError(f"attention_mask must have {len(tokens)} rows, as many as the tokens, got shape {shape}")
-    is_text = all(given.get(name) is None for name in (*PIXELS.values(), "mm_encoder_outputs"))
+    is_text = all(given.get(name) is None for name in ENCODED)
     is_longer = mask.shape[1] > past + tokens.shape[1]
     if is_longer and is_text and isinstance(given.get(CACHE), StaticCache):
         return

@@ -46,7 +46,7 @@ from vitcop_llava.hooks.stepping import (
 from vitcop_llava.sequence.cache import KeyTap, check_cuts, install_layers, is_pruned
 from vitcop_llava.sequence.deepstack import Deepstack
 from vitcop_llava.sequence.foreign import remember
-from vitcop_llava.sequence.rotary import by_axis, packed, reindexed
+from vitcop_llava.sequence.rotary import by_axis, first_position, packed
 from vitcop_llava.sequence.segment import Segment, take
 from vitcop_llava.sequence.static import PrunedStaticLayer, check_room
 
@@ -206,7 +206,7 @@ class LanguageHooks:
             return None
         run, restore = call.run, partial(restored, call.run)
         check_ran(run.ran, self._parts.shape.num_layers)
-        remember(run.layers)
+        remember(run.layers, layout.cut_row(call), run.segment.valid)
         output.last_hidden_state = restore(output.last_hidden_state, run.segment)
         states = getattr(output, "hidden_states", None)
         if states is not None:
@@ -288,11 +288,16 @@ class LanguageHooks:
         self, run: Prefill, index: int, cut: DecoderCut, after: Segment, origin: Tensor, like: Tensor
     ) -> Segment:
         """Give the tokens after a cut the positions and rotations that it asks for; by default they keep theirs."""
+        before = run.segment
         if cut.pack_positions:
-            first = reindexed(run.segment.position_ids, own_padding(run, run.segment))[:, :1] - run.shift_step(index)
+            first = first_position(before.position_ids, own_padding(run, before)) - run.shift_step(index)
             positions = packed(first, own_padding(run, after), after.slots).expand(origin.shape[0], -1)
         elif cut.reindex_positions:
-            positions = reindexed(run.segment.position_ids, own_padding(run, run.segment)).gather(1, origin)
+            # From the first token of the call on, which an earlier cut may have dropped.
+            entered = run.segments[0]
+            first = first_position(entered.position_ids, own_padding(run, entered))
+            positions = packed(first, own_padding(run, before), before.slots).expand(origin.shape[0], -1)
+            positions = positions.gather(1, origin)
         else:
             return after
         run.rotary = self._parts.rotary(like, positions)

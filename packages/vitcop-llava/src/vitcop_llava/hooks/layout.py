@@ -266,6 +266,15 @@ def row_cut(call: Call, run: Prefill, layer: int, device: torch.device) -> tuple
     return cut, keeps, [keep + recycled for keep, recycled in zip(stay, made, strict=True)]
 
 
+def cut_row(call: Call) -> int | None:
+    """Return the first row that loses visual tokens, on the way in or in a layer; None where none does."""
+    assert call.rows is not None  # it was laid out
+    for row, (plan, images) in enumerate(zip(call.plans, call.rows.members, strict=True)):
+        if plan is not None and (plan.decoder or any(image.lost for image in images)):
+            return row
+    return None
+
+
 def lost(run: Prefill, counts: list[int], device: torch.device) -> Tensor | int:
     """Return by how much a cut shortens each row, ``[B, 1]`` int64, or an int where rows are alike."""
     fewer = [had - has for had, has in zip(run.visual, counts, strict=True)]

@@ -190,7 +190,12 @@ def _chosen(
     selection = method.cut_vision(seen, keep, clusters, *given)
     keeps = given[0] if selection.counts is None else selection.counts
     if selection.clusters is None:
-        return selection.index, None, _made(selection, (seen.hidden, *beside), cuts), keeps
+        labels, every = None, _unit_cuts(encoded.images)
+        if any(cut.clusters for cut in every) and not any(cut.clusters for cut in cuts):
+            # Units that are clustered are decided by themselves; each token of these stands for itself.
+            firsts = _first_labels(every, None, selection.index.device, numbers)
+            labels = firsts[:, None] + torch.arange(selection.index.shape[1], device=firsts.device)
+        return selection.index, labels, _made(selection, (seen.hidden, *beside), cuts), keeps
     index, labels = selection.index, selection.clusters.labels
     if encoded.keys is None:
         encoded.cutoff, encoded.keys = selection.cutoff, _first_keys(seen)

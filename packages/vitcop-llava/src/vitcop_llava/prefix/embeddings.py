@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcop_core import Method
+from vitcop_core.shown import shown_settings
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.image_sizes import check_pixels
 from vitcop_llava.hooks.active import encoding_ahead
@@ -49,7 +50,10 @@ def embed_images(model: nn.Module, method: Method | None = None, **inputs: Any) 
     if active is None and method is None:
         raise ValueError("method must be given where the model is not being pruned, got None")
     if active is not None and method not in (None, active.method):
-        raise ValueError(f"method must be what the model is being pruned with, {active.method!r}, got {method!r}")
+        raise ValueError(
+            f"method must be what the model is being pruned with, {shown_settings(active.method)}, got "
+            f"{shown_settings(method)}"
+        )
     if parts.keeps_positions:
         raise ValueError(
             "model must number its tokens along one axis to embed images, got a "
@@ -83,8 +87,8 @@ def _check_cuts(parts: Parts, method: Method) -> None:
 
 def _inside(method: Method) -> ValueError:
     return ValueError(
-        f"method must cut before the language model alone, got {method!r}, which also cuts inside it; use EarlyViTCoP, "
-        "VisionZip, DivPrune or VisPruner"
+        f"method must cut before the language model alone, got {shown_settings(method)}, which also cuts inside "
+        "it; use EarlyViTCoP, VisionZip, DivPrune or VisPruner"
     )
 
 

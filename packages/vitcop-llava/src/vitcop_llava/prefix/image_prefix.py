@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Method
+from vitcop_core.shown import shown_settings
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.image_sizes import check_pixels
@@ -54,7 +55,8 @@ class ImagePrefix:
 
     def __repr__(self) -> str:
         images = sum(row.images for row in self.report.rows)
-        return f"ImagePrefix({self.input_ids.shape[1]} tokens, {images} images, {self.method!r})"
+        counted = f"{images} image{'s' if images > 1 else ''}"
+        return f"ImagePrefix({self.input_ids.shape[1]} tokens, {counted}, {shown_settings(self.method)})"
 
     def cache(self) -> DynamicCache:
         """Return a fresh cache that holds the prefix, to pass as ``past_key_values`` (``cache`` in later transformers).
@@ -195,6 +197,7 @@ def encode_image(
     pixel_values: Tensor,
     *,
     image_sizes: Tensor | None = None,
+    batch_num_images: Tensor | None = None,
     attention_mask: Tensor | None = None,
     method: Method | None = None,
 ) -> ImagePrefix:
@@ -214,6 +217,7 @@ def encode_image(
             more text if it is the same for all.
         pixel_values: The images, as the model takes them.
         image_sizes: Their sizes, for a model that takes them.
+        batch_num_images: ``[1]``, their number, for a model that takes it: LLaVA-OneVision, where it is more than one.
         attention_mask: ``[1, L]``, all ones, as processors return it; or None.
         method: What to prune with, needed where ``model`` is not being pruned yet. It is then pruned for this call
             (without newline tokens).
@@ -238,14 +242,14 @@ def encode_image(
     method = settings.method
     if method.cuts_depend_on_question:
         raise ValueError(
-            f"method must have cuts that look at the image alone, got {method!r}: what it keeps depends on the "
-            "question, "
-            "so one pruned image cannot serve several; use ViTCoP with saliency='key_norm'"
+            f"method must have cuts that look at the image alone, got {shown_settings(method)}: what it keeps "
+            "depends on the question, so one pruned image cannot serve several; use ViTCoP with saliency='key_norm'"
         )
     _check_prompt(input_ids, attention_mask, parts)
     check_pixels(pixel_values)
     cache = DynamicCache()
-    images = {"pixel_values": pixel_values} | ({} if image_sizes is None else {"image_sizes": image_sizes})
+    more = {"image_sizes": image_sizes, "batch_num_images": batch_num_images}
+    images = {"pixel_values": pixel_values} | {name: value for name, value in more.items() if value is not None}
     with nullcontext() if is_active else prune(model, method), torch.no_grad(), finished_calls() as calls:
         parts.base(input_ids=input_ids, use_cache=True, **{CACHE: cache}, **images)
     report = Report.of(calls[-1], method, parts)
@@ -265,7 +269,10 @@ def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
         raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
     if active is not None:
         if method not in (None, active.method):
-            raise ValueError(f"method must be what the model is being pruned with, {active.method!r}, got {method!r}")
+            raise ValueError(
+                f"method must be what the model is being pruned with, {shown_settings(active.method)}, got "
+                f"{shown_settings(method)}"
+            )
         return active, True
     if method is None:
         raise ValueError("method must be given where the model is not being pruned, got None")
@@ -277,8 +284,9 @@ def _check_positions(report: Report) -> None:
     cuts = [cut for row in report.rows if row.plan is not None for cut in row.plan.decoder]
     if any(cut.reindex_positions for cut in cuts):
         raise ValueError(
-            f"method must leave tokens at their positions, got {report.method!r}, which moves image and question "
-            "together before its last cut: an image pruned alone would give other answers; use deep_positions='kept'"
+            f"method must leave tokens at their positions, got {shown_settings(report.method)}, which moves image and "
+            "question together before its last cut: an image pruned alone would give other answers; use "
+            "deep_positions='kept'"
         )
 
 

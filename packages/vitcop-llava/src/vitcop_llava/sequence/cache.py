@@ -202,13 +202,13 @@ def cached_length(cache: object) -> int:
 
 def is_pruned(cache: object) -> bool:
     """Return whether some layer of ``cache`` dropped tokens."""
-    layers = cache.layers if isinstance(cache, Cache) else []
+    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()  # a pair of caches has none
     return any(isinstance(layer, Described) and layer.columns is not None for layer in layers)
 
 
 def is_forked(cache: object) -> bool:
     """Return whether ``cache`` holds a prefix that nothing has followed yet."""
-    layers = cache.layers if isinstance(cache, Cache) else []
+    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
     return any(isinstance(layer, PrunedLayer) and layer.is_shared for layer in layers)
 
 

@@ -12,17 +12,16 @@ from torch import Tensor
 from vitcop_core import ops
 
 
-def reindexed(position_ids: Tensor, padding: Tensor | None) -> Tensor:
-    """Return the position ids that count each row's tokens from its first one on, whatever was dropped between them.
+def first_position(position_ids: Tensor, padding: Tensor | None) -> Tensor:
+    """Return the position id of each row's first token, ``[B, 1]`` int64.
 
     Args:
         position_ids: ``[B, P]`` int64.
         padding: ``[B, P]`` bool, False where a slot is padding; None for no padding.
     """
     if padding is None:
-        return position_ids[:, :1] + torch.arange(position_ids.shape[1], device=position_ids.device)
-    first = padding.to(torch.uint8).argmax(dim=1, keepdim=True)
-    return position_ids.gather(1, first) + (padding.cumsum(1) - 1).clamp(min=0)
+        return position_ids[:, :1]
+    return position_ids.gather(1, padding.to(torch.uint8).argmax(dim=1, keepdim=True))
 
 
 def packed(first: Tensor, padding: Tensor | None, slots: int) -> Tensor:

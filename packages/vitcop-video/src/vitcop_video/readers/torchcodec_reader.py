@@ -30,6 +30,7 @@ def missing() -> str | None:
         import torchcodec.decoders  # noqa: F401
     except Exception as error:  # built for another torch, or without a system's FFmpeg: it fails in ways of its own
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        reason = reason.partition(" Likely causes")[0]  # a list of them follows
         return f"torchcodec cannot be imported: {type(error).__name__}: {reason}"
     return None
 

@@ -114,12 +114,12 @@ def _visual(
     vision: Any = parts.vision_tower.config
     if parts.squares is not None:
         if frames is not None:
-            raise ValueError(f"frames must be None for a model that takes clips as patches, got {frames}")
+            raise ValueError(f"frames must be left out for a model that takes clips as patches, got {frames}")
         return _flat(parts.squares, vision, batch, image_size)
     side = vision.image_size
     if frames is not None:
         if parts.video is None:
-            raise ValueError(f"frames must be None for a model that reads no clips, got {frames}")
+            raise ValueError(f"frames must be left out for a model that reads no clips, got {frames}")
         if image_size is not None:
             raise ValueError(f"image_size must be None with frames, which make a clip, got {image_size}")
         return parts.video.clip(frames), (batch, frames, 3, side, side), None

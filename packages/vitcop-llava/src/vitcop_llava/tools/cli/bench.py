@@ -209,7 +209,7 @@ def _prompt(ready: BenchModel, layout: Layout) -> BenchPrompt:
     given = asdict(layout)
     if ready.parts.video is not None and layout.frames is None and layout.image_size is None:
         given["frames"] = 8
-    with mistakes():
+    with mistakes(options={"frames": "--frames"}):
         return make_prompt(ready.model, ready.parts, **given)
 
 

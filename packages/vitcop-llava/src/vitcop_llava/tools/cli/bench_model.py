@@ -90,7 +90,7 @@ def _made(name: str, device: str, dtype: str, attention: str, notes: Notes) -> B
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     kind = DTYPES["bfloat16" if dtype == "auto" else dtype]
-    with mistakes():
+    with mistakes(options={"device": "--device"}):
         where = find_device(device)
     _check_attention(attention, where, kind)
     with quiet(notes), progress("making the model"):

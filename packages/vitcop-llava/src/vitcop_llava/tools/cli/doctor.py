@@ -13,7 +13,10 @@ from vitcop_llava.tools.cli.options import AsJson, Debug
 from vitcop_llava.tools.cli.output import add_row, make_table, print_json, print_result, progress
 from vitcop_llava.tools.media.video_support import need_support
 
-PACKAGES = ("torch", "transformers", "numpy", "pillow", "vitcop-core", "vitcop-llava", "vitcop-cuda", "vitcop-video")
+PACKAGES = (
+    *("torch", "transformers", "numpy", "pillow", "vitcop-core", "vitcop-llava", "vitcop-cuda", "vitcop-video"),
+    *("vitcop-vllm", "vllm", "lmms_eval", "ray"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,16 @@ def _failure(module: str) -> str | None:
     return None
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def _devices() -> list[Finding]:
     if failure := _failure("torch"):
         return [Finding("devices", "torch", False, failure)]
     import torch
 
-    found = [Finding("devices", "cpu", True, f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    found = [Finding("devices", "cpu", True, f"{platform.machine()}, {_threads(torch.get_num_threads())}")]
     if torch.version.cuda is None:
         found.append(Finding("devices", "cuda", False, f"torch {torch.__version__} is built without CUDA"))
     elif not torch.cuda.is_available():

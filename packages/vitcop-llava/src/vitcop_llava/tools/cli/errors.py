@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,24 @@ _REFUSED_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM})
 
 
 @contextmanager
-def mistakes(about: str = "") -> Iterator[None]:
+def mistakes(about: str = "", options: Mapping[str, str] | None = None) -> Iterator[None]:
     """Turn a ``ValueError`` or ``TypeError`` inside into a mistake of the user's.
 
     Args:
         about: the argument, where the message does not name it.
+        options: by the names that messages have for arguments, those of the options that they are given by.
     """
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UserError(f"{about}: {error}" if about else str(error)) from error
+        raise UserError(f"{about}: {error}" if about else _by_options(error, options or {})) from error
+
+
+def _by_options(error: Exception, options: Mapping[str, str]) -> str:
+    said = str(error)
+    for name, option in options.items():
+        said = re.sub(rf"\b{name}\b(?= must\b|, got\b|;|$)", option, said)
+    return said
 
 
 class CommandGroup(TyperGroup):
@@ -88,6 +97,16 @@ class CommandGroup(TyperGroup):
                 traceback.print_exc()
             code = _report(error, as_json, debug)
         sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Where a value is refused, the message says which: not every version of typer does."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            given = getattr(error.__cause__, "errors", None)
+            if hasattr(error, "param") and hasattr(error, "message") and callable(given):
+                error.message = f"{error.message}, got {given()[0]['input']}"
+            raise
 
 
 def _report(error: Exception, as_json: bool, debug: bool) -> int:

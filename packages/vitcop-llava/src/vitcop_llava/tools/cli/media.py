@@ -118,7 +118,7 @@ def open_media(
     for path in paths:
         check_file(path)
     for path in paths:
-        with mistakes():
+        with mistakes(options={"backend": "--reader", "time_limit": "--time-limit"}):
             if is_video(path):
                 with progress(f"reading {path.name}"):
                     found.append(need_support().read_clip(path, sampling or Sampling()))

@@ -18,6 +18,9 @@ from vitcop_llava.tools.cli.media import has_video
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .webp".split())
 """Of the files of a folder that are read as images."""
 
+_BEGINNING = 2**12
+"""Bytes that tell whether a file is text."""
+
 MAX_LINE = 2**20
 """Bytes of a line: a question and some file names take a few hundred."""
 
@@ -178,7 +181,7 @@ def parse_request(line: bytes, prompt: str | None = None) -> Request:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"line must be a JSON object, got {error}") from error
+        raise UserError(f"line must be a JSON object, got {line.decode(errors='replace').strip()!r:.80}") from error
     if not isinstance(content, dict):
         raise UserError(
             f'line must be a JSON object such as {{"image": "a.png", "question": "..."}}, got {content!r:.80}'
@@ -215,12 +218,21 @@ def numbered_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def open_file(path: Path, option: str) -> BinaryIO:
-    """Open a file that an option names, to read it.
+    """Open a file of lines that an option names, to read it.
 
     Raises:
-        UserError: where it is none, or cannot be opened.
+        UserError: where it is none, cannot be opened, or holds what no text does.
     """
     try:
-        return open_regular(path)
+        opened = open_regular(path)
+        is_text = b"\0" not in opened.read(_BEGINNING)
+        opened.seek(0)
     except OSError as error:
         raise UserError(f"{option} must be a file that can be read, got {path}: {error.strerror or error}") from error
+    if not is_text:
+        opened.close()
+        raise UserError(
+            f"{option} must be a file of JSON lines, got {path}, which is no text; `vitcop ask FILE QUESTION` "
+            "asks about one picture or video"
+        )
+    return opened

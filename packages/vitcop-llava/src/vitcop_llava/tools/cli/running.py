@@ -104,13 +104,14 @@ def open_model(source: str | None, device: str, dtype: str, notes: Notes, *, for
     with progress("loading the libraries"):
         from vitcop_llava.tools.media.video_support import need_support
         from vitcop_llava.tools.model.loading import find_source, load
-    with mistakes():
+    options = {name: f"--{name}" for name in ("model", "device", "dtype")}
+    with mistakes(options=options):
         if source is None and for_video:
             source = str(need_support().demo_folder)
         is_local = Path(find_source(source)).is_dir()
     bars = not is_local and sys.stderr.isatty()
     # Downloads show their own bars, which a spinner would garble.
-    with quiet(notes, keep_downloads=bars), mistakes():
+    with quiet(notes, keep_downloads=bars), mistakes(options=options):
         if bars:
             print_note(f"looking for {source} on the hub; a first download takes a while")
             loaded = load(source, device=device, dtype=dtype)
@@ -145,7 +146,7 @@ def start_pruning(loaded: Loaded, method: Method, budget: Budget) -> Pruner:
     """
     from vitcop_llava import prune
 
-    # The model's parts were checked when it was loaded, so what is wrong now is the budget.
+    # The model's parts were checked when it was loaded, so what is wrong now is the budget or another setting.
     try:
         return prune(loaded.model, method)
     except (ValueError, TypeError) as error:
@@ -164,8 +165,9 @@ def budget_mistakes(budget: Budget) -> Iterator[None]:
 
 
 def of_budget(budget: Budget, error: ValueError | TypeError) -> UserError:
-    """Return the error of a budget by the option's name, which a message has by those of a method's settings."""
-    return UserError(f"--retain {budget}: {_SETTINGS.sub('it must be', str(error))}")
+    """Return the error of a method by the option's name: that of the budget where it is about one."""
+    is_budget = _SETTINGS.search(str(error)) is not None
+    return UserError(told_of_budget(budget, str(error)) if is_budget else f"--method: {error}")
 
 
 def told_of_budget(budget: Budget, said: str) -> str:
