@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,37 @@ def test_published_tables_equal_stored_results(render: ModuleType, page: str, ro
     text = (ROOT / page).read_text()
     assert render.rendered(text) == text
     assert row in text
+
+
+def test_the_page_on_analysis_says_what_was_measured() -> None:
+    page = " ".join((ROOT / "docs" / "howto" / "analyze.md").read_text().replace("> ", "").split())
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "demo-analysis.json").read_text())
+    verdict = stored["verdict"]
+    assert verdict["text"].partition("\n")[0] in page
+    assert "With cuts before layers {} and {},".format(*stored["cuts"]) in page
+    for cut in verdict["cuts"]:
+        reads = cut["reads"]
+        assert f"{cut['stage']} reads layer {reads['layer']}, where" in page
+        assert f"is {reads['correlation']:.2f} " in page
+        assert f"holds {100 * cut['kept']:.0f} %" in page
+        assert f"the best ninth {100 * cut['kept_at_best']:.0f} %" in page
+    table = (ROOT / "docs" / "benchmarks" / "index.md").read_text()
+    norm, attention = (
+        {
+            share: re.search(rf"^\| {name} \| {share} \| [\d.]+ \| ([\d.]+)% \| ([\d.]+)%", table, re.M)
+            for share in ("1/9", "1/3")
+        }
+        for name in ("ViTCoP", "w/o K-norm Guidance")
+    )
+    said = {
+        name: {share: row[1] for share, row in rows.items() if row}
+        for name, rows in (("norm", norm), ("attention", attention))
+    }
+    ninth, third = ((said["attention"][share], said["norm"][share]) for share in ("1/9", "1/3"))
+    assert "{} % right answers at a ninth of the tokens, and {} % with the norm]".format(*ninth) in page
+    assert "at a third {} % and {} %.".format(*third) in page
+    assert norm["1/9"] is not None
+    assert f"keeps {norm['1/9'][2]} % of the answers" in page
 
 
 def test_no_compiled_kernel_spills() -> None:

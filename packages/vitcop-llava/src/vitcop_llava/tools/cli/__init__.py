@@ -26,7 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Prune the visual tokens of LLaVA models. Without --model, commands run the demo model of the package.",
+    help="Prune the visual tokens of LLaVA and Qwen-VL models. Without --model, commands run the demo model of the "
+    "package.",
 )
 
 
