@@ -136,8 +136,8 @@ def _check_installed(plan: Plan) -> None:
     """Raise where lmms-eval, or something that tasks need, is not there."""
     if find_spec("lmms_eval") is None:
         raise UserError(
-            '--table must be run beside lmms-eval, got none installed; pip install "vitcop-llava[eval]" (beside a torch '
-            "without CUDA, as the documentation says under Evaluate with lmms-eval)"
+            '--table must be run beside lmms-eval, got none installed; pip install "vitcop-llava[eval]" (beside a '
+            "torch without CUDA, as the documentation says under Evaluate with lmms-eval)"
         )
     if lacking := missing(plan):
         raise UserError(
