@@ -59,7 +59,10 @@ def _covers(mask: Any, given: Kwargs, layer: PrunedStaticLayer) -> bool:
     """Return whether a mask has a row for each of a call's, and columns for all that the host knows of."""
     if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(tokens_of(given)):
         return False
-    return torch.compiler.is_compiling() or mask.shape[1] > layer.physical_length + layer.lost
+    # Of a full cache, which says so itself, the mask is no longer than the cache.
+    return torch.compiler.is_compiling() or mask.shape[1] > min(
+        layer.physical_length + layer.lost, layer.max_cache_len - 1
+    )
 
 
 def _is_token(given: Kwargs) -> bool:
