@@ -59,7 +59,7 @@ ForceFolder = Annotated[bool, typer.Option("--force", metavar="", help="Write in
 
 
 def analyze(
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", show_default=False)] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", show_default=False)] = None,
     question: Annotated[
         str | None,
         typer.Option(help="The prompt beside each image. Default: a request to say what is in it.", show_default=False),
@@ -68,7 +68,7 @@ def analyze(
     scenes: Scenes = None,
     top_k: Shares = SHARES,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=10**6, help="How long an answer in Figure 2b may be, in tokens.")
+        int, typer.Option(metavar="N", min=1, max=10**6, help="How long an answer in Figure 2b may be, in tokens.")
     ] = 16,
     model: Model = None,
     out: Folder = Path("vitcop-analysis"),

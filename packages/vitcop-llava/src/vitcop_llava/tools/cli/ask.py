@@ -103,7 +103,9 @@ def ask(
     retain: Retain = None,
     method: MethodName = "vitcop",
     compare: Annotated[bool, typer.Option("--compare", metavar="", help="Run the unpruned model as well.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10**6, help="How long an answer may be, in tokens.")
+    ] = 64,
     frames: Frames = None,
     fps: Fps = None,
     indices: Indices = None,

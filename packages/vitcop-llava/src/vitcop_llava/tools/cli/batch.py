@@ -69,8 +69,8 @@ Prompt = Annotated[
         metavar="TEXT", help='What is asked about every image of a folder, and by lines without a "question".'
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, max=10**6, help="How many questions run at a time.")]
-Longest = Annotated[int, typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=10**6, help="How many questions run at a time.")]
+Longest = Annotated[int, typer.Option(metavar="N", min=1, max=10**6, help="How long an answer may be, in tokens.")]
 Workers = Annotated[
     int | None,
     typer.Option(

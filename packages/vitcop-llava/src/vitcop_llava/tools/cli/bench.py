@@ -96,34 +96,48 @@ def bench(
     model: Model = None,
     method: Methods = None,
     retain: BudgetsOption = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="How many rounds, after one that warms up.")] = 5,
-    new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="How many tokens to generate for each prompt.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts at a time.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10**6, help="How many rounds, after one that warms up.")
+    ] = 5,
+    new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10**6, help="How many tokens to generate for each prompt.")
+    ] = 8,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, max=10**6, help="How many prompts at a time.")] = 1,
     image_size: ImageSize = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="How many frames of a clip, for video models. Default: 8.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=10**6, help="How many frames of a clip, for video models. Default: 8."),
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=2, max=10**6, help="How many tokens of text in a prompt.")] = 60,
+    text_tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, max=10**6, help="How many tokens of text in a prompt.")
+    ] = 60,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = None,
-    seed: Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the prompt and of the order of runs.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10**9, help="The seed of the prompt and of the order of runs.")
+    ] = 0,
     brief: Annotated[
         bool,
         typer.Option(
             "--brief",
+            metavar="",
             help="Measure only time to the first token, cache and MACs, and print them as three lines and as bars.",
         ),
     ] = False,
     host: Annotated[
         bool,
         typer.Option(
-            "--host", help="Measure only the work of the host, as ratios to the unpruned model. Default shape: narrow."
+            "--host",
+            metavar="",
+            help="Measure only the work of the host, as ratios to the unpruned model. Default shape: narrow.",
         ),
     ] = False,
     capture: Annotated[
         bool,
-        typer.Option("--capture", help="Replay the prefills of methods as CUDA graphs; unpruned ones run as ever."),
+        typer.Option(
+            "--capture", metavar="", help="Replay the prefills of methods as CUDA graphs; unpruned ones run as ever."
+        ),
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Store the result in this file.")

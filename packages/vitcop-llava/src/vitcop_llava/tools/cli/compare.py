@@ -90,18 +90,31 @@ Retains = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, max=10**6, help="How many questions to ask. Default: 2000 of the demo's, all of a file's."),
+    typer.Option(
+        metavar="N", min=1, max=10**6, help="How many questions to ask. Default: 2000 of the demo's, all of a file's."
+    ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, max=10**6, help="How many questions in a batch. Default: 50 for a demo model, else 8."),
+    typer.Option(
+        metavar="N", min=1, max=10**6, help="How many questions in a batch. Default: 50 for a demo model, else 8."
+    ),
 ]
 Longest = Annotated[
     int | None,
-    typer.Option(min=1, max=10**6, help="How long an answer may be, in tokens. Default: 4 for a demo model, else 16."),
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=10**6,
+        help="How long an answer may be, in tokens. Default: 4 for a demo model, else 16.",
+    ),
 ]
-Timing = Annotated[int, typer.Option(min=0, max=10**6, help="How many questions to measure the time of; 0 for none.")]
-Seed = Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the resampling behind the intervals.")]
+Timing = Annotated[
+    int, typer.Option(metavar="N", min=0, max=10**6, help="How many questions to measure the time of; 0 for none.")
+]
+Seed = Annotated[
+    int, typer.Option(metavar="N", min=0, max=10**9, help="The seed of the resampling behind the intervals.")
+]
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder for report, plot, JSON and answers.")
 ]

@@ -54,9 +54,10 @@ Rows = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, max=10**6, help="How many questions of each task, for a trial. Default: all.")
+    int | None,
+    typer.Option(metavar="N", min=1, max=10**6, help="How many questions of each task, for a trial. Default: all."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, max=10**6, help="How many questions in a batch.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=10**6, help="How many questions in a batch.")]
 PlanOnly = Annotated[
     bool,
     typer.Option("--plan", metavar="", help="Print runs, downloads and hours, and end."),

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 def scene(
     seed: Annotated[
         int,
-        typer.Option(min=0, max=10**9, help="The number of the scene. The model was trained on seeds from 1000000 on."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=10**9,
+            help="The number of the scene. The model was trained on seeds from 1000000 on.",
+        ),
     ] = 0,
     clip: Annotated[
         bool,
