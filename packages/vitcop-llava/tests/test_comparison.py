@@ -113,6 +113,16 @@ def test_nearest_budget_can_be_met_and_none_nearer(demo: Loaded, label: str) -> 
     assert nearest_tokens(variant, layers, []) is None
 
 
+def test_nearest_budget_is_one_of_all_images() -> None:
+    """One that only the image can meet which fails first helps nobody."""
+    layouts = [(2880,), (2160,), (1152,), (144,)]
+    assert nearest_tokens(Variant("FastV", "60", FastV(retained_tokens=60)), 32, layouts) is None
+    fitting = nearest_tokens(Variant("FastV", "60", FastV(retained_tokens=60)), 32, layouts[:2])
+    assert fitting is not None
+    for units in layouts[:2]:
+        FastV(retained_tokens=fitting).plan(32, units)
+
+
 @pytest.mark.parametrize("which", ["demo", "tiled"])
 @pytest.mark.parametrize(
     "method", [ViTCoP(retention_ratio=0.2, vic_features="vision_hidden"), SparseVLM(retention_ratio=0.3), None]

@@ -32,6 +32,7 @@ from vitcop_llava import DivPrune, EarlyViTCoP, FastV, PyramidDrop, SparseVLM, V
 from vitcop_llava.engine import plan_image
 from vitcop_llava.families import locate
 from vitcop_llava.tools.analysis import observe
+from vitcop_llava.tools.comparison.costs import CostCounter
 
 IMAGE, VIDEO = 90, 91
 TILE, SIDE = 40, 5
@@ -249,6 +250,21 @@ def test_units_that_are_not_clustered_beside_others_that_are(rows: list[Row], me
     with vitcop_llava.prune(model, method):
         together, alone = last(rows), torch.cat([last([row]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("row", [[3, SMALL], [3, LARGE], [3, SMALL, 2, LARGE], [SMALL, WIDE, FLAT, 4]], ids=repr)
+def test_costs_of_a_comparison_are_those_of_the_report(row: Row) -> None:
+    """Of several images none is tiled."""
+    model, method = build(), METHODS["vitcop"]
+    with vitcop_llava.prune(model, method) as pruner:
+        model(**given([row]))
+        report = pruner.report
+    sizes = tuple(part for part in row if isinstance(part, tuple))
+    cost = CostCounter(method, locate(model), 4).mean([(sizes, report.rows[0].text_tokens)])
+    plan = report.rows[0].plan
+    assert plan is not None
+    assert (cost.macs, cost.kv_bytes) == (report.macs()[0], report.kv_bytes()[0])
+    assert (cost.tokens, cost.tokens_per_layer) == (float(plan.average_tokens), plan.tokens_per_layer)
 
 
 def test_a_prefix_takes_what_the_processor_gives() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import vitcop_llava
-from vitcop_llava import FeatureScaleWarning, Report
+from vitcop_llava import DivPrune, FeatureScaleWarning, Report, VisionZip
 from vitcop_llava.report import RowReport
 
 Make = Callable[..., Tensor]
@@ -46,6 +46,52 @@ def test_report_costs_are_the_plans(model: Any, prompt: Make, pictures: Make, bu
     assert report.macs() == (plan.macs(shape, 12), whole.macs(shape, 12))
     assert report.kv_bytes() == (plan.kv_bytes(shape, 12, 4), whole.kv_bytes(shape, 12, 4))
     assert f"{float(plan.average_tokens):.2f} on average" in str(report)
+
+
+def counted(model: Any, given: dict[str, Any]) -> tuple[int, int, Any]:
+    """The multiply-accumulates of all decoder layers in one call, the bytes of its cache, and the output."""
+    macs, handles, config = 0, [], model.model.language_model.config
+
+    def product(module: nn.Linear, args: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs
+        macs += args[0].numel() * module.out_features
+
+    def attention(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal macs
+        (rows, queries), keys = (
+            kwargs["hidden_states"].shape[:2],
+            kwargs["past_key_values"].layers[module.layer_idx].keys,
+        )
+        macs += 2 * rows * queries * keys.shape[2] * config.num_attention_heads * module.head_dim
+
+    for layer in model.model.language_model.layers:
+        handles += [part.register_forward_hook(product) for part in layer.modules() if isinstance(part, nn.Linear)]
+        handles.append(layer.self_attn.register_forward_hook(attention, with_kwargs=True))
+    output = model(**given)
+    for handle in handles:
+        handle.remove()
+    held = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in output.past_key_values.layers)
+    return macs, held, output
+
+
+@pytest.mark.parametrize("method", [None, DivPrune(retained_tokens=24), VisionZip(retained_tokens=24)], ids=repr)
+def test_report_costs_are_what_ran(
+    model: Any, prompt: Make, pictures: Make, pad: Any, budget: Any, method: Any
+) -> None:
+    """Rows with other images and with none, padding, and a later turn included."""
+    rows = [prompt(2, "image", 8), prompt("image", 3, "image", 4, seed=1), prompt(20, seed=2)]
+    first = {**pad(rows), "pixel_values": pictures(3)}
+    ids = torch.cat([prompt("image", 5, seed=3)] * 3)
+    mask = torch.cat([first["attention_mask"], torch.ones_like(ids)], dim=1)
+    second = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures(3, seed=1)}
+    unpruned = [counted(model, first)]
+    unpruned.append(counted(model, second | {"past_key_values": unpruned[0][2].past_key_values}))
+    with vitcop_llava.prune(model, method or budget()) as pruner:
+        for given, (macs, held, _) in zip((first, second), unpruned, strict=True):
+            own, kept, output = counted(model, given)
+            second["past_key_values"] = output.past_key_values
+            assert pruner.report.macs() == (own, macs)
+            assert pruner.report.kv_bytes() == (kept, held)
 
 
 def test_report_keeps_the_prefill_through_decoding_and_text_turns(

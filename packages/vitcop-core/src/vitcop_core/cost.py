@@ -49,23 +49,30 @@ def check_shape(shape: object) -> None:
     check_instance("shape", shape, LanguageModelShape, "a LanguageModelShape")
 
 
-def layer_macs(shape: LanguageModelShape, tokens: int) -> int:
+def layer_macs(shape: LanguageModelShape, tokens: int, past: int = 0) -> int:
     """Return the multiply-accumulates of one decoder layer over ``tokens`` tokens.
 
     Query and output projections 2 N d (H e), key and value projections 2 N d (G e), scores and weighted values
     2 N^2 (H e), gated feed-forward 3 N d d_ff. With as many key-value heads as query heads and H e = d this is
-    4 N d^2 + 2 N^2 d + 3 N d d_ff.
+    4 N d^2 + 2 N^2 d + 3 N d d_ff. Tokens that the layer's cache holds already add 2 N P (H e).
+
+    What a method computes to choose tokens is not counted.
+
+    Args:
+        shape: The language model.
+        tokens: N.
+        past: P.
 
     Raises:
-        TypeError: ``shape`` is not one, or ``tokens`` no integer.
-        ValueError: ``tokens`` is negative.
+        TypeError: ``shape`` is not one, or a number no integer.
+        ValueError: A number is negative.
     """
     check_shape(shape)
-    tokens = check_int("tokens", tokens, 0, _MOST_TOKENS)
+    tokens, past = check_int("tokens", tokens, 0, _MOST_TOKENS), check_int("past", past, 0, _MOST_TOKENS)
     query_width = shape.num_heads * shape.head_dim
     kv_width = shape.num_kv_heads * shape.head_dim
     projections = 2 * tokens * shape.hidden_size * (query_width + kv_width)
-    attention = 2 * tokens * tokens * query_width
+    attention = 2 * tokens * (tokens + past) * query_width
     feed_forward = 3 * tokens * shape.hidden_size * shape.intermediate_size
     return projections + attention + feed_forward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class Report:
             distance between clustered features over the cutoff distance. None where nothing was clustered.
         note: Why nothing was pruned; None if something was.
         cutoff_distance: What the tokens of the first image were clustered by; None where nothing was clustered.
+        lengths: Tokens that each layer ran on in every row, padding included; None where each row is counted by itself.
+        past: Tokens that each layer's cache held before, in every row; empty for none.
+        past_unpruned: Tokens that it would hold without pruning.
 
     Raises:
         TypeError: ``bytes_per_element`` is not an integer, or ``rows`` no tuple.
@@ -52,6 +55,10 @@ class Report:
     distance_ratio: float | None
     note: str | None
     cutoff_distance: float | None = None
+    # The same follows from the rows where a report is read from a file: it has one row, and nothing before it.
+    lengths: tuple[int, ...] | None = field(default=None, compare=False)
+    past: tuple[int, ...] = field(default=(), compare=False)
+    past_unpruned: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -79,7 +86,12 @@ class Report:
             cutoff = _first(_cutoff_distance(each) for each in encoded)
         length = call.placeholders.shape[1]
         rows = tuple(_row_report(method, length, *row) for row in zip(members, plans, strict=True))
-        return cls(method, rows, parts.shape, size, ratio, note, cutoff)
+        layers = parts.shape.num_layers
+        lengths = () if call.outcome is None else call.outcome.lengths(layers)
+        past = (call.past,) * layers if call.past else ()
+        if call.outcome is not None and call.outcome.held and lengths:
+            past = tuple(held - own for held, own in zip(call.outcome.held, lengths, strict=True))
+        return cls(method, rows, parts.shape, size, ratio, note, cutoff, lengths or None, past, call.past)
 
     @property
     def pruned(self) -> bool:
@@ -87,20 +99,29 @@ class Report:
         return any(row.plan is not None and not row.plan.is_identity for row in self.rows)
 
     def macs(self) -> tuple[int, int]:
-        """Return the multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned."""
-        return self._total(layer_macs)
+        """Return the multiply-accumulates of the language model's prefill over all rows: pruned, and unpruned.
+
+        Padding counts, as it is computed with: in either, every row is as long as the longest. What the method computes
+        to choose tokens does not.
+        """
+        return self._total(lambda tokens, past: layer_macs(self.shape, tokens, past))
 
     def kv_bytes(self) -> tuple[int, int]:
-        """Return the bytes of the cache after the prefill over all rows: pruned, and unpruned."""
-        return self._total(lambda shape, length: layer_kv_bytes(shape, length, self.bytes_per_element))
+        """Return the bytes of the cache after the prefill over all rows: pruned, and unpruned.
 
-    def _total(self, cost: Callable[[LanguageModelShape, int], int]) -> tuple[int, int]:
-        pruned = unpruned = 0
+        Padding and earlier turns count, as they are held.
+        """
+        size = self.bytes_per_element
+        return self._total(lambda tokens, past: layer_kv_bytes(self.shape, tokens + past, size))
+
+    def _total(self, cost: Callable[[int, int], int]) -> tuple[int, int]:
+        layers, pruned, unpruned = self.shape.num_layers, 0, 0
         for row in self.rows:
             length = row.text_tokens + row.newlines + (row.plan.visual_tokens if row.plan else 0)
-            unpruned += self.shape.num_layers * cost(self.shape, length)
-            visual = row.plan.tokens_per_layer if row.plan else (0,) * self.shape.num_layers
-            pruned += sum(cost(self.shape, row.text_tokens + row.newlines_kept + tokens) for tokens in visual)
+            unpruned += layers * cost(length, self.past_unpruned)
+            visual = row.plan.tokens_per_layer if row.plan else (0,) * layers
+            lengths = self.lengths or tuple(row.text_tokens + row.newlines_kept + tokens for tokens in visual)
+            pruned += sum(map(cost, lengths, self.past or (0,) * layers))
         return pruned, unpruned
 
     def __str__(self) -> str:

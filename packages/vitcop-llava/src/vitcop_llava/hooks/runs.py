@@ -200,8 +200,16 @@ class Trace:
         cut_layers: The layers before which tokens were cut.
         segments: What stood where: at the entry, and after each cut.
         unreplayed: Why a layer ran as it is that was to be replayed; None where all were, or nobody asked for it.
+        held: Tokens that each layer's cache holds; empty where it held none before, or none now.
     """
 
     cut_layers: tuple[int, ...]
     segments: Sequence[Segment]
     unreplayed: str | None
+    held: tuple[int, ...] = ()
+
+    def lengths(self, num_layers: int) -> tuple[int, ...]:
+        """Return the tokens that each layer ran on, padding included."""
+        if len(self.segments) <= len(self.cut_layers):  # it failed on the way
+            return ()
+        return tuple(self.segments[sum(layer >= cut for cut in self.cut_layers)].slots for layer in range(num_layers))

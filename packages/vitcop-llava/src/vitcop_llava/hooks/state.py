@@ -222,4 +222,5 @@ class Call:
             run.close()
         if isinstance(run, Prefill):
             unreplayed = None if run.replay is None else run.replay.obstacle
-            self.outcome = Trace(run.cut_layers, run.segments, unreplayed)
+            held = tuple(layer.physical_length for layer in run.layers) if run.past else ()
+            self.outcome = Trace(run.cut_layers, run.segments, unreplayed, held)

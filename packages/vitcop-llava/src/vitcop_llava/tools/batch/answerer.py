@@ -18,7 +18,7 @@ from vitcop_core.checks import check_instance, check_int
 from vitcop_llava.families.grids import GRIDS
 from vitcop_llava.pruner import Pruner, prune
 from vitcop_llava.tools.batch.rows import MEDIA, Outcome, Row, columns_of, rows_of
-from vitcop_llava.tools.comparison.costs import CostCounter, sizes_of, tiling_of
+from vitcop_llava.tools.comparison.costs import CostCounter, sizes_of, tilings_of
 from vitcop_llava.tools.media.images import decode_image, image_size, read_image
 from vitcop_llava.tools.media.video_support import Clip, Sampling, is_video, need_support
 from vitcop_llava.tools.model.answer import Medium, generate_batch, prepare_batch
@@ -258,7 +258,7 @@ class Answerer:
             sizes = [self._size(each) for each in row.media]
             if parts.squares is not None:  # the processor scales them, and keeps their order
                 return sum(height * width for *_, height, width in sizes)
-            return sum(tiling_of(size, parts).tokens for size in sizes)
+            return sum(tiling.tokens for tiling in tilings_of(tuple(sizes), parts))
         except Exception:  # it is told of when the row is answered
             return 0
 

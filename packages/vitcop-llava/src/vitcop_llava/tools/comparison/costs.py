@@ -36,8 +36,19 @@ def sizes_of(media: Sequence[Medium], inputs: Mapping[str, Any], parts: Parts) -
     return tuple(each.frames.shape[:3] if isinstance(each, Clip) else (each.height, each.width) for each in media)
 
 
-def tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
-    """Return what an image or clip of a size comes to."""
+def tilings_of(sizes: Sizes, parts: Parts) -> list[Tiling]:
+    """Return what the images and clips of a prompt come to, of these sizes."""
+    shared = (
+        sum(len(size) == 2 for size in sizes) > 1
+    )  # some models tile an image that is alone in its prompt, no others
+    untiled = parts.anyres is not None and parts.anyres.tiles_one and shared
+    return [
+        parts.anyres.untiled if parts.anyres is not None and untiled and len(size) == 2 else _tiling_of(size, parts)
+        for size in sizes
+    ]
+
+
+def _tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
     if parts.squares is not None:
         vision: Any = parts.vision_tower.config
         return parts.squares.image(size[0] // vision.patch_size, size[1] // vision.patch_size)
@@ -85,7 +96,7 @@ class CostCounter:
             ValueError: The budget cannot be met for them.
         """
         if sizes not in self._plans:
-            tilings = [tiling_of(size, self._parts) for size in sizes]
+            tilings = tilings_of(sizes, self._parts)
             images = self._planner.images(tilings, [(size[-2], size[-1]) for size in sizes])
             newlines = sum(image.tiling.newlines for image in images)
             kept = sum(image.newlines for image in images)

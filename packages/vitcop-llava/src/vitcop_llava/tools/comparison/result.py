@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vitcop_llava.families import Parts
 from vitcop_llava.tools.comparison.answers import Answered
-from vitcop_llava.tools.comparison.costs import Cost, CostCounter, tiling_of
+from vitcop_llava.tools.comparison.costs import Cost, CostCounter, tilings_of
 from vitcop_llava.tools.comparison.matching import RULE, is_right
 from vitcop_llava.tools.comparison.questions import Fault, QuestionSet
 from vitcop_llava.tools.comparison.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
@@ -89,10 +89,9 @@ def comparison(
     right = {variant.name: results.right(variant) for variant in able}
     groups = [each.item.group for each in results.answered]
     estimates = estimate(right, groups, UNPRUNED.name, seed=seed)
-    sizes = {size for each in results.answered for size in each.sizes}
-    layouts = sorted(
-        {tiling_of(size, parts).units for size in sizes}, key=lambda units: (sum(units), units), reverse=True
-    )
+    asked = {each.sizes for each in results.answered}
+    seen = {tiling.units for sizes in asked for tiling in tilings_of(sizes, parts)}
+    layouts = sorted(seen, key=lambda units: (sum(units), units), reverse=True)
     rows = list[Compared | Unreachable]()
     for variant in results.variants:
         about: StoredVariant = {

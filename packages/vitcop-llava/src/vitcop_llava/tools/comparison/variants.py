@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, cast
@@ -130,16 +130,18 @@ def find_problem(variant: Variant, model: Any) -> str | None:
     return None
 
 
-def nearest_tokens(variant: Variant, num_layers: int, layouts: Iterable[Sequence[int]]) -> int | None:
+def nearest_tokens(variant: Variant, num_layers: int, layouts: Sequence[Sequence[int]]) -> int | None:
     """Return the whole number of tokens nearest to a budget that the method can meet.
 
     Args:
         variant: The method with its budget.
         num_layers: Layers of the language model.
-        layouts: The visual tokens of images or clips, unit by unit; the first that the budget cannot be met for counts.
+        layouts: The visual tokens of images or clips, unit by unit. A share is one of the first that the budget cannot
+            be met for.
 
     Returns:
-        None where the budget itself can be met, where nothing can, or where the variant's settings are no budget.
+        Tokens that can be met for all of them. None where the budget itself can be met, where nothing can, or where the
+        variant's settings are no budget.
     """
     method: Any = variant.method
     budget, ratio = getattr(method, "retained_tokens", None), getattr(method, "retention_ratio", None)
@@ -158,6 +160,7 @@ def nearest_tokens(variant: Variant, num_layers: int, layouts: Iterable[Sequence
         return None
     asked = Fraction(ratio or 0) * sum(units) if budget is None else Fraction(budget)
     for tokens in sorted(range(1, sum(units)), key=lambda tokens: abs(tokens - asked)):
-        if fits(replace(method, retained_tokens=tokens, retention_ratio=None), units):
+        candidate = replace(method, retained_tokens=tokens, retention_ratio=None)
+        if all(fits(candidate, each) for each in (units, *layouts)):
             return tokens
     return None
