@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitcop_core.checks import check_int, require
 from vitcop_core.diagnostics import Diagnosis
-from vitcop_core.plan import DecoderCut, Plan, plain_title
+from vitcop_core.plan import DecoderCut, Plan, plain_title, pooled_plan
 from vitcop_core.tokens import DecoderView, Selection, VisionSelection, VisionView
 
 
@@ -127,6 +127,18 @@ class Method(ABC):
             TypeError: An argument is of the wrong type.
             ValueError: The budget or the layers do not fit the model or the tokens.
         """
+
+    def pool(self, whole: Plan, images: Sequence[Plan]) -> Plan:
+        """Return the plan of a sample of several images, each of which enters the language model as if it were alone.
+
+        Args:
+            whole: The plan of all units together.
+            images: The plan of each image by itself, in order.
+
+        Returns:
+            By default what :func:`pooled_plan` makes of them.
+        """
+        return pooled_plan(whole, images)
 
     def cut_vision(
         self,

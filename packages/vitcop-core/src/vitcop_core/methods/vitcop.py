@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import ceil
 from typing import Any, Literal, Self
 
 from torch import Tensor
@@ -195,6 +196,27 @@ class ViTCoP(BudgetedMethod):
             clusters = self._clusters(ratios, counts)
         vision = VisionCut(counts.units, clusters) if counts.units != units or any(clusters) else None
         return Plan(num_layers=num_layers, units=units, vision=vision, decoder=tuple(cuts))
+
+    def pool(self, whole: Plan, images: Sequence[Plan]) -> Plan:
+        """Return the plan of a sample of several images; see :meth:`Method.pool`.
+
+        Images may enter with more tokens together than a sample of all units would. Stage II then leaves as many as
+        that, also where such a sample would have no Stage II, and fewer where the average were above the budget.
+        """
+        entry, first = sum(image.entry_tokens for image in images), self._schedule(whole.num_layers).first
+        budget = self.budget(whole.visual_tokens, len(images))
+        allowed = whole.average_tokens if budget is None else max(budget, whole.average_tokens)
+        if whole.entry_tokens < entry and all(cut.layer != first for cut in whole.decoder):
+            cut = DecoderCut(first, whole.entry_tokens, "co_prune" if self.clustering else "top_tokens")
+            whole = replace(whole, vision=None, decoder=(cut, *whole.decoder))
+        pooled = super().pool(whole, images)
+        over = pooled.average_tokens - allowed
+        if budget is None or over <= 0 or not pooled.decoder:
+            return pooled
+        cut, *rest = pooled.decoder
+        span = (rest[0].layer if rest else pooled.num_layers) - cut.layer
+        fewer = max(cut.keep - ceil(over * pooled.num_layers / span), rest[0].keep + 1 if rest else 1)
+        return replace(pooled, decoder=(replace(cut, keep=fewer), *rest))
 
     def needs_labels(self, cut: DecoderCut) -> bool:
         """Return whether the cut co-prunes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 
-from vitcop_core import DecoderCut, Method, Plan, pooled_plan
+from vitcop_core import DecoderCut, Method, Plan
 from vitcop_llava.families import Parts
 from vitcop_llava.families.tiling import Tiling
 from vitcop_llava.hooks.kept import PlannedImage
@@ -102,7 +102,7 @@ class Planner:
         if len(images) < 2:
             return images[0].plan if images else None
         whole = self._plan(tuple(unit for image in images for unit in image.tiling.units), images=len(images))
-        return pooled_plan(whole, [image.plan for image in images])
+        return self._method.pool(whole, [image.plan for image in images])
 
     def needs_labels(self, plans: Sequence[Plan | None]) -> bool:
         """Return whether a cut of these rows reads clusters."""
