@@ -119,12 +119,12 @@ def headline(stored: Stored) -> str:
 
 
 def overhead(stored: Stored) -> str:
-    """Say what choosing and moving tokens costs, over all methods and budgets."""
+    """Say how near pruned runs come to the bare model, over all methods and budgets."""
     rows = [BenchRow.load(row) for row in stored["rows"]]
     over = [row.over_oracle.median - 1 for row in rows if row.over_oracle is not None]
     return (
-        f"Choosing and moving tokens adds between {min(over):.1%} and {max(over):.1%} to the time of the bare model "
-        "at the same lengths."
+        f"Pruning takes between {min(over):.1%} and {max(over):.1%} more time than the bare model at the same lengths, "
+        "which has nothing to choose."
     )
 
 

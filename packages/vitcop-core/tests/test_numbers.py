@@ -99,7 +99,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "identity_plan": (identity_plan, {"num_layers": 8, "units": (5, 6)}),
     "pooled_plan": (pooled_plan, {"whole": PLAN, "images": [PLAN]}),
     "LanguageModelShape": (LanguageModelShape, {f.name: getattr(SHAPE, f.name) for f in fields(LanguageModelShape)}),
-    "layer_macs": (cost.layer_macs, {"shape": SHAPE, "tokens": 5}),
+    "layer_macs": (cost.layer_macs, {"shape": SHAPE, "tokens": 5, "past": 2}),
     "layer_kv_bytes": (cost.layer_kv_bytes, {"shape": SHAPE, "tokens": 5, "bytes_per_element": 2}),
     "default_layers": (schedule.default_layers, {"num_layers": 8}),
     "default_center_ratio": (schedule.default_center_ratio, {"vision_ratio": Fraction(1, 3)}),

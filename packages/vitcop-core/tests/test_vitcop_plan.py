@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vitcop_core import Plan, VisionCut, ViTCoP, feasible_range
+from vitcop_core import LanguageModelShape, Plan, VisionCut, ViTCoP, feasible_range
+from vitcop_core.cost import layer_macs
 from vitcop_core.presets import BUDGETS, table_4, table_7
 
 
@@ -270,3 +271,28 @@ def test_settings_are_frozen_and_compare_by_value() -> None:
     assert settings == ViTCoP(retained_tokens=64)
     with pytest.raises(FrozenInstanceError):
         settings.retained_tokens = 32  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("layers", [28, 32, 40])
+@pytest.mark.parametrize("pi1", [None, 0.3])
+@pytest.mark.parametrize("tokens", [32, 100, 192, 350])
+def test_several_images_stay_within_the_budget(layers: int, pi1: float | None, tokens: int) -> None:
+    """Each enters as if it were alone, and Stage II leaves what all of them together would."""
+    method = ViTCoP(retained_tokens=tokens, pi1=pi1)
+    for sizes in ((576, 270), (576, 576, 300), (1024, 300), (190, 493, 864), (576, 400)):
+        try:
+            images, whole = [method.plan(layers, size) for size in sizes], method.plan(layers, sizes, images=len(sizes))
+        except ValueError:  # an image that the budget does not fit
+            continue
+        pooled = method.pool(whole, images)
+        assert pooled.entry_tokens == sum(image.entry_tokens for image in images)
+        assert pooled.average_tokens <= tokens * len(sizes)
+        assert pooled.average_tokens > Fraction(9, 10) * whole.average_tokens
+        assert pooled.decoder[-1].tokens == whole.decoder[-1].tokens
+
+
+def test_past_tokens_add_to_the_attention_alone() -> None:
+    shape = LanguageModelShape(2, 8, 16, 4, 2, 2)
+    assert layer_macs(shape, 5, 7) - layer_macs(shape, 5) == 2 * 5 * 7 * 8
+    with pytest.raises(ValueError, match="past must be"):
+        layer_macs(shape, 5, -1)

@@ -42,6 +42,11 @@ def compile_caller(model: Any) -> Any:
     return torch.compile(call, backend="eager")
 
 
+def compile_base(model: Any) -> Any:
+    model.model.forward = torch.compile(model.model.forward, backend="eager")
+    return model
+
+
 def compile_tower(model: Any) -> Any:
     model.model.vision_tower.compile(backend="eager")
     return model
@@ -63,6 +68,7 @@ WAYS = {
     "whole": (compile_whole, True),
     "in-place": (compile_in_place, True),
     "caller": (compile_caller, True),
+    "base": (compile_base, True),
     "tower": (compile_tower, True),
     "language-model": (compile_language_model, False),
     "layers": (compile_layers, False),

@@ -267,6 +267,16 @@ def test_costs_of_a_comparison_are_those_of_the_report(row: Row) -> None:
     assert (cost.tokens, cost.tokens_per_layer) == (float(plan.average_tokens), plan.tokens_per_layer)
 
 
+def test_newlines_of_untiled_images_stay_in_a_row_as_alone() -> None:
+    """Where Stage I keeps every patch of all images, and a row beside it has one that is cut."""
+    model, method = build(), ViTCoP(retained_tokens=20, cutoff_distance=3.0)
+    rows: list[Row] = [[SMALL, WIDE, 5], [LARGE, 5]]
+    with vitcop_llava.prune(model, method, keep_newline=True):
+        together = model(**given(rows)).logits[:, -1]
+        alone = torch.cat([model(**given([row])).logits[:, -1] for row in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-4)
+
+
 def test_a_prefix_takes_what_the_processor_gives() -> None:
     model, question = build(), [5, 6]
     inputs = given([[3, SMALL, 2, LARGE]])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import vitcop_llava
 from vitcop_core import ops
-from vitcop_llava import tile_image
+from vitcop_llava import ViTCoP, tile_image
 
 Inputs = Callable[..., dict[str, Any]]
 
@@ -72,6 +73,29 @@ def test_stage_one_goes_by_tiles(
     wanted[number < 0] = next_model.model.image_newline if keep_newline and has_columns else 0.0
     # The last placeholder shows the last token that stayed.
     torch.testing.assert_close(entered[:-1], wanted[:-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (131, 77), (40, 150)])
+def test_newlines_stay_where_stage_one_keeps_every_patch(
+    next_model: Any, next_inputs: Inputs, size: tuple[int, int]
+) -> None:
+    """A cut inside the language model takes them for text, as it does where Stage I drops something."""
+    inputs, method = next_inputs([[2, size, 3]]), ViTCoP(retention_ratio=Fraction(4, 5), cutoff_distance=3.0)
+    with vitcop_llava.prune(next_model, method, keep_newline=True) as pruner:
+        next_model(**inputs)
+        plan, kept = pruner.report.rows[0].plan, pruner.survivors().stages[-1].patches
+    assert plan is not None
+    assert plan.vision is None or plan.entry_tokens == plan.visual_tokens
+    assert pruner._last is not None
+    assert pruner._last.outcome is not None
+    segment, tiling = pruner._last.outcome.segments[-1], tiling_of(size)
+    first = int((inputs["input_ids"][0] == next_model.config.image_token_id).nonzero()[0, 0])
+    newlines = {first + place for place in tiling.newline_places}
+    patches = [first + place for place in range(tiling.placeholders) if first + place not in newlines]
+    columns = segment.columns[0].tolist()
+    assert newlines <= {*columns}
+    assert sorted(columns[slot] for slot in segment.visual[0].tolist()) == [patches[number] for number in kept]
+    assert len(columns) == inputs["input_ids"].shape[1] - tiling.tokens + plan.decoder[-1].tokens
 
 
 def tiling_of(size: tuple[int, int]) -> Any:

@@ -92,10 +92,10 @@ class LanguageHooks:
         self._stay_if_compiled()
 
     def _stay_if_compiled(self) -> None:
-        """Leave the layers' hooks on where layers are compiled: that code goes on with the hooks that it was made with,
-        or without any.
+        """Leave the layers' hooks on where layers are compiled, by themselves or with what they are in: that code goes
+        on with the hooks that it was made with, or without any.
         """
-        if not self._stays and any_compiled(self.modules):
+        if not self._stays and any_compiled([self._parts.base, *self.modules]):
             self._stays = True
             self.switch.guard(self._guard)
             self.switch.hold()

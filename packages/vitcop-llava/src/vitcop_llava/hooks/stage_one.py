@@ -81,6 +81,7 @@ def run_stage_one(
     total = sum(cut.keep for cut in cuts)
     is_cut = any(image.plan.vision is not None for image in encoded.images)
     if not is_cut and not any(image.lost for image in encoded.images):
+        encoded.coded = whole_codes(encoded.images, seen.hidden.device)  # newlines that stay are no visual tokens
         return None, None
     ragged = None
     if cuts[0].eligible != patches or any(cut != cuts[0] for cut in cuts):
