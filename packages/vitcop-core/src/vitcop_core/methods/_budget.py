@@ -23,8 +23,8 @@ class BudgetedMethod(Method):
     """A method whose settings are solved for a budget, unless they are given.
 
     The budget is the visual tokens at a layer's input, averaged over the layers of the language model, as everywhere.
-    A plan never exceeds it, and :attr:`Plan.average_tokens` says how near it comes. (With ``compat="official"`` ViTCoP's
-    may: its schedule is made for 32 layers.)
+    A plan never exceeds it, and :attr:`Plan.average_tokens` says how near it comes. (ViTCoP's may, with
+    ``compat="official"``: its schedule is made for 32 layers.)
 
     Attributes:
         retained_tokens: The budget in tokens, for each image.
