@@ -10,15 +10,20 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     CLIPVisionConfig,
+    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    MixtralConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
     SiglipVisionConfig,
 )
 
 import vitcop_llava
 from vitcop_llava import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop_llava.families.decoder import decoder_shape
 
 Make = Callable[..., Tensor]
 SIZES: dict[str, Any] = {
@@ -250,3 +255,20 @@ def test_list_of_one_feature_layer_is_one_layer(model: Any, prompt: Make, pictur
     with vitcop_llava.prune(listed, VITCOP) as pruner:
         listed(**given)
         assert pruner.report.pruned
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        (MixtralConfig(intermediate_size=48, num_local_experts=4, num_experts_per_tok=2), 2 * 48),
+        (Qwen3MoeConfig(intermediate_size=48, moe_intermediate_size=16, num_experts=8, num_experts_per_tok=3), 3 * 16),
+        (
+            Qwen2MoeConfig(moe_intermediate_size=16, num_experts_per_tok=2, shared_expert_intermediate_size=24),
+            2 * 16 + 24,
+        ),
+        (LlamaConfig(intermediate_size=48), 48),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_cost_of_a_mixture_is_that_of_the_experts_in_use(config: Any, width: int) -> None:
+    assert decoder_shape(config).intermediate_size == width

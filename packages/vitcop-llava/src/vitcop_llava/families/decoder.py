@@ -19,16 +19,23 @@ _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
 
 def decoder_shape(config: Any) -> LanguageModelShape:
-    """Return the sizes of a Llama-like language model."""
-    heads = config.num_attention_heads
+    """Return the sizes of a Llama-like language model; of a mixture, those of the experts that a token goes to."""
+    heads, width, experts = config.num_attention_heads, config.intermediate_size, _number(config, "num_experts_per_tok")
+    if experts:
+        width = experts * (_number(config, "moe_intermediate_size") or width)
+        width += _number(config, "shared_expert_intermediate_size")
     return LanguageModelShape(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
+        intermediate_size=width,
         num_heads=heads,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
+
+
+def _number(config: Any, name: str) -> int:
+    return int(getattr(config, name, None) or 0)
 
 
 def check_decoder(language_model: Any) -> None:
