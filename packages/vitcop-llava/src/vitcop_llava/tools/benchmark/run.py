@@ -72,7 +72,7 @@ def run_bench(model: Any, parts: Parts, prompt: BenchPrompt, settings: BenchSett
         lengths = variant.plan.tokens_per_layer
         group = groups.setdefault(lengths, {})
         if not settings.brief:
-            group.setdefault(lengths, partial(_time_oracle, model, parts, prompt, variant.plan))
+            group.setdefault(lengths, partial(_time_oracle, model, parts, prompt, variant.plan, settings))
         group[variant] = partial(_measure, model, prompt, variant, settings)
     alone: dict[Any, Callable[[], Any]] = {unpruned: partial(_measure, model, prompt, unpruned, settings)}
     runs = interleave([alone, *groups.values()], repeats=settings.repeats, seed=settings.seed, what="rounds")
@@ -134,17 +134,22 @@ def pruned_by(model: Any, method: Method | None, *, capture: bool = False) -> Ab
 
 @contextmanager
 def _ready(model: Any, prompt: BenchPrompt, variant: BenchVariant, settings: BenchSettings) -> Iterator[None]:
-    """Prepare the model under a variant's method, or as it is; with prefills recorded, if they are to be replayed."""
-    if variant.method is None or not settings.capture:
-        with pruned_by(model, variant.method):
-            yield
-        return
-    with prune(model, variant.method, capture=True):
+    """Prepare the model under a variant's method, or as it is.
+
+    Where prefills are to be replayed they are recorded, which takes torch's spare memory. The unpruned model runs as
+    often beforehand, so that nobody measures another's leavings.
+    """
+    with pruned_by(model, variant.method, capture=settings.capture and variant.method is not None):
         with torch.inference_mode():
-            for _ in range(3):  # the first shows the shape, the second is recorded, which takes torch's spare memory
+            for _ in range(_ahead(settings)):  # the first shows the shape, the second is recorded
                 token, cache = prefill(model, prompt.inputs)
                 decode_greedily(model, prompt.inputs, token, cache, steps=2)
         yield
+
+
+def _ahead(settings: BenchSettings) -> int:
+    """Return how often everything runs directly before it is measured."""
+    return 3 if settings.capture else 0
 
 
 def _measure(model: Any, prompt: BenchPrompt, variant: BenchVariant, settings: BenchSettings) -> Measured:
@@ -152,9 +157,11 @@ def _measure(model: Any, prompt: BenchPrompt, variant: BenchVariant, settings: B
         return measure(model, prompt.inputs, new_tokens=settings.new_tokens)
 
 
-def _time_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan) -> float:
+def _time_oracle(model: Any, parts: Parts, prompt: BenchPrompt, plan: Plan, settings: BenchSettings) -> float:
     device = prompt.inputs["input_ids"].device
     with torch.inference_mode():
+        for _ in range(_ahead(settings)):
+            run_oracle(model, parts, prompt, plan)
         started = now(device)
         run_oracle(model, parts, prompt, plan)
         return now(device) - started
