@@ -296,3 +296,11 @@ def test_past_tokens_add_to_the_attention_alone() -> None:
     assert layer_macs(shape, 5, 7) - layer_macs(shape, 5) == 2 * 5 * 7 * 8
     with pytest.raises(ValueError, match="past must be"):
         layer_macs(shape, 5, -1)
+
+
+@pytest.mark.parametrize("settings", [{"retention_ratio": 1}, {"ratios": (1, 1, 1)}, {"retained_tokens": 9}], ids=repr)
+def test_several_images_that_keep_everything_need_no_layers_to_cut(settings: dict[str, Any]) -> None:
+    method = ViTCoP(**settings)
+    whole = method.plan(2, (9, 9), images=2)
+    assert method.pool(whole, [method.plan(2, 9)] * 2) == whole
+    assert whole.is_identity

@@ -251,6 +251,16 @@ def test_ask_names_a_model_that_is_none(image: Path, tmp_path: Path, model: str)
     assert result.stderr.startswith("Error: --model ")
 
 
+def test_ask_names_a_folder_that_is_called_model_as_it_is(image: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    result = ask(image, QUESTION, "--model", folder)
+    assert result.exit_code == 2
+    assert f"--model must be a folder with all files of a checkpoint, got {folder} without" in result.stderr.replace(
+        "\n", ""
+    )
+
+
 def test_ask_gives_the_adapters_error_for_another_family(image: Path, tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2

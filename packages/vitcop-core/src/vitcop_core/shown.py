@@ -1,6 +1,6 @@
 """Values as messages show them: never longer than a line or two, and never an error of their own."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from fractions import Fraction
 from reprlib import Repr
 from typing import Any
@@ -62,13 +62,25 @@ def shown(value: object) -> str:
     return shortened(_Shown().repr(value))
 
 
+def kind_of(value: object) -> str:
+    """Return what a message says of a value of the wrong kind: its class, or that it is one."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def shown_settings(value: object) -> str:
     """Return what a message says of a dataclass: its name, with those of its settings that are not its defaults."""
-    if not is_dataclass(value):
-        return repr(value)
-    values = ((each, getattr(value, each.name)) for each in fields(value))
-    given = (f"{each.name}={held!r}" for each, held in values if each.repr and held != each.default)
-    return f"{type(value).__name__}({', '.join(given)})"
+    if isinstance(value, type) or not is_dataclass(value):
+        return kind_of(value) if isinstance(value, type) else shown(value)
+    given = [each.name for each in fields(value) if each.repr and not _is_default(value, each)]
+    return f"{type(value).__name__}({', '.join(f'{name}={getattr(value, name)!r}' for name in given)})"
+
+
+def _is_default(value: object, setting: Field[Any]) -> bool:
+    """Return whether a setting has its default; what cannot be compared with it has not."""
+    try:
+        return bool(getattr(value, setting.name) == setting.default)
+    except Exception:  # of somebody else's comparison
+        return False
 
 
 def shown_with_type(value: object) -> str:

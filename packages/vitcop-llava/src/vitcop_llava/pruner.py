@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from vitcop_core import Method
-from vitcop_core.shown import shown, shown_settings
+from vitcop_core.shown import kind_of, shown, shown_settings
 from vitcop_llava.families import Parts, locate, unwrapped
 from vitcop_llava.families.decoder import check_scoring
 from vitcop_llava.hooks.calls import CallHooks
@@ -302,8 +302,7 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
             no newline tokens to keep. The model is then as it was.
     """
     if not isinstance(method, Method):
-        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {got}")
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {kind_of(method)}")
     if not isinstance(keep_newline, bool):
         raise TypeError(f"keep_newline must be True or False, got {shown(keep_newline)}")
     if not isinstance(capture, bool):

@@ -203,10 +203,12 @@ class ViTCoP(BudgetedMethod):
         Images may enter with more tokens together than a sample of all units would. Stage II then leaves as many as
         that, also where such a sample would have no Stage II, and fewer where the average were above the budget.
         """
-        entry, first = sum(image.entry_tokens for image in images), self._schedule(whole.num_layers).first
-        budget = self.budget(whole.visual_tokens, len(images))
+        entry = sum(image.entry_tokens for image in images)
+        if entry <= whole.entry_tokens:
+            return super().pool(whole, images)
+        first, budget = self._schedule(whole.num_layers).first, self.budget(whole.visual_tokens, len(images))
         allowed = whole.average_tokens if budget is None else max(budget, whole.average_tokens)
-        if whole.entry_tokens < entry and all(cut.layer != first for cut in whole.decoder):
+        if all(cut.layer != first for cut in whole.decoder):
             cut = DecoderCut(first, whole.entry_tokens, "co_prune" if self.clustering else "top_tokens")
             whole = replace(whole, vision=None, decoder=(cut, *whole.decoder))
         pooled = super().pool(whole, images)

@@ -35,7 +35,8 @@ def decoder_shape(config: Any) -> LanguageModelShape:
 
 
 def _number(config: Any, name: str) -> int:
-    return int(getattr(config, name, None) or 0)
+    found = getattr(config, name, None)
+    return found if isinstance(found, int) else 0
 
 
 def check_decoder(language_model: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Method
-from vitcop_core.shown import shown_settings
+from vitcop_core.shown import kind_of, shown_settings
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.image_sizes import check_pixels
@@ -266,7 +266,7 @@ def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
     """Return what to prune with, and whether the model is being pruned with it."""
     active = active_settings(parts.base)
     if method is not None and not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {type(method).__name__}")
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {kind_of(method)}")
     if active is not None:
         if method not in (None, active.method):
             raise ValueError(

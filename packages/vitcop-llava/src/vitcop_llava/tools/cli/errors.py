@@ -62,9 +62,12 @@ def mistakes(about: str = "", options: Mapping[str, str] | None = None) -> Itera
 
 
 def _by_options(error: Exception, options: Mapping[str, str]) -> str:
+    """Return an error's words with options in place of arguments: at the beginning, and where one is spoken of. Values,
+    such as the names of folders, stay as they are.
+    """
     said = str(error)
     for name, option in options.items():
-        said = re.sub(rf"\b{name}\b(?= must\b|, got\b|;|$)", option, said)
+        said = re.sub(rf"^{name}\b|(?<= within ){name}\b|(?<= larger ){name}\b", option, said)
     return said
 
 
