@@ -69,8 +69,10 @@ def kind_of(value: object) -> str:
 
 def shown_settings(value: object) -> str:
     """Return what a message says of a dataclass: its name, with those of its settings that are not its defaults."""
-    if isinstance(value, type) or not is_dataclass(value):
-        return kind_of(value) if isinstance(value, type) else shown(value)
+    if isinstance(value, type):
+        return kind_of(value)
+    if not is_dataclass(value):
+        return shown(value)
     given = [each.name for each in fields(value) if each.repr and not _is_default(value, each)]
     return f"{type(value).__name__}({', '.join(f'{name}={getattr(value, name)!r}' for name in given)})"
 

@@ -233,6 +233,37 @@ def active_settings(base: nn.Module) -> Settings | None:
     return None if found is None else found[0]
 
 
+def settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
+    """Return what to prune with for one piece of work, and whether the model is being pruned with it.
+
+    Args:
+        parts: The model's.
+        method: None for what the model is being pruned with.
+
+    Raises:
+        TypeError: ``method`` is none.
+        ValueError: It is missing, or another than the model is being pruned with.
+    """
+    active = active_settings(parts.base)
+    if method is not None:
+        _check_method(method)
+    if active is not None:
+        if method not in (None, active.method):
+            raise ValueError(
+                f"method must be what the model is being pruned with, {shown_settings(active.method)}, got "
+                f"{shown_settings(method)}"
+            )
+        return active, True
+    if method is None:
+        raise ValueError("method must be given where the model is not being pruned, got None")
+    return Settings(method), False
+
+
+def _check_method(method: object) -> None:
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {kind_of(method)}")
+
+
 def active_owner(base: nn.Module) -> int:
     """Return the number of the pruner that is at work on the model with this base module; 0 while there is none."""
     found = _pruned.get(base)
@@ -247,7 +278,7 @@ def pruner_of(model: nn.Module) -> Pruner | None:
     Raises:
         TypeError: The model is of a family that cannot be pruned.
     """
-    found = _pruned.get(locate(unwrapped(model)).base)
+    found = _pruned.get(locate(model).base)
     return None if found is None else found[2]()
 
 
@@ -301,8 +332,7 @@ def prune(model: nn.Module, method: Method, *, keep_newline: bool = False, captu
         ValueError: A part of the model cannot be pruned, it is pruned already, the budget does not fit it, or it has
             no newline tokens to keep. The model is then as it was.
     """
-    if not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {kind_of(method)}")
+    _check_method(method)
     if not isinstance(keep_newline, bool):
         raise TypeError(f"keep_newline must be True or False, got {shown(keep_newline)}")
     if not isinstance(capture, bool):

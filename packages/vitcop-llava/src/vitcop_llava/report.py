@@ -39,7 +39,7 @@ class Report:
             distance between clustered features over the cutoff distance. None where nothing was clustered.
         note: Why nothing was pruned; None if something was.
         cutoff_distance: What the tokens of the first image were clustered by; None where nothing was clustered.
-        lengths: Tokens that each layer ran on in every row, padding included; None where each row is counted by itself.
+        lengths: Tokens that each layer ran on in every row, padding included; empty where each row counts by itself.
         past: Tokens that each layer's cache held before, in every row; empty for none.
         past_unpruned: Tokens that it would hold without pruning.
 
@@ -56,7 +56,7 @@ class Report:
     note: str | None
     cutoff_distance: float | None = None
     # The same follows from the rows where a report is read from a file: it has one row, and nothing before it.
-    lengths: tuple[int, ...] | None = field(default=None, compare=False)
+    lengths: tuple[int, ...] = field(default=(), compare=False)
     past: tuple[int, ...] = field(default=(), compare=False)
     past_unpruned: int = field(default=0, compare=False)
 
@@ -91,7 +91,7 @@ class Report:
         past = (call.past,) * layers if call.past else ()
         if call.outcome is not None and call.outcome.held and lengths:
             past = tuple(held - own for held, own in zip(call.outcome.held, lengths, strict=True))
-        return cls(method, rows, parts.shape, size, ratio, note, cutoff, lengths or None, past, call.past)
+        return cls(method, rows, parts.shape, size, ratio, note, cutoff, lengths, past, call.past)
 
     @property
     def pruned(self) -> bool:

@@ -22,7 +22,7 @@ Given = dict[str, Any]
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument of ``forward`` that each kind of input comes in."""
 
-ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
+_ENCODED = (*PIXELS.values(), "mm_encoder_outputs")
 """The arguments of a call that brings images or clips."""
 
 _SEAMS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -33,6 +33,11 @@ _REPLACED = "leave the `with` block, or remove() the pruner, and prune the model
 
 _DIMENSIONS = {"input_ids": "[batch, length]", "inputs_embeds": "[batch, length, width]"}
 """Of what a call's tokens come in."""
+
+
+def brings_images(given: Given) -> bool:
+    """Return whether a call has an argument for images or clips."""
+    return any(given.get(name) is not None for name in _ENCODED)
 
 
 def check_tokens(given: Given) -> None:
@@ -290,7 +295,7 @@ def check_mask(given: Given, past: int) -> None:
     tokens = tokens_of(given)
     if len(mask) != len(tokens):
         raise ValueError(f"attention_mask must have {len(tokens)} rows, as many as the tokens, got shape {shape}")
-    is_text = all(given.get(name) is None for name in ENCODED)
+    is_text = not brings_images(given)
     is_longer = mask.shape[1] > past + tokens.shape[1]
     if is_longer and is_text and isinstance(given.get(CACHE), StaticCache):
         return

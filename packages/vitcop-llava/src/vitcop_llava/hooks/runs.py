@@ -185,7 +185,7 @@ class Prefill(Run):
 
     def segment_of(self, layer: int) -> Segment:
         """Return what ``layer`` ran on."""
-        return self.segments[sum(layer >= cut for cut in self.cut_layers)]
+        return _segment_of(layer, self.segments, self.cut_layers)
 
     def shift_step(self, layer: int) -> Tensor | int:
         """Return by how much earlier calls packed more in ``layer`` than in the one before it."""
@@ -212,4 +212,8 @@ class Trace:
         """Return the tokens that each layer ran on, padding included."""
         if len(self.segments) <= len(self.cut_layers):  # it failed on the way
             return ()
-        return tuple(self.segments[sum(layer >= cut for cut in self.cut_layers)].slots for layer in range(num_layers))
+        return tuple(_segment_of(layer, self.segments, self.cut_layers).slots for layer in range(num_layers))
+
+
+def _segment_of(layer: int, segments: Sequence[Segment], cut_layers: Sequence[int]) -> Segment:
+    return segments[sum(layer >= cut for cut in cut_layers)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from vitcop_llava.hooks.kept import DROPPED, NEWLINE, Kept, PlannedImage
 from vitcop_llava.hooks.lines import of_lines, tile_index
 from vitcop_llava.hooks.state import EncodedImages
 from vitcop_llava.sequence.segment import copied, on_device, take
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def run_stage_one(
         is left of each of ``beside``, None where it is the patches themselves.
     """
     every = _unit_cuts(encoded.images)
-    cuts = every if numbers is None else [every[number] for number in numbers]
+    cuts = _of(every, numbers)
     units, patches = seen.hidden.shape[:2]
     total = sum(cut.keep for cut in cuts)
     is_cut = any(image.plan.vision is not None for image in encoded.images)
@@ -89,7 +91,7 @@ def run_stage_one(
         seen = replace(seen, eligible=ragged.eligible, lengths=ragged.lengths)
     made, keeps = None, None if ragged is None else ragged.keeps
     if is_cut:
-        index, labels, made, keeps = _chosen(method, seen, cuts, ragged, encoded, numbers, beside)
+        index, labels, made, keeps = _chosen(method, seen, every, ragged, encoded, numbers, beside)
     else:  # newlines and padding alone are left out
         index, labels = torch.arange(patches, device=seen.hidden.device).expand(units, -1), None
         index = index if ragged is None else ragged.eligible
@@ -173,25 +175,26 @@ def _ragged(cuts: list[UnitCut], patches: int, device: torch.device) -> _Ragged:
 def _chosen(
     method: Method,
     seen: VisionView,
-    cuts: list[UnitCut],
+    every: list[UnitCut],
     ragged: _Ragged | None,
     encoded: EncodedImages,
     numbers: Sequence[int] | None,
     beside: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, Tensor | None]:
-    """Return what Stage I chose in each unit.
+    """Return what Stage I chose in each of the units, which are some of the call's or all; see `run_stage_one`.
 
     Returns:
         ``[C, k]`` the patches kept; ``[C, k]`` their labels, counted over the call; ``[C k, d_v]`` features that are to
         be projected instead of those of patches, followed by what ``beside`` becomes; ``[C]`` how many are a unit's
         own, where less than k. The first three are arbitrary past a unit's own number.
     """
+    cuts = _of(every, numbers)
     keep, clusters = max(cut.keep for cut in cuts), max(cut.clusters for cut in cuts)
     given = (None, None) if ragged is None else (ragged.keeps, ragged.clusters)
     selection = method.cut_vision(seen, keep, clusters, *given)
     keeps = given[0] if selection.counts is None else selection.counts
     if selection.clusters is None:
-        labels, every = None, _unit_cuts(encoded.images)
+        labels = None
         if any(cut.clusters for cut in every) and not any(cut.clusters for cut in cuts):
             # Units that are clustered are decided by themselves; each token of these stands for itself.
             firsts = _first_labels(every, None, selection.index.device, numbers)
@@ -207,7 +210,7 @@ def _chosen(
         if not _are_units(encoded.images):  # otherwise they are counted image by image
             labels = labels + clusters * torch.arange(len(cuts), device=labels.device)[:, None]
         return index, labels, None, keeps
-    firsts = _first_labels(_unit_cuts(encoded.images), selection.spans, labels.device, numbers)
+    firsts = _first_labels(every, selection.spans, labels.device, numbers)
     if ragged is not None and keeps is not None:
         # Where a clip's tokens are shared out anew, those of a frame begin where the frames before it end now.
         drift = (keeps - ragged.keeps).cumsum(0) - (keeps - ragged.keeps)
@@ -260,7 +263,12 @@ def _first_labels(
     firsts = accumulate(spans or (1,) * len(cuts), initial=0)
     leaders = [first for first, span in zip(firsts, spans or (1,) * len(cuts), strict=False) for _ in range(span)]
     own = [starts[first if cut.clusters else unit] for unit, (cut, first) in enumerate(zip(cuts, leaders, strict=True))]
-    return on_device(own if numbers is None else [own[number] for number in numbers], device)
+    return on_device(_of(own, numbers), device)
+
+
+def _of(each: list[Item], numbers: Sequence[int] | None) -> list[Item]:
+    """Return what is there of some units, from what is there of all; None for all."""
+    return each if numbers is None else [each[number] for number in numbers]
 
 
 def packed(codes: Tensor | list[Tensor], images: Sequence[PlannedImage]) -> Tensor:

@@ -17,7 +17,7 @@ from vitcop_llava.compat import CACHE, KINDS
 from vitcop_llava.families import Parts
 from vitcop_llava.hooks.arguments import tokens_of
 from vitcop_llava.hooks.attending import Step, growing_mask, static_mask, steps_of
-from vitcop_llava.hooks.checks import ENCODED
+from vitcop_llava.hooks.checks import brings_images
 from vitcop_llava.hooks.counting import without_padding
 from vitcop_llava.hooks.layout import logical_positions
 from vitcop_llava.hooks.patching import HookSwitch
@@ -67,7 +67,7 @@ def _covers(mask: Any, given: Kwargs, layer: PrunedStaticLayer) -> bool:
 
 def _is_token(given: Kwargs) -> bool:
     """Return whether a call is one token of text in each row."""
-    if any(given.get(name) is not None for name in ENCODED):
+    if brings_images(given):
         return False
     tokens, positions = tokens_of(given), given.get("position_ids")
     if positions is not None and not (isinstance(positions, Tensor) and positions.shape[-1:] == (1,)):

@@ -17,7 +17,7 @@ from vitcop_llava.hooks.active import encoding_ahead
 from vitcop_llava.hooks.carrying import encoded_of
 from vitcop_llava.hooks.kept import DROPPED
 from vitcop_llava.hooks.state import EncodedImages
-from vitcop_llava.pruner import active_owner, active_settings, prune
+from vitcop_llava.pruner import active_owner, prune, settings_for
 
 
 @torch.no_grad()
@@ -46,14 +46,7 @@ def embed_images(model: nn.Module, method: Method | None = None, **inputs: Any) 
             do not fit, or the method is missing, or another than the model is being pruned with.
     """
     parts = locate(model)
-    active = active_settings(parts.base)
-    if active is None and method is None:
-        raise ValueError("method must be given where the model is not being pruned, got None")
-    if active is not None and method not in (None, active.method):
-        raise ValueError(
-            f"method must be what the model is being pruned with, {shown_settings(active.method)}, got "
-            f"{shown_settings(method)}"
-        )
+    settings, is_active = settings_for(parts, method)
     if parts.keeps_positions:
         raise ValueError(
             "model must number its tokens along one axis to embed images, got a "
@@ -65,11 +58,9 @@ def embed_images(model: nn.Module, method: Method | None = None, **inputs: Any) 
     given = {name: value for name, value in inputs.items() if name in known}
     if "pixel_values" in given:  # or the model says that it is missing
         check_pixels(given["pixel_values"])
-    with nullcontext() if active is not None or method is None else prune(model, method):
-        settings, owner = active_settings(parts.base), active_owner(parts.base)
-        assert settings is not None  # it is being pruned now
+    with nullcontext() if is_active else prune(model, settings.method):
         _check_cuts(parts, settings.method)
-        with encoding_ahead(owner):
+        with encoding_ahead(active_owner(parts.base)):
             output = base.get_image_features(**given, return_dict=True)
     features = [each.flatten(0, -2) for each in output.pooler_output]
     return _kept(features, encoded_of(output), settings.method)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from vitcop_core import Method
-from vitcop_core.shown import kind_of, shown_settings
+from vitcop_core.shown import shown_settings
 from vitcop_llava.compat import CACHE
 from vitcop_llava.families import Parts, locate
 from vitcop_llava.families.image_sizes import check_pixels
 from vitcop_llava.prefix.store import Identity, StoredPrefix, identity_of, read_prefix, write_prefix
-from vitcop_llava.pruner import Settings, active_settings, finished_calls, prune
+from vitcop_llava.pruner import finished_calls, prune, settings_for
 from vitcop_llava.report import Report
 from vitcop_llava.sequence.cache import PrunedLayer, grown_layers
 from vitcop_llava.sequence.described import CacheState
@@ -153,7 +153,7 @@ class ImagePrefix:
                 being pruned.
         """
         parts = locate(model)
-        settings, _ = _settings_for(parts, method)
+        settings, _ = settings_for(parts, method)
         found = read_prefix(path, model, parts, settings)
         return cls(found.input_ids, found.layers, found.report, found.identity, parts)
 
@@ -238,7 +238,7 @@ def encode_image(
             f"{type(parts.base).__name__}, which remembers for one prompt at a time how far its images move the "
             "positions of the text after them; ask each question together with its image"
         )
-    settings, is_active = _settings_for(parts, method)
+    settings, is_active = settings_for(parts, method)
     method = settings.method
     if method.cuts_depend_on_question:
         raise ValueError(
@@ -260,23 +260,6 @@ def encode_image(
     assert layers[0].keys is not None  # just filled
     identity = identity_of(model, parts, settings, layers[0].keys.dtype)
     return ImagePrefix(input_ids.clone(), layers, report, identity, parts)
-
-
-def _settings_for(parts: Parts, method: Method | None) -> tuple[Settings, bool]:
-    """Return what to prune with, and whether the model is being pruned with it."""
-    active = active_settings(parts.base)
-    if method is not None and not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as ViTCoP(retained_tokens=64), got {kind_of(method)}")
-    if active is not None:
-        if method not in (None, active.method):
-            raise ValueError(
-                f"method must be what the model is being pruned with, {shown_settings(active.method)}, got "
-                f"{shown_settings(method)}"
-            )
-        return active, True
-    if method is None:
-        raise ValueError("method must be given where the model is not being pruned, got None")
-    return Settings(method), False
 
 
 def _check_positions(report: Report) -> None:

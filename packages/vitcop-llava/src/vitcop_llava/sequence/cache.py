@@ -202,14 +202,17 @@ def cached_length(cache: object) -> int:
 
 def is_pruned(cache: object) -> bool:
     """Return whether some layer of ``cache`` dropped tokens."""
-    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()  # a pair of caches has none
-    return any(isinstance(layer, Described) and layer.columns is not None for layer in layers)
+    return any(isinstance(layer, Described) and layer.columns is not None for layer in _layers_of(cache))
 
 
 def is_forked(cache: object) -> bool:
     """Return whether ``cache`` holds a prefix that nothing has followed yet."""
-    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
-    return any(isinstance(layer, PrunedLayer) and layer.is_shared for layer in layers)
+    return any(isinstance(layer, PrunedLayer) and layer.is_shared for layer in _layers_of(cache))
+
+
+def _layers_of(cache: object) -> Sequence[Any]:
+    found: Sequence[Any] = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()  # a pair of caches has none
+    return found
 
 
 def check_follows(placeholders: Tensor) -> None:

@@ -38,23 +38,20 @@ def sizes_of(media: Sequence[Medium], inputs: Mapping[str, Any], parts: Parts) -
 
 def tilings_of(sizes: Sizes, parts: Parts) -> list[Tiling]:
     """Return what the images and clips of a prompt come to, of these sizes."""
-    shared = (
-        sum(len(size) == 2 for size in sizes) > 1
-    )  # some models tile an image that is alone in its prompt, no others
-    untiled = parts.anyres is not None and parts.anyres.tiles_one and shared
-    return [
-        parts.anyres.untiled if parts.anyres is not None and untiled and len(size) == 2 else _tiling_of(size, parts)
-        for size in sizes
-    ]
+    is_shared = sum(len(size) == 2 for size in sizes) > 1
+    return [_tiling_of(size, parts, is_shared=is_shared) for size in sizes]
 
 
-def _tiling_of(size: tuple[int, ...], parts: Parts) -> Tiling:
+def _tiling_of(size: tuple[int, ...], parts: Parts, *, is_shared: bool) -> Tiling:
     if parts.squares is not None:
         vision: Any = parts.vision_tower.config
         return parts.squares.image(size[0] // vision.patch_size, size[1] // vision.patch_size)
     if parts.video is not None and len(size) == 3:
         return parts.video.clip(size[0])
-    return parts.tiling if parts.anyres is None else parts.anyres.tile(*size)
+    if parts.anyres is None:
+        return parts.tiling
+    # Some models tile an image that is alone in its prompt, and no other.
+    return parts.anyres.untiled if is_shared and parts.anyres.tiles_one else parts.anyres.tile(*size)
 
 
 @dataclass(frozen=True)
